@@ -1,0 +1,128 @@
+/**
+ * The link over NATS request/reply. Subjects: `indraft.site.<site>` up, `_INBOX_<site>.>` down; the server's
+ * permissions see to it that a site's credential opens that site's subjects and no others, so the site in the subject
+ * is proven. Nothing is published without a reply being awaited: the client drops what was published while the
+ * connection was down, silently.
+ */
+import {
+  connect,
+  credsAuthenticator,
+  type NatsConnection,
+  NoRespondersError,
+  RequestError,
+  TimeoutError,
+} from '@nats-io/transport-node'
+import { IndraftError } from './errors.ts'
+import type { FrameHandler, Link, LinkServer } from './link.ts'
+import type { Log } from './log.ts'
+
+const MINIMUM_SERVER = [2, 10] as const
+
+export interface NatsOptions {
+  /** `nats://host:port` or `tls://host:port`. */
+  url: string
+  /** Shown in the server's connection list. */
+  name: string
+  /** NATS credentials file content (a JWT and its seed); or user and password. */
+  creds?: string | undefined
+  user?: string | undefined
+  password?: string | undefined
+  /** PEM of the authority that signed the server's certificate; TLS is used when given. */
+  ca?: string | undefined
+  /** Prefix for reply subjects that this credential may subscribe to. */
+  inboxPrefix?: string | undefined
+}
+
+/** Connects and stays connected: retries for ever, also the first time when `waitForServer`. */
+export async function connectNats(options: NatsOptions, waitForServer = true): Promise<NatsConnection> {
+  const connection = await connect({
+    servers: options.url,
+    name: options.name,
+    maxReconnectAttempts: -1,
+    reconnectTimeWait: 250,
+    reconnectJitter: 250,
+    reconnectJitterTLS: 250,
+    waitOnFirstConnect: waitForServer,
+    pingInterval: 10_000,
+    maxPingOut: 2,
+    ...(options.ca === undefined ? {} : { tls: { ca: options.ca } }),
+    ...(options.creds === undefined
+      ? {}
+      : { authenticator: credsAuthenticator(new TextEncoder().encode(options.creds)) }),
+    ...(options.user === undefined ? {} : { user: options.user, pass: options.password ?? '' }),
+    ...(options.inboxPrefix === undefined ? {} : { inboxPrefix: options.inboxPrefix }),
+  })
+  const [major = 0, minor = 0] = (connection.info?.version ?? '0.0').split('.').map(Number)
+  if (major < MINIMUM_SERVER[0] || (major === MINIMUM_SERVER[0] && minor < MINIMUM_SERVER[1])) {
+    await connection.close()
+    throw new Error(
+      `nats-server ${connection.info?.version} is too old: ${MINIMUM_SERVER.join('.')} or newer is needed`,
+    )
+  }
+  return connection
+}
+
+export function siteSubject(site: string): string {
+  return `indraft.site.${site}`
+}
+
+/** The asking end at `site`. Owns the connection: close() ends it. */
+export function natsLink(connection: NatsConnection, site: string): Link {
+  let up = true
+  void (async () => {
+    for await (const status of connection.status()) {
+      if (status.type === 'disconnect') up = false
+      if (status.type === 'reconnect') up = true
+    }
+  })()
+  return {
+    get isUp() {
+      return up && !connection.isClosed()
+    },
+    async request(frame, timeoutMs) {
+      try {
+        return (await connection.request(siteSubject(site), frame, { timeout: timeoutMs })).data
+      } catch (cause) {
+        throw new IndraftError(linkCode(cause), undefined, { cause })
+      }
+    },
+    async close() {
+      await connection.close()
+    },
+  }
+}
+
+function linkCode(cause: unknown): 'link.timeout' | 'link.noResponder' | 'link.closed' {
+  if (cause instanceof TimeoutError) return 'link.timeout'
+  if (cause instanceof NoRespondersError) return 'link.noResponder'
+  if (cause instanceof RequestError) return cause.isNoResponders() ? 'link.noResponder' : 'link.timeout'
+  return 'link.closed'
+}
+
+/**
+ * The answering end for all sites (`site` undefined) or one. Several processes share the load as one queue group.
+ * Does not own the connection.
+ */
+export function serveNats(
+  connection: NatsConnection,
+  handler: FrameHandler,
+  log: Log,
+  site?: string | undefined,
+): LinkServer {
+  const subscription = connection.subscribe(siteSubject(site ?? '*'), {
+    queue: 'dispatchers',
+    callback: (error, message) => {
+      if (error) return log.error({ err: error }, 'link.subscriptionFailed')
+      const from = message.subject.slice(siteSubject('').length)
+      handler({ site: from }, message.data).then(
+        (reply) => message.respond(reply),
+        (cause) => log.error({ err: cause, site: from }, 'link.handlerFailed'),
+      )
+    },
+  })
+  return {
+    async close() {
+      await subscription.drain()
+    },
+  }
+}
