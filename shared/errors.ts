@@ -50,6 +50,13 @@ export const ERRORS = {
   'campaign.unmatchable': entry(422, false, 'user', 'No registered site can run a step of the campaign (--strict).'),
   'join.invalid': entry(403, false, 'site', 'The join token is wrong, used or expired.'),
   'internal.error': entry(500, true, 'system', 'Something failed here that should not; the log has the cause.'),
+  'server.missing': entry(
+    0,
+    false,
+    'site',
+    'A server program that is needed here was not found and could not be fetched.',
+  ),
+  'server.failed': entry(0, true, 'site', 'A server program that was started here ended or does not answer.'),
 
   // Trust
   'signature.invalid': entry(403, false, 'system', 'The signature does not match: the work is refused.'),
