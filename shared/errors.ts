@@ -58,6 +58,13 @@ export const ERRORS = {
   ),
   'server.failed': entry(0, true, 'site', 'A server program that was started here ended or does not answer.'),
 
+  // Files
+  'file.conflict': entry(409, false, 'system', 'A file of this name with other content is already there.'),
+  'file.checksum': entry(422, false, 'system', 'The content does not have the promised checksum.'),
+  'file.tooLarge': entry(413, false, 'site', 'The file is larger than what is accepted here.'),
+  'file.range': entry(416, false, 'system', 'The range lies outside the file.'),
+  'file.unreachable': entry(502, true, 'site', 'The place the file comes from does not answer.'),
+
   // Trust
   'signature.invalid': entry(403, false, 'system', 'The signature does not match: the work is refused.'),
   'signature.expired': entry(403, false, 'system', 'The signed work is past its expiry.'),
