@@ -79,7 +79,12 @@ export function loadConfig<T extends Settings>(
 }
 
 function readConfigFile(path: string): Record<string, unknown> {
-  const content: unknown = parse(readFileSync(path, 'utf8'), { version: '1.2' }) ?? {}
+  let content: unknown
+  try {
+    content = parse(readFileSync(path, 'utf8'), { version: '1.2' }) ?? {}
+  } catch (cause) {
+    throw new IndraftError('request.invalid', `${path} (configuration file): ${(cause as Error).message}`, { cause })
+  }
   if (typeof content !== 'object' || Array.isArray(content))
     bad(path, 'configuration file', 'settings as "name: value"')
   return content as Record<string, unknown>
@@ -105,7 +110,7 @@ function readValue(name: string, setting: Setting, value: unknown, where: string
       if (value === false || value === 'false' || value === '0') return false
       return bad(name, where, 'true or false')
     case 'number': {
-      const number = typeof value === 'number' ? value : typeof value === 'string' && value !== '' ? Number(value) : NaN
+      const number = typeof value === 'number' ? value : typeof value === 'string' && value.trim() !== '' ? Number(value) : NaN
       if (!(number >= setting.min && number <= setting.max)) {
         return bad(name, where, `a number from ${setting.min} to ${setting.max}`)
       }

@@ -73,8 +73,8 @@ export function shapeWithout(shape: Shape, needs: Needs, count = 1): Shape {
 /** A site rule: a site's name, or `label:key=value`, or `label:key` for any value. */
 export function siteMatches(rule: string, site: string, labels: Readonly<Record<string, string>>): boolean {
   if (!rule.startsWith('label:')) return rule === site
-  const [key = '', value] = rule.slice('label:'.length).split('=', 2)
-  return value === undefined ? Object.hasOwn(labels, key) : labels[key] === value
+  const [, key = '', value] = /^label:([^=]*)(?:=(.*))?$/s.exec(rule)!
+  return Object.hasOwn(labels, key) && (value === undefined || labels[key] === value)
 }
 
 /** The rule that keeps a task away from a site, or undefined. */

@@ -131,7 +131,9 @@ export function nextState<T extends Table>(
   state: keyof T & string,
   event: string,
 ): (keyof T & string) | undefined {
-  return table[state]?.[event]
+  const arrows = table[state]
+  // Own keys only: a peer may name an event `constructor`.
+  return arrows && Object.hasOwn(arrows, event) ? arrows[event] : undefined
 }
 
 /** As nextState, for our own events: an illegal one is a bug and throws. */

@@ -43,7 +43,7 @@ export function formatBytes(bytes: number): string {
 
 /** `2 d 3 h`, `5 min 10 s`, `850 ms`: the two largest units. */
 export function formatDuration(ms: number): string {
-  if (ms < 1000) return `${Math.round(ms)} ms`
+  if (Math.round(ms) < 1000) return `${Math.round(ms)} ms`
   let rest = Math.round(ms / 1000)
   const parts: string[] = []
   for (const [unit, seconds] of [

@@ -39,11 +39,25 @@ export function publicKeyText(privateKey: KeyObject): string {
   return createPublicKey(privateKey).export({ type: 'spki', format: 'der' }).toString('base64')
 }
 
-/** Public keys by name, from a welcome. A key whose name does not fit its bytes is refused. */
+function readPublicKey(name: string, text: string): KeyObject {
+  let key: KeyObject
+  try {
+    key = createPublicKey({ key: Buffer.from(text, 'base64'), type: 'spki', format: 'der' })
+  } catch (cause) {
+    throw new IndraftError('signature.invalid', `key ${name} cannot be read`, { cause })
+  }
+  if (key.asymmetricKeyType !== 'ed25519') throw new IndraftError('signature.invalid', `key ${name} is not Ed25519`)
+  return key
+}
+
+/**
+ * Public keys by name, from a welcome. A key whose name does not fit its bytes is refused.
+ * @throws IndraftError signature.invalid
+ */
 export function importKeys(keys: Record<string, string>): Map<string, KeyObject> {
   const imported = new Map<string, KeyObject>()
   for (const [name, text] of Object.entries(keys)) {
-    const key = createPublicKey({ key: Buffer.from(text, 'base64'), type: 'spki', format: 'der' })
+    const key = readPublicKey(name, text)
     if (keyName(key) !== name) throw new IndraftError('signature.invalid', `key ${name} is not what its name says`)
     imported.set(name, key)
   }
