@@ -160,7 +160,7 @@ export class FileClient {
     const start = goesOn ? had : 0
     const length = Number(reply.headers['content-length'] ?? 0)
     if (start + length > maxBytes) {
-      reply.body.destroy()
+      reply.body.on('error', () => {}).destroy()
       throw new IndraftError('file.tooLarge', `${start + length} bytes; at most ${maxBytes} are accepted`)
     }
     const file = await open(part, goesOn ? 'r+' : 'w')
