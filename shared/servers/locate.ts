@@ -62,13 +62,13 @@ export async function locateServer(name: ServerName, options: LocateOptions = {}
   const cacheDir = options.cacheDir ?? serverCacheFolder()
   const cached = await fromCache(name, cacheDir, say)
   if (cached) return cached
-  if (options.fetch === false) throw new IndraftError('server.missing', advice(name, 'it is not installed'))
   const writable = usableCache(cacheDir, options.cacheDir === undefined)
   if (writable !== cacheDir) {
     say(`${cacheDir} cannot be written: using ${writable}`)
     const there = await fromCache(name, writable, say)
     if (there) return there
   }
+  if (options.fetch === false) throw new IndraftError('server.missing', advice(name, 'it is not installed'))
   const why = await fetchServer(name, SERVERS[name].minimum, writable, say)
   const fetched = await fromCache(name, writable, say)
   if (!fetched) throw new IndraftError('server.missing', advice(name, why ?? 'what was fetched does not run'))
