@@ -1,0 +1,43 @@
+/** Runs every vitest project and counts what became of each test; run.mjs finds the Node for it. */
+import { existsSync } from 'node:fs'
+import { startVitest, type TestModule } from 'vitest/node'
+
+const bundler = new URL('../pilot/bundle.ts', import.meta.url)
+
+const counts = { passed: 0, failed: 0, skipped: 0 }
+const started = performance.now()
+
+/** One line per file as it ends; the default reporter prints the failures. */
+const counter = {
+  onTestModuleEnd(module: TestModule) {
+    for (const test of module.children.allTests()) counts[keyOf(test.result().state)]++
+    // A file that cannot even be loaded has no tests, and still is a failure.
+    if (module.state() === 'failed' && module.errors().length > 0) counts.failed++
+  },
+  onTestRunEnd(_modules: readonly TestModule[], unhandled: readonly unknown[]) {
+    counts.failed += unhandled.length
+  },
+}
+
+function keyOf(state: 'passed' | 'failed' | 'skipped' | 'pending'): keyof typeof counts {
+  // A test that never came to its end because the run was cut short did not pass.
+  return state === 'pending' ? 'failed' : state
+}
+
+try {
+  if (existsSync(bundler)) {
+    console.log('building the pilot bundle')
+    const { bundlePilot } = (await import(bundler.href)) as { bundlePilot: () => Promise<unknown> }
+    await bundlePilot()
+  }
+  const vitest = await startVitest('test', process.argv.slice(2), { watch: false, reporters: ['default', counter] })
+  await vitest.close()
+} catch (error) {
+  console.error(error)
+  counts.failed++
+}
+if (counts.passed + counts.failed === 0) counts.failed++
+process.exitCode = counts.failed > 0 ? 1 : 0
+console.log(`took ${Math.round((performance.now() - started) / 1000)} s`)
+const skipped = counts.skipped > 0 ? `, ${counts.skipped} skipped` : ''
+console.log(`${counts.passed} passed, ${counts.failed} failed${skipped}`)
