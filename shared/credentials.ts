@@ -3,10 +3,10 @@
  * without one, the centre) for its pilots. Each is one JSON file of mode 0600 that holds everything needed, certificates
  * and keys as text, so that copying the file is all it takes to move it.
  */
-import { randomBytes } from 'node:crypto'
-import { closeSync, fsyncSync, openSync, readFileSync, renameSync, writeSync } from 'node:fs'
+import { readFileSync } from 'node:fs'
 import { z } from 'zod'
 import { IndraftError } from './errors.ts'
+import { writePrivately } from './servers/private-file.ts'
 
 const text = z.string().min(1)
 /** PEM of the one authority that the server's certificate must come from; null where the connection is not TLS. */
@@ -80,13 +80,5 @@ const MADE_BY = {
 
 /** Replaces the file in one step, readable by its owner alone. */
 export function writeCredential(path: string, credential: RelayCredential | PilotCredential): void {
-  const temporary = `${path}.${randomBytes(6).toString('hex')}`
-  const file = openSync(temporary, 'wx', 0o600)
-  try {
-    writeSync(file, `${JSON.stringify(credential, null, 2)}\n`)
-    fsyncSync(file)
-  } finally {
-    closeSync(file)
-  }
-  renameSync(temporary, path)
+  writePrivately(path, `${JSON.stringify(credential, null, 2)}\n`)
 }

@@ -31,6 +31,15 @@ export interface HolderOptions {
   /** Called after every welcome, before anything else is sent in the new session. */
   onWelcome?: (welcome: Message<'welcome'>, isNewSession: boolean) => void | Promise<void>
   requestTimeoutMs?: number
+  /** From a holder that kept its memory over a restart: the same session goes on, and only what was kept is confirmed. */
+  resume?: HolderMemory | undefined
+}
+
+/** What a holder with a journal keeps, so that a restart does not confirm grants that it never journalled. */
+export interface HolderMemory {
+  session: string
+  processed: number
+  seen: StoreMark | null
 }
 
 const DEFAULT_TIMEOUT_MS = 10_000
@@ -52,6 +61,8 @@ export class Holder {
 
   constructor(options: HolderOptions) {
     this.#options = options
+    this.#processed = options.resume?.processed ?? 0
+    this.#seen = options.resume?.seen ?? null
   }
 
   get welcome(): Message<'welcome'> | undefined {
@@ -61,6 +72,11 @@ export class Holder {
   /** Monotonic time at which the last acknowledged message of this session was sent: leases count from here. */
   get renewedAtMs(): number {
     return this.#renewedAtMs
+  }
+
+  /** The highest store mark seen; kept with the rest of a holder's memory. */
+  get seen(): StoreMark | null {
+    return this.#seen
   }
 
   /** The last grants processed; beats and inventories speak about what was granted up to here. */
@@ -94,7 +110,7 @@ export class Holder {
       nodes: nodes(),
       seen: this.#seen,
     }))
-    const isNewSession = reply.session !== this.#welcome?.session
+    const isNewSession = reply.session !== (this.#welcome?.session ?? this.#options.resume?.session)
     this.#welcome = reply
     this.#sequence = Math.max(isNewSession ? 0 : this.#sequence, reply.sequence)
     if (isNewSession) this.#processed = reply.sequence
