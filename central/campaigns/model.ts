@@ -129,6 +129,7 @@ export interface Finding {
 export interface CampaignStore {
   /** Idempotent. @throws IndraftError campaign.conflict | store.full */
   create(plan: CampaignPlan): Promise<{ created: boolean }>
+  /** `*` among the groups stands for every group, here and in find. */
   list(groups: readonly string[]): Promise<CampaignView[]>
   /** By name within any of the groups, or by id. */
   find(nameOrId: string, groups: readonly string[]): Promise<CampaignView | null>
