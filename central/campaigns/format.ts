@@ -1,0 +1,192 @@
+/**
+ * The campaign file as one schema: what may be written, with its meaning. Validation, `campaign validate`, the reference
+ * page and the API's types come from it. Only forms are checked here; what fields say about each other is plan.ts's.
+ *
+ * Every message completes "expected ...": it is shown behind the field's path.
+ */
+import { z } from 'zod'
+import { parseBytes, parseDuration } from '../../shared/quantity.ts'
+
+export const MAX_TASKS = 10_000_000
+export const MAX_TEMPLATE_BYTES = 16 * 1024
+export const MAX_ROW_BYTES = 4 * 1024
+export const NAME = /^[A-Za-z_][A-Za-z0-9_]*$/
+
+const size = z
+  .string({ error: 'a size with a unit, such as 500MB or 2GiB' })
+  .refine((text) => parseBytes(text) !== undefined, 'a size with a unit, such as 500MB or 2GiB')
+const duration = z
+  .string({ error: 'a duration with a unit, such as 90s, 30min or 2h' })
+  .refine((text) => (parseDuration(text) ?? 0) > 0, 'a duration with a unit, such as 90s, 30min or 2h')
+const whole = (min: number, max: number) => {
+  const error = `a whole number from ${min} to ${max}`
+  return z.number({ error }).int({ error }).min(min, { error }).max(max, { error })
+}
+/** Text that YAML may have read as a number or a boolean; its own spelling is kept. */
+const word = z.union([z.string(), z.number(), z.boolean()], { error: 'text' })
+const text = z.string({ error: 'text' }).min(1, 'text that is not empty').max(4096, 'at most 4096 characters')
+const choice = <T extends readonly [string, ...string[]]>(...values: T) =>
+  z.enum(values, { error: `one of ${values.join(', ')}` })
+const listOf = <S extends z.ZodType>(item: S, what: string) => z.array(item, { error: `a list of ${what}` })
+
+/** `$(name)` may stand in it. The task's folder is where it begins, and it stays inside. */
+const path = z
+  .string({ error: 'a path inside the task folder, such as out/result.json' })
+  .min(1, 'a path inside the task folder, such as out/result.json')
+  .max(1024, 'at most 1024 characters')
+  .refine((value) => !value.startsWith('/') && !value.split('/').includes('..') && !/^\.(\/|$)/.test(value), {
+    error: 'a path inside the task folder: no leading / or ./ and no ..',
+  })
+  .refine((value) => !/^\.log(\/|$)/.test(value), { error: 'another path: .log is kept for standard output and error' })
+const CHECKSUM =
+  /^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}|sha1:[0-9a-f]{40}|md5:[0-9a-f]{32}|(adler32|crc32):[0-9a-f]{8})$/i
+
+export const siteRuleSchema = z
+  .string({ error: 'a site name or label:key=value' })
+  .regex(
+    /^(label:[A-Za-z0-9._-]+(=.*)?|[A-Za-z0-9][A-Za-z0-9_-]*)$/,
+    'a site name such as CSC-LUMI, or label:key=value',
+  )
+
+export const resourcesSchema = z.strictObject({
+  cores: whole(1, 100_000).optional().describe('Processor cores per task. Default 1.'),
+  memory: size.optional().describe('Memory per task. Default 1GiB.'),
+  scratch: size.optional().describe('Disk space in the task folder. Default none.'),
+  walltime: duration.optional().describe('The longest a task may run. Default 1h.'),
+  gpus: whole(0, 1000).optional().describe('GPUs per task. Default 0.'),
+  gpu_memory: size.optional().describe('Memory of each GPU.'),
+})
+
+export const retriesSchema = z.strictObject({
+  payload: whole(0, 100).optional().describe("Further tries after the payload's own failure. Default 2."),
+  infrastructure: whole(0, 1000)
+    .optional()
+    .describe('Further tries after a lost node, preemption, stage-in and the like. Default 10.'),
+  hold_exit_codes: listOf(whole(0, 255), 'exit codes').optional().describe('Exit codes that wait for a person.'),
+  exhausted: choice('fail', 'hold').optional().describe('What becomes of a task without credit. Default fail.'),
+})
+
+export const inputSchema = z.strictObject({
+  url: text.optional().describe('Where it is: file:///path on a shared file system, or http(s)://.'),
+  from: text.optional().describe('An earlier step (named in `after`) whose outputs are wanted.'),
+  output: text.optional().describe('Which output of that step; its only one where not said.'),
+  path: path.describe('Its name in the task folder; ending in / for a folder with a file per earlier task.'),
+  list: path.optional().describe('With `from`: a file that lists the paths fetched, one a line.'),
+  checksum: z
+    .string({ error: 'a checksum such as sha256:... or adler32:03da0195' })
+    .regex(CHECKSUM, 'a checksum such as sha256:... or adler32:03da0195')
+    .optional()
+    .describe('algorithm:hexadecimal digits; checked after fetching.'),
+})
+
+export const outputSchema = z.strictObject({
+  path: path.describe('Its name in the task folder.'),
+  url: text.optional().describe('Where to put it (file:///path); kept by the centre where not said.'),
+  optional: z.boolean({ error: 'true or false' }).optional().describe('Whether the task is done without it.'),
+})
+
+const shareSchema = z
+  .string({ error: 'a share such as 98%' })
+  .regex(/^\d{1,3}(\.\d+)?\s*%$/, 'a share such as 98%')
+  .refine((value) => Number.parseFloat(value) <= 100, 'at most 100%')
+
+export const afterEntrySchema = z.strictObject({
+  step: text.describe('The step that must be over first.'),
+  accept: shareSchema.optional().describe('Share of its tasks that must be done. Default 100%.'),
+})
+
+const common = {
+  image: text.optional().describe('`host`, or a path or URL of a SIF, or docker://...@sha256:...'),
+  arch: listOf(choice('x86_64', 'aarch64'), 'architectures').optional().describe('Any of these. Default: any.'),
+  network: choice('none', 'proxy', 'outgoing').optional().describe('What the payload can reach. Default none.'),
+  retries: retriesSchema.optional(),
+  resources: resourcesSchema.optional(),
+  env: z.record(z.string().regex(NAME, 'a variable name'), word, { error: 'NAME: value' }).optional(),
+  stalled_after: duration.optional().describe('Ends a task that used no processor and wrote nothing for so long.'),
+  log_limit: size.optional().describe('Each of standard output and error is cut to this. Default 10MiB.'),
+}
+
+export const defaultsSchema = z.strictObject(common)
+
+const axisValuesSchema = z.union(
+  [
+    z
+      .string()
+      .regex(
+        /^-?\d+(\.\d+)?\.\.-?\d+(\.\d+)?(\s+step\s+-?\d+(\.\d+)?)?$/,
+        'a list, or a range such as 1..100 or 1..2 step 0.1',
+      ),
+    z.array(word).min(1, 'at least one value').max(100_000, 'at most 100000 values: use a table'),
+  ],
+  { error: 'a list, or a range such as 1..100 or 1..2 step 0.1' },
+)
+
+export const stepSchema = z.strictObject({
+  ...common,
+  count: whole(1, MAX_TASKS).optional().describe('Number of tasks. One of count, sweep, table; 1 where none is.'),
+  sweep: z
+    .record(z.string().regex(NAME, 'a name of letters, digits and _'), axisValuesSchema, { error: 'NAME: values' })
+    .optional()
+    .describe('A task for every combination; the last name varies fastest.'),
+  table: z
+    .string({ error: 'a file name ending in .csv or .jsonl' })
+    .regex(/\.(csv|jsonl)$/, 'a file name ending in .csv or .jsonl')
+    .optional()
+    .describe('A task per row.'),
+  command: listOf(word, 'arguments, such as [sim, --seed, $(seed)]')
+    .min(1, 'at least the program to run')
+    .max(1000, 'at most 1000 arguments')
+    .describe('Arguments; no shell sees them. $(name) is filled in, $$( is a plain $(.'),
+  after: z
+    .union([text, afterEntrySchema, z.array(z.union([text, afterEntrySchema]))], {
+      error: 'a step, {step: NAME, accept: 98%}, or a list of these',
+    })
+    .optional(),
+  inputs: listOf(inputSchema, 'inputs').max(100, 'at most 100 inputs').optional(),
+  outputs: listOf(outputSchema, 'outputs').max(100, 'at most 100 outputs').optional(),
+})
+
+export const campaignFileSchema = z.strictObject({
+  indraft: z.literal(1, { error: '1, the version of this format' }),
+  name: z
+    .string({ error: 'a name' })
+    .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$/, 'letters, digits, . _ and -, at most 100'),
+  group: z
+    .string({ error: 'a group such as /vo.example/prod' })
+    .max(200, 'at most 200 characters')
+    .regex(/^(\/[A-Za-z0-9._-]+)+$/, 'a group such as /vo.example/prod'),
+  activity: choice('production', 'analysis').optional().describe('Default production.'),
+  priority: whole(-1000, 1000).optional().describe('Higher first, inside the group. Default 0.'),
+  deadline: z
+    .union([z.iso.datetime({ offset: true }), z.iso.datetime()], { error: 'a time such as 2026-12-15T00:00:00Z' })
+    .optional(),
+  max_running: whole(1, MAX_TASKS).optional().describe('Most tasks running at a time.'),
+  labels: z.record(z.string().max(63), word, { error: 'key: value' }).optional(),
+  sites: z
+    .strictObject({
+      allow: listOf(siteRuleSchema, 'sites or labels').optional(),
+      deny: listOf(siteRuleSchema, 'sites or labels').optional(),
+    })
+    .optional(),
+  defaults: defaultsSchema.optional().describe('For every step that does not say otherwise.'),
+  steps: z
+    .record(z.string().regex(/^[A-Za-z][A-Za-z0-9_-]{0,63}$/, 'a name of letters, digits, _ and -'), stepSchema, {
+      error: 'NAME: step',
+    })
+    .refine((steps) => Object.keys(steps).length > 0, 'at least one step')
+    .refine((steps) => Object.keys(steps).length <= 100, 'at most 100 steps'),
+})
+export type CampaignFile = z.infer<typeof campaignFileSchema>
+export type StepFile = CampaignFile['steps'][string]
+
+/** Keys of the reference that this version does not know yet, by the kind of place they stand in. */
+export const NOT_YET: Record<string, readonly string[]> = {
+  campaign: ['pause_when', 'notify', 'keep'],
+  step: ['scouts', 'software', 'secrets', 'reuse_container'],
+  defaults: ['scouts', 'software', 'secrets', 'reuse_container'],
+  retries: ['grow'],
+  after: ['each'],
+  output: ['keep', 'checksum'],
+}
+/** Refused on purpose: one task is one node's. */
+export const SEVERAL_NODES: readonly string[] = ['nodes', 'mpi', 'ntasks', 'tasks_per_node', 'ranks']
