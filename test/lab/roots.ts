@@ -1,0 +1,197 @@
+/**
+ * The root folders and images that the lab's centre is made of, built from the machine's own Debian mirror without any
+ * container registry and cached outside the checkout, under a name that holds the digest of their recipe: a changed
+ * recipe makes a new folder beside the old one, an unchanged one is found again. Whole or absent, never half; a second
+ * process that wants the same waits for the first.
+ *
+ * `node test/lab/roots.ts` builds them all and prints where they are.
+ */
+import { spawn } from 'node:child_process'
+import { createHash } from 'node:crypto'
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync } from 'node:fs'
+import { homedir } from 'node:os'
+import { join, resolve } from 'node:path'
+import process from 'node:process'
+
+export const checkout = resolve(import.meta.dirname, '../..')
+const deploy = join(checkout, 'deploy/apptainer')
+
+/** The user who owns jobs in the lab; the only account beside the system's. */
+export const alice = { name: 'alice', uid: 1000, home: '/shared/home/alice' } as const
+
+/** A root folder from Debian packages; the ones "later" come from Debian's sid, one package each. */
+interface Recipe {
+  packages: readonly string[]
+  later?: readonly string[]
+  finish?: string
+}
+
+const recipes = {
+  /** What every host of the centre runs on: Slurm, munge, Apptainer, and the servers that edge and outside start. */
+  site: {
+    packages: [
+      ...['ca-certificates', 'curl', 'iproute2', 'iputils-ping', 'openssl', 'procps', 'sqlite3', 'uidmap'],
+      ...['munge', 'slurmctld', 'slurmd', 'slurm-client'],
+      ...['fuse2fs', 'squashfs-tools', 'squashfuse', 'busybox-static'],
+      ...['nats-server', 'redis-server'],
+    ],
+    later: ['apptainer'],
+    finish: `groupadd --gid ${alice.uid} ${alice.name}
+      useradd --uid ${alice.uid} --gid ${alice.uid} --no-create-home --home-dir ${alice.home} --shell /bin/bash ${alice.name}
+      mkdir -p /shared /srv/indraft /var/lib/apptainer/mnt/session
+      ln -s /srv/indraft/node_modules/.bin/node /usr/local/bin/node
+      ln -s /srv/indraft/central/cli/indraft.mjs /usr/local/bin/indraft
+      ln -s /srv/indraft/pilot/indraft-pilot.mjs /usr/local/bin/indraft-pilot`,
+  },
+  /** A payload's image: LAMMPS as Debian has it, and Python to merge and plot what it prints. */
+  lammps: { packages: ['lammps', 'python3-minimal'], finish: 'mkdir -p /work /shared /scratch' },
+  /** The smallest image there is: one static busybox. */
+  busybox: {
+    packages: ['busybox-static'],
+    finish: `mkdir -p /image/bin /image/etc /image/proc /image/sys /image/dev /image/tmp /image/work /image/shared
+      for name in $(busybox --list); do ln -sf busybox /image/bin/$name; done
+      cp --remove-destination /usr/bin/busybox /image/bin/busybox
+      printf 'root:x:0:0::/:/bin/sh\\n' >/image/etc/passwd; printf 'root:x:0:\\n' >/image/etc/group
+      touch /image/etc/hosts /image/etc/resolv.conf /image/etc/localtime`,
+  },
+} as const satisfies Record<string, Recipe>
+
+/** Paths on this machine. `lammps` and `pilot` are unpacked image folders, `busybox` is one SIF file. */
+export interface Roots {
+  site: string
+  lammps: string
+  pilot: string
+  busybox: string
+}
+
+export type Progress = (line: string) => void
+
+/** The folder all of it is kept in. */
+export function cacheFolder(): string {
+  return join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'indraft', 'lab')
+}
+
+/** Why this machine cannot hold a lab, in a sentence for a person, or null when it can. */
+export function whyNoLab(): string | null {
+  if (process.platform !== 'linux') return 'the lab needs Linux'
+  if (process.getuid?.() !== 0) return 'the lab needs root: it makes network namespaces and Debian root folders'
+  if (!existsSync('/etc/debian_version'))
+    return "the lab needs Debian: it builds its hosts from this machine's apt mirror"
+  if (process.arch !== 'x64' && process.arch !== 'arm64') return `the lab has no images for ${process.arch}`
+  if (!readFileSync('/proc/filesystems', 'utf8').includes('\toverlay\n'))
+    return 'the lab needs the overlay file system in this kernel'
+  return null
+}
+
+/**
+ * Builds what is missing; nothing but a look at the cache when all is there.
+ * @throws Error with the builder's last lines when a root cannot be built
+ */
+export async function buildRoots(progress: Progress = () => {}): Promise<Roots> {
+  const cache = cacheFolder()
+  mkdirSync(cache, { recursive: true })
+  const base = join(cache, `base-${digest('debian-root.sh')}`)
+  const fromRecipe = async (name: keyof typeof recipes): Promise<string> => {
+    const recipe: Recipe = recipes[name]
+    const folder = join(cache, `${name}-${digest('debian-root.sh', JSON.stringify(recipe))}`)
+    if (existsSync(folder)) return folder
+    await build([join(deploy, 'debian-root.sh'), base], cache, progress)
+    const { packages, later = [], finish = '' } = recipe
+    const wanted = ['--packages', packages.join(' '), '--later-packages', later.join(' '), '--finish', finish]
+    await build([join(deploy, 'debian-root.sh'), folder, '--base', base, ...wanted], cache, progress)
+    return folder
+  }
+  const site = await fromRecipe('site')
+  const lammps = await fromRecipe('lammps')
+
+  const pilot = join(cache, `pilot-${digest('debian-root.sh', 'build-without-registry.sh')}`)
+  if (!existsSync(pilot)) {
+    await build([join(deploy, 'debian-root.sh'), base], cache, progress)
+    const node = join(checkout, 'node_modules/.bin/node')
+    const wanted = ['pilot', pilot, '--base', base, '--node', existsSync(node) ? node : process.execPath]
+    await build([join(deploy, 'build-without-registry.sh'), ...wanted], cache, progress)
+  }
+
+  const busyboxRoot = await fromRecipe('busybox')
+  const busybox = `${busyboxRoot}.sif`
+  if (!existsSync(busybox)) await packSif(site, join(busyboxRoot, 'image'), busybox, cache, progress)
+  return { site, lammps, pilot, busybox }
+}
+
+/** One SIF file of an image folder, packed as an ordinary user by the Apptainer of the site's own root. */
+async function packSif(site: string, image: string, sif: string, cache: string, progress: Progress): Promise<void> {
+  const work = mkdtempSync(join(cache, 'sif-'))
+  try {
+    mkdirSync(join(work, 'out'))
+    mkdirSync(join(work, 'stage'))
+    chmodSync(join(work, 'out'), 0o777)
+    const asUser = ['setpriv', '--reuid', String(alice.uid), '--regid', String(alice.uid), '--clear-groups']
+    const namespaces = ['--mount', '--uts', '--net', '--ipc', '--pid', '--fork', '--kill-child']
+    const pack = [
+      'env',
+      'HOME=/tmp',
+      'APPTAINER_MESSAGELEVEL=warning',
+      'apptainer',
+      'build',
+      '/out/image.sif',
+      '/image',
+    ]
+    await build(
+      ['unshare', ...namespaces, join(import.meta.dirname, 'host.sh'), 'sif', site, ...asUser, ...pack],
+      cache,
+      progress,
+      { LAB_STAGE: join(work, 'stage'), LAB_BINDS: `${image} /image ro\n${join(work, 'out')} /out rw` },
+    )
+    renameSync(join(work, 'out/image.sif'), sif)
+    progress(`${sif} is ready`)
+  } finally {
+    rmSync(work, { recursive: true, force: true })
+  }
+}
+
+/** The first 12 digits over the builders' own text and what else makes the result what it is. */
+function digest(...parts: readonly string[]): string {
+  const hash = createHash('sha256').update(process.arch)
+  for (const part of parts) hash.update('\0').update(part.endsWith('.sh') ? readFileSync(join(deploy, part)) : part)
+  return hash.digest('hex').slice(0, 12)
+}
+
+function build(
+  argv: readonly string[],
+  cache: string,
+  progress: Progress,
+  env: Record<string, string> = {},
+): Promise<void> {
+  const [program = '', ...args] = argv
+  const own = program.startsWith(deploy) ? ['--cache', join(cache, 'packages')] : []
+  return new Promise((done, fail) => {
+    const child = spawn(program, [...args, ...own], {
+      stdio: ['ignore', 'pipe', 'pipe'],
+      env: { ...process.env, ...env },
+    })
+    let tail = ''
+    let partial = ''
+    const take = (text: string) => {
+      tail = (tail + text).slice(-4000)
+      const lines = (partial + text).split('\n')
+      partial = lines.pop() ?? ''
+      for (const line of lines) progress(line)
+    }
+    child.stdout.setEncoding('utf8').on('data', take)
+    child.stderr.setEncoding('utf8').on('data', take)
+    child.on('error', fail)
+    child.on('close', (code, signal) => {
+      if (code === 0) return done()
+      fail(new Error(`lab: ${program} ended with ${signal ?? code}:\n${tail}`))
+    })
+  })
+}
+
+if (import.meta.main) {
+  const reason = whyNoLab()
+  if (reason) {
+    console.error(`lab: ${reason}`)
+    process.exit(77)
+  }
+  console.log(JSON.stringify(await buildRoots((line) => console.error(line)), null, 2))
+}

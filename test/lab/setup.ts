@@ -1,0 +1,16 @@
+/**
+ * Before the site tests: builds the lab's roots and images where they are missing (minutes), or says why this machine
+ * cannot hold a lab; the tests then report skipped. Where it must run (CI set, or INDRAFT_LAB=required) that is an error.
+ */
+import { buildRoots, whyNoLab } from './roots.ts'
+
+export default async function setup(): Promise<void> {
+  const reason = whyNoLab()
+  if (reason) {
+    if (process.env.CI || process.env.INDRAFT_LAB === 'required')
+      throw new Error(`the site tests must run here: ${reason}`)
+    console.warn(`skipping the site tests: ${reason}`)
+    return
+  }
+  await buildRoots((line) => console.log(line))
+}
