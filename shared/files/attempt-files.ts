@@ -5,7 +5,7 @@
  */
 import { randomUUID } from 'node:crypto'
 import { createReadStream } from 'node:fs'
-import { type FileHandle, link, lstat, mkdir, open, readdir, rename, rm, rmdir, unlink } from 'node:fs/promises'
+import { type FileHandle, link, lstat, mkdir, open, readdir, rm, rmdir, stat, unlink } from 'node:fs/promises'
 import { dirname, join, sep } from 'node:path'
 import type { Readable } from 'node:stream'
 import { IndraftError } from '../errors.ts'
@@ -116,48 +116,51 @@ export class AttemptFiles {
     }
   }
 
-  /** Moves one file to another store on the same file system; nothing happens where it is not there. */
-  async moveTo(other: AttemptFiles, attempt: AttemptName, path: string): Promise<void> {
-    const from = this.locate(attempt, path)
-    const to = other.locate(attempt, path)
-    try {
-      await makeFolder(dirname(to), other.root)
-      await rename(from, to)
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
-    }
-    await this.#dropEmpty(dirname(from))
-  }
-
-  async remove(attempt: AttemptName, path: string): Promise<void> {
-    const target = this.locate(attempt, path)
-    await rm(target, { force: true })
-    await this.#dropEmpty(dirname(target))
-  }
-
   async #placeInFolder(location: string, target: string): Promise<boolean> {
     for (let tries = 0; ; tries++) {
       await makeFolder(dirname(target), this.root)
       try {
         return await place(location, target)
       } catch (error) {
-        // The folder was just dropped as empty by a remove beside us.
+        // The folder was just dropped as empty beside us.
         if ((error as NodeJS.ErrnoException).code !== 'ENOENT' || tries >= 3) throw error
       }
     }
   }
 
-  async #dropEmpty(folder: string): Promise<void> {
+  /** Removes the attempt's folder and its parents where they are empty. */
+  async dropEmpty(attempt: AttemptName): Promise<void> {
     const top = join(this.root, 'attempt')
+    const folder = join(top, attemptFolder(attempt))
+    const inside = await readdir(folder, { recursive: true, withFileTypes: true }).catch(() => [])
+    const folders = inside.filter((entry) => entry.isDirectory()).map((entry) => join(entry.parentPath, entry.name))
+    for (const deepest of folders.sort((a, b) => b.length - a.length)) await rmdir(deepest).catch(() => {})
     for (let at = folder; at.startsWith(top + sep); at = dirname(at)) {
-      if (
-        (await rmdir(at).then(
-          () => true,
-          () => false,
-        )) === false
+      const isGone = await rmdir(at).then(
+        () => true,
+        () => false,
       )
-        return
+      if (!isGone) return
     }
+  }
+
+  /** Every attempt that has files here, with the age of its folder in milliseconds. */
+  async attempts(): Promise<{ attempt: AttemptName; ageMs: number }[]> {
+    const found: { attempt: AttemptName; ageMs: number }[] = []
+    const top = join(this.root, 'attempt')
+    const folders = async (at: string) =>
+      (await readdir(at, { withFileTypes: true }).catch(() => [])).flatMap((entry) =>
+        entry.isDirectory() ? [join(at, entry.name)] : [],
+      )
+    for (const campaign of await folders(top))
+      for (const step of await folders(campaign))
+        for (const index of await folders(step))
+          for (const fences of await folders(index)) {
+            const named = parseAttemptUrl(`${fences.slice(top.length + 1)}/x`)
+            const facts = await stat(fences).catch(() => null)
+            if (named && facts) found.push({ attempt: named.attempt, ageMs: Date.now() - facts.mtimeMs })
+          }
+    return found
   }
 
   /** Paths of all files of an attempt, relative to its folder. */

@@ -66,6 +66,13 @@ export function fileHandler(service: FileService, log: Log, events: FileServerEv
   }
 }
 
+/** Answers with one file, with ranges, for routes of other services. */
+export function serveFile(file: StoredFile, log: Log, events: FileServerEvents = {}): NodeHandler {
+  return (request, response) => {
+    sendFile(request, response, file).catch((error: unknown) => refuse(error, request, response, log, events))
+  }
+}
+
 async function answer(
   service: FileService,
   request: IncomingMessage,

@@ -1,0 +1,440 @@
+/**
+ * The work a relay holds: leases from central, and the parts of them that pilots hold (sub-leases). Every change is
+ * made here, in memory and in the journal alike; who asks and who answers is elsewhere.
+ *
+ * What always holds, per lease: `open` is what central still waits for; `free`, `back`, the sub-leases' tasks and the
+ * tasks of results on their way up are disjoint parts of it. A task is in at most one live sub-lease. A sub-lease's
+ * fence is in the journal before anybody hears of it.
+ */
+import type { Clock } from '../shared/clock.ts'
+import type { Grant, LeasePart, Result } from '../shared/protocol/messages.ts'
+import type { BundleBody, Needs, Signed } from '../shared/protocol/work.ts'
+import { containsIndex, countRanges, formatRanges, parseRanges, type Span, subtractRanges } from '../shared/ranges.ts'
+import { digestOf, readBundle, readTemplate } from '../shared/signing.ts'
+import type { Journal, JournalContent, LeaseRow, SubLeaseRow } from './journal.ts'
+
+/** Of the fences of an attempt, the one this relay gave. */
+export const OWN_HOP = 1
+
+export interface Lease {
+  bundle: string
+  /** All fences above the relay's; the first is central's. */
+  fences: number[]
+  campaign: string
+  step: string
+  arrival: number
+  gone: boolean
+  grant: Grant
+  needs: Needs
+  /** Wall clock; signed. */
+  expiresAtMs: number
+  free: Span[]
+  back: Span[]
+  open: Span[]
+  /** Tasks that were at a pilot that got lost before it said that it started them. */
+  suspect: Span[]
+}
+
+export interface SubLease {
+  fence: number
+  lease: Lease
+  session: string
+  sequence: number
+  confirmed: boolean
+  tasks: Span[]
+  started: Span[]
+  /** Monotonic. */
+  grantedAtMs: number
+}
+
+/** `campaign/step/index/fences`: names a result; the same as the attempt's path. */
+export function attemptName(attempt: { campaign: string; step: string; index: number; fences: number[] }): string {
+  return `${attempt.campaign}/${attempt.step}/${attempt.index}/${attempt.fences.join('.')}`
+}
+
+/** First 16 digits of a template's digest, however it was written. */
+export function templateName(digest: string): string {
+  return digest.replace(/^sha256:/, '').slice(0, 16)
+}
+
+const leaseKey = (bundle: string, fence: number) => `${bundle}#${fence}`
+
+export class Buffer {
+  readonly #journal: Journal
+  readonly #clock: Clock
+  readonly #leases = new Map<string, Lease>()
+  readonly #subLeases = new Map<number, SubLease>()
+  readonly #bySession = new Map<string, Set<SubLease>>()
+  readonly #templates: Map<string, Signed>
+  /** What a task of a step is expected to take, as the last grant said. */
+  readonly #estimates = new Map<string, number>()
+  #lastFence: number
+  #lastArrival = 0
+  /** There may be something to give out that was not there before. */
+  onFreed: () => void = () => {}
+  /** There is something to give back to central. */
+  onBack: () => void = () => {}
+
+  constructor(journal: Journal, clock: Clock, kept: JournalContent) {
+    this.#journal = journal
+    this.#clock = clock
+    this.#templates = kept.templates
+    this.#lastFence = journal.meta<number>('lastFence') ?? 0
+    for (const { row, grant } of kept.leases) {
+      const lease = this.#readLease(grant, readBundle(grant.bundle), row.arrival)
+      if (!lease) continue
+      lease.gone = row.gone
+      for (const part of ['free', 'back', 'open'] as const) lease[part] = parseRanges(row[part])
+      this.#leases.set(leaseKey(row.bundle, row.fence), lease)
+      this.#lastArrival = Math.max(this.#lastArrival, row.arrival)
+    }
+    for (const row of kept.subLeases) {
+      const lease = this.#leases.get(leaseKey(row.bundle, row.above))
+      if (!lease) continue
+      this.#index({
+        ...row,
+        lease,
+        tasks: parseRanges(row.tasks),
+        started: parseRanges(row.started),
+        grantedAtMs: clock.monotonicMs(),
+      })
+    }
+  }
+
+  /**
+   * Takes in what central granted. A grant that cannot be read, or whose template is not here, is given back.
+   * @returns parts that were not accepted
+   */
+  add(grants: readonly Grant[], templates: readonly Signed[]): LeasePart[] {
+    for (const template of templates) {
+      const name = templateName(digestOf(template.bytes))
+      this.#templates.set(name, template)
+      this.#journal.putTemplate(name, template)
+    }
+    const refused: LeasePart[] = []
+    for (const grant of grants) {
+      if (this.#leases.has(leaseKey(grant.lease.bundle, grant.lease.fences[0]!))) continue
+      const lease = this.#readLease(grant, readBundle(grant.bundle), ++this.#lastArrival)
+      if (!lease) {
+        refused.push(grant.lease)
+        continue
+      }
+      this.#leases.set(leaseKey(lease.bundle, lease.fences[0]!), lease)
+      this.#journal.putBundle(lease.bundle, lease.fences[0]!, grant)
+      this.#save(lease)
+    }
+    this.onFreed()
+    return refused
+  }
+
+  #readLease(grant: Grant, body: BundleBody, arrival: number): Lease | undefined {
+    const template = this.#templates.get(templateName(grant.template))
+    if (!template) return undefined
+    const { bundle, campaign, step, fences } = grant.lease
+    const tasks = parseRanges(grant.lease.tasks)
+    if (grant.estimateMs !== null) this.#estimates.set(`${campaign}/${step}`, grant.estimateMs)
+    const { needs } = readTemplate(template)
+    const { expiresAtMs } = body
+    return {
+      bundle,
+      fences,
+      campaign,
+      step,
+      arrival,
+      gone: false,
+      grant,
+      needs,
+      expiresAtMs,
+      free: tasks,
+      back: [],
+      open: tasks,
+      suspect: [],
+    }
+  }
+
+  template(lease: Lease): { name: string; template: Signed } {
+    const name = templateName(lease.grant.template)
+    return { name, template: this.#templates.get(name)! }
+  }
+
+  templateNames(): string[] {
+    return [...this.#templates.keys()]
+  }
+
+  estimateMs(lease: Lease): number | null {
+    return this.#estimates.get(`${lease.campaign}/${lease.step}`) ?? null
+  }
+
+  /** Every lease, oldest first. */
+  leases(): Iterable<Lease> {
+    return this.#leases.values()
+  }
+
+  subLeases(): Iterable<SubLease> {
+    return this.#subLeases.values()
+  }
+
+  ofSession(session: string): SubLease[] {
+    return [...(this.#bySession.get(session) ?? [])]
+  }
+
+  subLease(fence: number): SubLease | undefined {
+    return this.#subLeases.get(fence)
+  }
+
+  /** Gives tasks of a lease's buffer to a session, provisionally, under a new fence. */
+  grant(lease: Lease, tasks: Span[], session: string, sequence: number): SubLease {
+    this.#lastFence = Math.max(this.#lastFence + 1, Math.floor(this.#clock.wallMs() * 1000))
+    this.#journal.setMeta('lastFence', this.#lastFence)
+    const part: SubLease = {
+      fence: this.#lastFence,
+      lease,
+      session,
+      sequence,
+      confirmed: false,
+      tasks,
+      started: [],
+      grantedAtMs: this.#clock.monotonicMs(),
+    }
+    lease.free = subtractRanges(lease.free, tasks)
+    this.#index(part)
+    this.#saveSub(part)
+    this.#save(lease)
+    return part
+  }
+
+  confirm(part: SubLease): void {
+    if (part.confirmed) return
+    part.confirmed = true
+    this.#saveSub(part)
+  }
+
+  start(part: SubLease, tasks: readonly Span[]): Span[] {
+    const known = tasks.flatMap(([a, b]) =>
+      part.tasks.map(([x, y]): Span => [Math.max(a, x), Math.min(b, y)]).filter(([x, y]) => x <= y),
+    )
+    const fresh = subtractRanges(known, part.started)
+    if (fresh.length > 0) {
+      part.started = rangesUnion(part.started, fresh)
+      this.#saveSub(part)
+    }
+    return fresh
+  }
+
+  /** Tasks of a sub-lease go back into the buffer (or, when the lease is gone, nowhere). */
+  takeBack(part: SubLease, tasks: readonly Span[]): void {
+    const lease = part.lease
+    const kept = intersect(tasks, part.tasks)
+    this.#shrink(part, kept)
+    if (kept.length === 0) return
+    if (lease.gone) lease.open = subtractRanges(lease.open, kept)
+    else lease.free = rangesUnion(lease.free, kept)
+    this.#save(lease)
+    this.onFreed()
+  }
+
+  /**
+   * The pilot got lost. Tasks it had not started may still be what killed it within its first beat: the second time
+   * such a task loses its pilot it counts as started. @returns tasks that are not to be given out again
+   */
+  blame(part: SubLease): Span[] {
+    const { lease, tasks, started } = part
+    const blamed = rangesUnion(started, intersect(lease.suspect, tasks))
+    lease.suspect = rangesUnion(lease.suspect, tasks)
+    return blamed
+  }
+
+  /** A task of a sub-lease ended; it stays open until central has the result. */
+  endTask(part: SubLease, index: number): void {
+    this.#shrink(part, [[index, index]])
+  }
+
+  /** Whether this sub-lease still covers the attempt. */
+  covers(part: SubLease, result: Pick<Result, 'bundle' | 'campaign' | 'step' | 'index'>): boolean {
+    const { lease, tasks } = part
+    return (
+      lease.bundle === result.bundle &&
+      lease.campaign === result.campaign &&
+      lease.step === result.step &&
+      containsIndex(tasks, result.index)
+    )
+  }
+
+  /** A success came for a task by another way: it is not started any more. @returns sub-leases that have it still */
+  supersede(result: Result): SubLease[] {
+    for (const lease of this.#leases.values()) {
+      if (lease.campaign !== result.campaign || lease.step !== result.step) continue
+      if (!containsIndex(lease.free, result.index)) continue
+      lease.free = subtractRanges(lease.free, [[result.index, result.index]])
+      // Central hears of the success first, so giving this back is only bookkeeping.
+      lease.back = rangesUnion(lease.back, [[result.index, result.index]])
+      this.#save(lease)
+      this.onBack()
+    }
+    return [...this.#subLeases.values()].filter(
+      (part) => part.fence !== result.fences[OWN_HOP] && this.covers(part, { ...result, bundle: part.lease.bundle }),
+    )
+  }
+
+  /** Central has this attempt's result. */
+  settle(result: Pick<Result, 'bundle' | 'index' | 'fences'>): void {
+    const lease = this.#leases.get(leaseKey(result.bundle, result.fences[0]!))
+    if (!lease) return
+    const span: Span = [result.index, result.index]
+    lease.open = subtractRanges(lease.open, [span])
+    lease.free = subtractRanges(lease.free, [span])
+    lease.back = subtractRanges(lease.back, [span])
+    this.#save(lease)
+  }
+
+  /** All that waits in the buffer of these leases is to be given back to central. */
+  giveBack(which: (lease: Lease) => boolean): void {
+    for (const lease of this.#leases.values()) {
+      if (lease.free.length === 0 || !which(lease)) continue
+      lease.back = rangesUnion(lease.back, lease.free)
+      lease.free = []
+      this.#save(lease)
+    }
+    this.onBack()
+  }
+
+  /** One task is not to be started here: what waits of it goes back. */
+  giveBackTask(attempt: Pick<Result, 'bundle' | 'index' | 'fences'>): void {
+    const lease = this.#leases.get(leaseKey(attempt.bundle, attempt.fences[0]!))
+    if (!lease || !containsIndex(lease.free, attempt.index)) return
+    lease.free = subtractRanges(lease.free, [[attempt.index, attempt.index]])
+    lease.back = rangesUnion(lease.back, [[attempt.index, attempt.index]])
+    this.#save(lease)
+    this.onBack()
+  }
+
+  /** What is to be given back, at most `limit` parts. */
+  returns(limit: number): LeasePart[] {
+    const parts: LeasePart[] = []
+    for (const { bundle, campaign, step, fences, back, gone } of this.#leases.values()) {
+      if (back.length === 0 || gone) continue
+      parts.push({ bundle, campaign, step, fences, tasks: formatRanges(back) })
+      if (parts.length === limit) break
+    }
+    return parts
+  }
+
+  returned(parts: readonly LeasePart[]): void {
+    for (const part of parts) {
+      const lease = this.#leases.get(leaseKey(part.bundle, part.fences[0]!))
+      if (!lease) continue
+      const tasks = parseRanges(part.tasks)
+      lease.back = subtractRanges(lease.back, tasks)
+      lease.open = subtractRanges(lease.open, tasks)
+      this.#save(lease)
+    }
+  }
+
+  /** The session these leases were granted in is over at central: what waits is not theirs to start any more. */
+  dropAbove(which: (lease: Lease) => boolean = () => true): void {
+    for (const lease of [...this.#leases.values()]) {
+      if (lease.gone || !which(lease)) continue
+      lease.gone = true
+      lease.open = subtractRanges(subtractRanges(lease.open, lease.free), lease.back)
+      lease.free = []
+      lease.back = []
+      this.#save(lease)
+    }
+  }
+
+  counts(): { leases: number; free: number; held: number; running: number } {
+    const counts = { leases: 0, free: 0, held: 0, running: 0 }
+    for (const lease of this.#leases.values()) {
+      counts.leases++
+      counts.free += countRanges(lease.free)
+    }
+    for (const part of this.#subLeases.values()) {
+      counts.held += countRanges(part.tasks)
+      counts.running += countRanges(part.started)
+    }
+    return counts
+  }
+
+  /** Drops templates that no lease names. */
+  forgetTemplates(): void {
+    const used = new Set([...this.#leases.values()].map((lease) => templateName(lease.grant.template)))
+    for (const name of [...this.#templates.keys()]) {
+      if (used.has(name)) continue
+      this.#templates.delete(name)
+      this.#journal.dropTemplate(name)
+    }
+  }
+
+  #index(part: SubLease): void {
+    this.#subLeases.set(part.fence, part)
+    const siblings = this.#bySession.get(part.session) ?? new Set()
+    this.#bySession.set(part.session, siblings.add(part))
+  }
+
+  #shrink(part: SubLease, tasks: readonly Span[]): void {
+    part.tasks = subtractRanges(part.tasks, tasks)
+    part.started = subtractRanges(part.started, tasks)
+    if (part.tasks.length > 0) {
+      this.#saveSub(part)
+      return
+    }
+    this.#subLeases.delete(part.fence)
+    const siblings = this.#bySession.get(part.session)
+    siblings?.delete(part)
+    if (siblings?.size === 0) this.#bySession.delete(part.session)
+    this.#journal.dropSubLease(part.fence)
+    // The last sub-lease of a lease that is gone takes it along.
+    if (part.lease.gone) this.#save(part.lease)
+  }
+
+  /** A lease stays while central waits for any of it, or a pilot holds any of it. */
+  #save(lease: Lease): void {
+    const fence = lease.fences[0]!
+    const isHeld = () => [...this.#subLeases.values()].some((part) => part.lease === lease)
+    if (lease.open.length === 0 && !isHeld()) {
+      this.#leases.delete(leaseKey(lease.bundle, fence))
+      this.#journal.dropLease(lease.bundle, fence)
+      return
+    }
+    const row: LeaseRow = {
+      bundle: lease.bundle,
+      fence,
+      arrival: lease.arrival,
+      gone: lease.gone,
+      free: formatRanges(lease.free),
+      back: formatRanges(lease.back),
+      open: formatRanges(lease.open),
+    }
+    this.#journal.putLease(row)
+  }
+
+  #saveSub(part: SubLease): void {
+    const row: SubLeaseRow = {
+      fence: part.fence,
+      bundle: part.lease.bundle,
+      above: part.lease.fences[0]!,
+      session: part.session,
+      sequence: part.sequence,
+      confirmed: part.confirmed,
+      tasks: formatRanges(part.tasks),
+      started: formatRanges(part.started),
+    }
+    this.#journal.putSubLease(row)
+  }
+}
+
+function intersect(one: readonly Span[], other: readonly Span[]): Span[] {
+  return subtractRanges(one, subtractRanges(one, other))
+}
+
+/** Both sets, neighbours joined. */
+function rangesUnion(one: readonly Span[], other: readonly Span[]): Span[] {
+  const sorted = [...one, ...other].sort((a, b) => a[0] - b[0])
+  const joined: [number, number][] = []
+  for (const [a, b] of sorted) {
+    const last = joined.at(-1)
+    if (last && a <= last[1] + 1) last[1] = Math.max(last[1], b)
+    else joined.push([a, b])
+  }
+  return joined
+}

@@ -1,0 +1,53 @@
+/**
+ * What makes a relay the same relay after a restart: its secrets and its ports, in one private file beside the journal.
+ * Apart from the journal, so that a damaged journal does not lock out the pilots that run.
+ */
+import { randomBytes } from 'node:crypto'
+import { existsSync, mkdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { z } from 'zod'
+import { writePrivately } from '../shared/servers/private-file.ts'
+
+const identitySchema = z.object({
+  relayPassword: z.string(),
+  pilotPassword: z.string(),
+  filesToken: z.string(),
+  /** Signs file capabilities; base64url. */
+  capabilityKey: z.string(),
+  ports: z.object({ nats: z.number(), files: z.number(), metrics: z.number() }),
+})
+export type Identity = z.infer<typeof identitySchema>
+
+export function openIdentity(state: string): Identity {
+  mkdirSync(state, { recursive: true, mode: 0o700 })
+  const path = join(state, 'identity.json')
+  if (existsSync(path)) return identitySchema.parse(JSON.parse(readFileSync(path, 'utf8')))
+  const secret = () => randomBytes(24).toString('hex')
+  const identity: Identity = {
+    relayPassword: secret(),
+    pilotPassword: secret(),
+    filesToken: secret(),
+    capabilityKey: randomBytes(32).toString('base64url'),
+    ports: { nats: 0, files: 0, metrics: 0 },
+  }
+  writePrivately(path, JSON.stringify(identity))
+  return identity
+}
+
+export function keepPorts(state: string, identity: Identity, ports: Identity['ports']): void {
+  identity.ports = ports
+  writePrivately(join(state, 'identity.json'), JSON.stringify(identity))
+}
+
+/**
+ * Listens on the configured port; where none is configured on the kept one, or on any when somebody else has that now.
+ */
+export async function withPort<T>(configured: number, kept: number, open: (port: number) => Promise<T>): Promise<T> {
+  if (configured !== 0) return await open(configured)
+  try {
+    return await open(kept)
+  } catch (error) {
+    if (kept === 0 || (error as NodeJS.ErrnoException).code !== 'EADDRINUSE') throw error
+    return await open(0)
+  }
+}

@@ -1,0 +1,327 @@
+/**
+ * The relay put together: journal, buffer and sessions in the middle; below, a nats-server and a file server for pilots;
+ * above, one connection to central. Reads top to bottom as a start does. Nothing listens beyond loopback unless `host`
+ * says so.
+ */
+import { hostname } from 'node:os'
+import { join } from 'node:path'
+import { systemClock } from '../shared/clock.ts'
+import { readRelayCredential, writeCredential } from '../shared/credentials.ts'
+import { frameHandler } from '../shared/dispatcher.ts'
+import { AttemptFiles } from '../shared/files/attempt-files.ts'
+import { FileClient } from '../shared/files/client.ts'
+import { connectNats, serveNats } from '../shared/link-nats.ts'
+import type { Log } from '../shared/log.ts'
+import { timingsFor } from '../shared/timings.ts'
+import { keptCertificate, makeAuthority } from '../shared/tls.ts'
+import { attemptName, Buffer } from './buffer.ts'
+import { Cache } from './cache.ts'
+import { Cancels } from './cancels.ts'
+import { centralLink } from './central-link.ts'
+import type { RelayConfig } from './config.ts'
+import { RelayDispatcher } from './dispatch.ts'
+import { serveFiles } from './files.ts'
+import { keepPorts, openIdentity, withPort } from './identity.ts'
+import { Journal } from './journal.ts'
+import { type RelayFigures, RelayMetrics, serveMetrics } from './metrics.ts'
+import { keepNats, PILOT_INBOX, PILOT_USER, RELAY_USER } from './nats.ts'
+import { Outgoing } from './outgoing.ts'
+import { Publications } from './publications.ts'
+import { Sessions } from './sessions.ts'
+import { Uploads } from './uploads.ts'
+import { Upstream } from './upstream.ts'
+
+export const RELAY_SOFTWARE = 'indraft-relay 0.1.0'
+/** Results get this long to go up when the relay stops; what does not stays in the journal. */
+const FLUSH_MS = 3_000
+const TIDY_EVERY_MS = 3_600_000
+/** Files of an attempt whose result never came. */
+const ORPHAN_AFTER_MS = 86_400_000
+
+export interface RunningRelay {
+  natsUrl: string
+  filesUrl: string
+  metricsUrl: string
+  /** Path of pilot.json. */
+  pilotCredential: string
+  /** Resolves, never rejects, when the relay cannot go on (its disk failed): the process is to end and start again. */
+  failed: Promise<Error>
+  /** A mere stop keeps leases for the next start; with `drain` they are given back and the relay says bye. */
+  stop(how?: { drain?: boolean }): Promise<void>
+}
+
+/** Resolves when pilots can be served, whether or not central can be reached. @throws IndraftError | Error */
+export async function startRelay(config: RelayConfig, log: Log): Promise<RunningRelay> {
+  const clock = systemClock
+  const state = config.state
+  const credential = readRelayCredential(config.credential ?? join(state, 'relay.json'))
+  const { site } = credential
+  const identity = openIdentity(state)
+  const failed = Promise.withResolvers<Error>()
+  const closers: (() => Promise<unknown> | unknown)[] = []
+  const closeAll = async () => {
+    for (const close of closers.splice(0).reverse()) await close()
+  }
+  try {
+    // What is known.
+    const journal = Journal.open(join(state, 'journal.sqlite'), log, (error) => {
+      log.error({ err: error }, 'journal.failed')
+      failed.resolve(error as Error)
+    })
+    closers.push(() => journal.close())
+    const kept = journal.read()
+    const buffer = new Buffer(journal, clock, kept)
+    const sessions = new Sessions(journal, clock, kept.sessions)
+    const outgoing = new Outgoing(journal, kept.results)
+    const cancels = new Cancels(journal, buffer, kept.pending)
+    const publications = new Publications(journal, log, kept.pending)
+    closers.push(() => publications.stop())
+    log.info(
+      {
+        incarnation: journal.incarnation,
+        leases: kept.leases.length,
+        sessions: kept.sessions.length,
+        results: kept.results.length,
+      },
+      'journal.read',
+    )
+
+    // Files.
+    const outbox = new AttemptFiles(join(state, 'outbox'))
+    await outbox.clearIncoming()
+    const cache = await Cache.open(join(state, 'cache'), config.diskLimit ?? Number.POSITIVE_INFINITY, log)
+    const toCentral = new FileClient({ ca: credential.files.ca, token: credential.files.token })
+    const toWorld = new FileClient({ ca: null, token: null, redirects: 5 })
+    closers.push(() => Promise.all([toCentral.close(), toWorld.close()]))
+    const figures: RelayFigures = {
+      gauges,
+      pilotCounters: () => sessions.counters(),
+      pilotsByState: () => sessions.countByState(),
+      troubles: () => [...(nats.isUp() ? [] : ['the nats-server is down'])],
+      isReady: () => isReady && nats.isUp(),
+    }
+    const metrics = new RelayMetrics(figures)
+    const uploads = new Uploads({
+      outbox,
+      cache,
+      client: toCentral,
+      centralUrl: credential.files.url,
+      journal,
+      outgoing,
+      log,
+      onUploaded: (bytes) => metrics.uploaded.inc(bytes),
+    })
+    closers.push(() => uploads.stop())
+
+    // Below.
+    let isReady = false
+    let filesUrl: string | null = null
+    const capabilityKey = globalThis.Buffer.from(identity.capabilityKey, 'base64url')
+    const name = config.advertise ?? (config.host === '0.0.0.0' || config.host === '::' ? hostname() : config.host)
+    const hosts = [...new Set([name, config.host, hostname(), 'localhost', '127.0.0.1'])].filter(
+      (host) => !isWildcard(host),
+    )
+    const authority = await makeAuthority(join(state, 'tls'), `Indraft relay ${site}`)
+    const tls = await keptCertificate(authority, join(state, 'tls'), 'server', hosts)
+    const nats = await keepNats({
+      dir: state,
+      site,
+      natsServer: config.natsServer,
+      host: config.host,
+      port: config.natsPort,
+      tls,
+      relayPassword: identity.relayPassword,
+      pilotPassword: identity.pilotPassword,
+      clock,
+      log,
+      onRestarted: () => metrics.natsRestarts.inc(),
+    })
+    closers.push(() => nats.stop())
+    const files = await withPort(config.filesPort, identity.ports.files, (port) =>
+      serveFiles({
+        outbox,
+        cache,
+        client: toCentral,
+        centralUrl: credential.files.url,
+        outside: toWorld,
+        token: identity.filesToken,
+        capabilityKey,
+        clock,
+        log,
+        fileLimitBytes: config.fileLimit ?? Number.POSITIVE_INFINITY,
+        tls,
+        host: config.host,
+        port,
+        onServed: (kind, verb, bytes) => metrics.fileBytes.inc({ kind, verb }, bytes),
+        onRefused: (code) => metrics.refused.inc({ code }),
+      }),
+    )
+    closers.push(() => files.close())
+    filesUrl = `https://${bracketed(name)}:${files.port}`
+
+    // Between.
+    let isStopping = false
+    const dispatcher = new RelayDispatcher({
+      site,
+      journal,
+      buffer,
+      sessions,
+      outgoing,
+      cancels,
+      replies: kept.replies,
+      log,
+      clock,
+      timeScale: config.timeScale,
+      keys: credential.keys,
+      filesUrl: () => filesUrl,
+      capabilityKey,
+      leaseLeftMs: (leaseMs) => upstream.leaseLeftMs(leaseMs),
+      isDraining: () => upstream.isDraining,
+      events: {
+        onDemand: () => upstream.demand(),
+        onStarted: (part) => upstream.noteStarted(part),
+        onVerdict: (verdict, end) => metrics.results.inc({ verdict, end }),
+        onGranted: (tasks) => metrics.granted.inc(tasks),
+        onPilotLost: () => metrics.pilotsLost.inc(),
+      },
+    })
+
+    // Above.
+    const upstream = new Upstream({
+      link: centralLink(credential, config.name, clock, log),
+      clock,
+      log,
+      holder: config.name,
+      software: RELAY_SOFTWARE,
+      journal,
+      buffer,
+      sessions,
+      outgoing,
+      cancels,
+      uploads,
+      publications,
+      aheadMs: config.ahead ?? 0,
+      dispatcher: () => dispatcher,
+      counters: () => ({}),
+      gauges,
+      onRefused: (code) => metrics.refusedByCentral.inc({ code }),
+      onSettled: (result, verdict) => {
+        metrics.settled.inc({ verdict })
+        uploads
+          .release(result)
+          .catch((error) => log.warn({ err: error, task: attemptName(result) }, 'output.releaseFailed'))
+      },
+    })
+    uploads.start(kept.pending)
+    publications.run()
+    upstream.start()
+
+    const connection = await connectNats({
+      url: `tls://127.0.0.1:${nats.port}`.replace(
+        '127.0.0.1',
+        isWildcard(config.host) ? '127.0.0.1' : bracketed(config.host),
+      ),
+      name: `${config.name}@${site}`,
+      user: RELAY_USER,
+      password: identity.relayPassword,
+      ca: authority.ca,
+    })
+    closers.push(() => connection.close())
+    const handler = frameHandler(dispatcher, log, { onRefused: (code) => metrics.refused.inc({ code }) })
+    const server = serveNats(connection, handler, log, site)
+    const sweep = setInterval(() => dispatcher.sweep(), timingsFor('pilot', config.timeScale).beatMs)
+    const tidy = setInterval(
+      () => tidyOutbox().catch((error) => log.warn({ err: error }, 'outbox.tidyFailed')),
+      TIDY_EVERY_MS,
+    )
+    tidy.unref()
+    const metricsServer = await withPort(config.metricsPort, identity.ports.metrics, (port) =>
+      serveMetrics(metrics, figures, port),
+    )
+    closers.push(() => metricsServer.close())
+
+    keepPorts(state, identity, { nats: nats.port, files: files.port, metrics: metricsServer.port })
+    const natsUrl = `tls://${bracketed(name)}:${nats.port}`
+    const pilotCredential = join(state, 'pilot.json')
+    writeCredential(pilotCredential, {
+      kind: 'pilot',
+      site,
+      nats: {
+        url: natsUrl,
+        user: PILOT_USER,
+        password: identity.pilotPassword,
+        creds: null,
+        ca: authority.ca,
+        inboxPrefix: PILOT_INBOX,
+      },
+      files: { token: identity.filesToken, ca: authority.ca },
+      keys: credential.keys,
+    })
+    isReady = true
+    const metricsUrl = `http://127.0.0.1:${metricsServer.port}`
+    log.info({ site, natsUrl, filesUrl, metricsUrl, pilotCredential }, 'relay.ready')
+
+    function gauges(): Record<string, number> {
+      const counts = buffer.counts()
+      const live = sessions.live()
+      const sum = (read: (session: (typeof live)[number]) => number) =>
+        live.reduce((total, one) => total + read(one), 0)
+      return {
+        pilots: live.length,
+        cores: sum((session) => session.facts.cores),
+        coresBusy: sum((session) => session.coresBusy),
+        running: sum((session) => session.running),
+        bufferTasks: counts.free,
+        bufferLeases: counts.leases,
+        tasksHeld: counts.held,
+        tasksRunning: counts.running,
+        resultsWaiting: outgoing.waiting,
+        uploadsWaiting: uploads.waiting,
+        publicationsWaiting: publications.waiting,
+        cacheBytes: cache.bytes,
+        linkUp: upstream.isUp ? 1 : 0,
+      }
+    }
+
+    async function tidyOutbox(): Promise<void> {
+      const expected = new Set(outgoing.all().map(attemptName))
+      for (const { attempt, ageMs } of await outbox.attempts()) {
+        const isHeld = buffer.subLease(attempt.fences[1] ?? 0) !== undefined
+        if (ageMs < ORPHAN_AFTER_MS || isHeld || expected.has(attemptName({ ...attempt, fences: [...attempt.fences] })))
+          continue
+        await uploads.release(attempt)
+      }
+    }
+
+    return {
+      natsUrl,
+      filesUrl,
+      metricsUrl,
+      pilotCredential,
+      failed: failed.promise,
+      async stop(how = {}) {
+        if (isStopping) return
+        isStopping = true
+        log.info({ drain: how.drain ?? false }, 'relay.stopping')
+        clearInterval(sweep)
+        clearInterval(tidy)
+        dispatcher.stop()
+        await server.close()
+        await upstream.stop(FLUSH_MS, how.drain ?? false)
+        await closeAll()
+        log.info('relay.stopped')
+      },
+    }
+  } catch (error) {
+    await closeAll()
+    throw error
+  }
+}
+
+function isWildcard(host: string): boolean {
+  return host === '0.0.0.0' || host === '::'
+}
+
+function bracketed(host: string): string {
+  return host.includes(':') ? `[${host}]` : host
+}

@@ -1,0 +1,98 @@
+/**
+ * Results on their way to central: in the journal from the moment a pilot handed them in until central has them. A
+ * result goes up only when the outputs it names are durable at central, so each waits for its files first.
+ */
+import type { Result } from '../shared/protocol/messages.ts'
+import { attemptName } from './buffer.ts'
+import type { Journal } from './journal.ts'
+
+/** So many results that central has are remembered, to answer a repeat without sending it up again. */
+const REMEMBERED = 20_000
+
+interface Waiting {
+  result: Result
+  isReady: boolean
+}
+
+export class Outgoing {
+  readonly #journal: Journal
+  readonly #waiting = new Map<string, Waiting>()
+  readonly #settled = new Map<string, Result['end']>()
+  #ready = 0
+  /** A result was taken in: its files may go up. */
+  onAdded: (result: Result) => void = () => {}
+  /** A result may go up. */
+  onReady: () => void = () => {}
+
+  constructor(journal: Journal, kept: readonly { attempt: string; result: Result }[]) {
+    this.#journal = journal
+    for (const { attempt, result } of kept) this.#waiting.set(attempt, { result, isReady: false })
+  }
+
+  /** Whether this says nothing new. A success after a failure of the same attempt (it was thought lost) does. */
+  knows(result: Result): boolean {
+    const attempt = attemptName(result)
+    const end = this.#waiting.get(attempt)?.result.end ?? this.#settled.get(attempt)
+    return end === 'done' || (end === 'failed' && result.end === 'failed')
+  }
+
+  /** Everything kept over a restart, oldest first: their files are looked at again. */
+  all(): Result[] {
+    return [...this.#waiting.values()].map(({ result }) => result)
+  }
+
+  add(result: Result): void {
+    const attempt = attemptName(result)
+    if (this.#waiting.get(attempt)?.isReady) this.#ready--
+    this.#waiting.set(attempt, { result, isReady: false })
+    this.#journal.putResult(attempt, result)
+    this.onAdded(result)
+  }
+
+  /** The files are up; or they cannot be, and `instead` says so. */
+  makeReady(result: Result, instead: Result = result): void {
+    const attempt = attemptName(result)
+    const waiting = this.#waiting.get(attempt)
+    if (waiting?.result !== result || waiting.isReady) return
+    if (instead !== result) this.#journal.putResult(attempt, instead)
+    waiting.result = instead
+    waiting.isReady = true
+    this.#ready++
+    this.onReady()
+  }
+
+  /** The oldest that may go up, at most `limit`; the same again until they are settled. */
+  batch(limit: number): Result[] {
+    const batch: Result[] = []
+    if (this.#ready === 0) return batch
+    for (const { result, isReady } of this.#waiting.values()) {
+      if (isReady && batch.push(result) === limit) break
+    }
+    return batch
+  }
+
+  /** Central has this result. A newer one of the same attempt stays. */
+  settle(result: Result): void {
+    const attempt = attemptName(result)
+    const waiting = this.#waiting.get(attempt)
+    if (waiting?.result !== result) return
+    this.#ready--
+    this.#waiting.delete(attempt)
+    this.#journal.dropResult(attempt)
+    this.#settled.set(attempt, result.end)
+    if (this.#settled.size > REMEMBERED) {
+      for (const oldest of this.#settled.keys()) {
+        this.#settled.delete(oldest)
+        break
+      }
+    }
+  }
+
+  get waiting(): number {
+    return this.#waiting.size
+  }
+
+  get ready(): number {
+    return this.#ready
+  }
+}

@@ -1,0 +1,108 @@
+/**
+ * Final names on the shared file system. A pilot writes `<final>.attempt-<fences>`; when central has accepted the
+ * attempt the relay gives the file its final name, and removes what other attempts left. In the journal until done.
+ */
+import { access, open, rename, unlink } from 'node:fs/promises'
+import { dirname } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import type { Log } from '../shared/log.ts'
+import type { Result, Verdict } from '../shared/protocol/messages.ts'
+import { attemptName } from './buffer.ts'
+import type { Journal, JournalContent } from './journal.ts'
+
+interface Publication {
+  from: string
+  /** Null: this attempt did not win. */
+  to: string | null
+}
+
+const AGAIN_AFTER_MS = 10_000
+
+export class Publications {
+  readonly #journal: Journal
+  readonly #log: Log
+  readonly #waiting = new Map<string, Publication>()
+  #timer: NodeJS.Timeout | undefined
+  #running: Promise<void> | undefined
+
+  constructor(journal: Journal, log: Log, kept: JournalContent['pending']) {
+    this.#journal = journal
+    this.#log = log
+    for (const { kind, name, body } of kept) if (kind === 'publication') this.#waiting.set(name, body as Publication)
+  }
+
+  get waiting(): number {
+    return this.#waiting.size
+  }
+
+  /** Central has judged a result. `duplicate` means that it is the winner already. */
+  onVerdict(result: Result, verdict: Verdict['verdict']): void {
+    const won = result.end === 'done' && (verdict === 'accepted' || verdict === 'duplicate')
+    for (const output of result.outputs) {
+      const paths = publicationOf(result, output.url)
+      if (!paths) continue
+      const body: Publication = { from: paths.from, to: won ? paths.to : null }
+      const name = `${attemptName(result)}/${output.path}`
+      this.#waiting.set(name, body)
+      this.#journal.putPending('publication', name, body)
+    }
+    if (this.#waiting.size > 0) this.run()
+  }
+
+  /** Does what is waiting; what fails (the file system is away) is tried again. */
+  run(): void {
+    clearTimeout(this.#timer)
+    this.#running ??= this.#publishAll().finally(() => {
+      this.#running = undefined
+      if (this.#waiting.size > 0) this.#timer = setTimeout(() => this.run(), AGAIN_AFTER_MS)
+    })
+  }
+
+  async stop(): Promise<void> {
+    await this.#running
+    clearTimeout(this.#timer)
+  }
+
+  async #publishAll(): Promise<void> {
+    for (const [name, publication] of this.#waiting) {
+      try {
+        // A crash between rename and commit does it again, which is harmless; the other order would lose it.
+        await this.#journal.committed()
+        await publish(publication)
+        this.#waiting.delete(name)
+        this.#journal.dropPending('publication', name)
+        this.#log.info({ output: name, to: publication.to }, 'output.published')
+      } catch (error) {
+        this.#log.warn({ err: error, output: name }, 'output.publishFailed')
+      }
+    }
+  }
+}
+
+async function publish({ from, to }: Publication): Promise<void> {
+  try {
+    if (to === null) await unlink(from)
+    else {
+      await rename(from, to)
+      const folder = await open(dirname(to), 'r')
+      try {
+        await folder.sync()
+      } finally {
+        await folder.close()
+      }
+    }
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
+    // Done before, or nothing to remove.
+    if (to !== null) await access(to)
+  }
+}
+
+/** Only a name that a pilot makes for this very attempt is ever renamed. */
+function publicationOf(result: Result, url: string): { from: string; to: string } | undefined {
+  if (!url.startsWith('file:')) return undefined
+  const from = fileURLToPath(url)
+  const suffix = `.attempt-${result.fences.join('-')}`
+  if (!from.endsWith(suffix) || from.length === suffix.length) return undefined
+  return { from, to: from.slice(0, -suffix.length) }
+}

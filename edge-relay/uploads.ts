@@ -1,0 +1,187 @@
+/**
+ * Files on their way up: the outputs that a result names (before the result goes), the logs of failed attempts (at
+ * once), logs that central asks for. A few at a time; with the link down they wait, the results behind them with them.
+ */
+
+import { IndraftError } from '../shared/errors.ts'
+import type { AttemptFiles } from '../shared/files/attempt-files.ts'
+import { attemptFolder, parseAttemptUrl } from '../shared/files/attempt-files.ts'
+import type { AttemptName } from '../shared/files/capability.ts'
+import { checksumFile } from '../shared/files/checksum.ts'
+import { type FileClient, fileAddress } from '../shared/files/client.ts'
+import type { Log } from '../shared/log.ts'
+import type { OutputRecord, Result } from '../shared/protocol/messages.ts'
+import { attemptName } from './buffer.ts'
+import { attemptKey, type Cache } from './cache.ts'
+import type { Journal, JournalContent } from './journal.ts'
+import type { Outgoing } from './outgoing.ts'
+
+const SIDE_BY_SIDE = 6
+export const LOG_PATHS = { stdout: '.log/stdout', stderr: '.log/stderr' } as const
+
+interface LogUpload {
+  attempt: AttemptName
+  path: string
+}
+
+export interface UploadOptions {
+  /** What pilots handed in and central does not have yet. */
+  outbox: AttemptFiles
+  /** Holds what central has, or need not have. */
+  cache: Cache
+  client: FileClient
+  /** `https://host:port` of central. */
+  centralUrl: string
+  journal: Journal
+  outgoing: Outgoing
+  log: Log
+  onUploaded?: (bytes: number) => void
+}
+
+export class Uploads {
+  readonly #options: UploadOptions
+  readonly #stop = new AbortController()
+  readonly #queue: (() => Promise<void>)[] = []
+  readonly #logs = new Set<string>()
+  #running = 0
+  #idle: PromiseWithResolvers<void> | undefined
+
+  constructor(options: UploadOptions) {
+    this.#options = options
+  }
+
+  /** Goes on with what the journal kept, then with every result that is handed in. */
+  start(kept: JournalContent['pending']): void {
+    const { outgoing } = this.#options
+    outgoing.onAdded = (result) => this.#take(result, false)
+    for (const result of outgoing.all()) this.#take(result, true)
+    for (const { kind, name, body } of kept) if (kind === 'upload') this.#enqueueLog(name, body as LogUpload)
+  }
+
+  /** Ends transfers; what is not up stays in the journal. */
+  async stop(): Promise<void> {
+    this.#stop.abort()
+    this.#queue.length = 0
+    if (this.#running === 0) return
+    this.#idle = Promise.withResolvers<void>()
+    await this.#idle.promise
+  }
+
+  get waiting(): number {
+    return this.#queue.length + this.#running
+  }
+
+  /** Central wants this log. @returns false where it is not here */
+  async sendLog(attempt: AttemptName, stream: 'stdout' | 'stderr'): Promise<boolean> {
+    const path = LOG_PATHS[stream]
+    if (!(await this.#find(attempt, path))) return false
+    this.#addLog({ attempt, path })
+    return true
+  }
+
+  #take(result: Result, isAfterRestart: boolean): void {
+    const outputs = result.outputs.filter((output) => isOwnFile(result, output))
+    if (outputs.length > 0) {
+      this.#enqueue(() => this.#uploadOutputs(result, outputs, isAfterRestart))
+    } else this.#options.outgoing.makeReady(result)
+    if (result.end === 'failed' && result.reason !== 'node.lost') {
+      for (const path of Object.values(LOG_PATHS)) this.#addLog({ attempt: result, path })
+    }
+  }
+
+  async #uploadOutputs(result: Result, outputs: OutputRecord[], isAfterRestart: boolean): Promise<void> {
+    const { outgoing, log } = this.#options
+    try {
+      for (const output of outputs) await this.#upload(result, output.path, output, isAfterRestart)
+      outgoing.makeReady(result)
+    } catch (error) {
+      if (this.#stop.signal.aborted) return
+      log.error({ err: error, task: attemptName(result) }, 'output.uploadFailed')
+      // Without its outputs a success is none. The reason says whose fault it is: not the payload's.
+      const detail = `upload of outputs: ${(error as Error).message}`.slice(0, 500)
+      outgoing.makeReady(result, { ...result, end: 'failed', reason: 'stage.outFailed', detail, outputs: [] })
+    }
+  }
+
+  /** Central has the result: its files may be dropped when room is needed. */
+  async release(attempt: AttemptName): Promise<void> {
+    const { outbox, cache } = this.#options
+    for (const path of await outbox.list(attempt)) {
+      await cache.adopt(attemptKey(`${attemptFolder(attempt)}/${path}`), outbox.locate(attempt, path))
+    }
+    await outbox.dropEmpty(attempt)
+  }
+
+  #addLog(upload: LogUpload): void {
+    const { campaign, step, index, fences } = upload.attempt
+    const name = `${attemptFolder(upload.attempt)}/${upload.path}`
+    const body: LogUpload = { attempt: { campaign, step, index, fences }, path: upload.path }
+    this.#options.journal.putPending('upload', name, body)
+    this.#enqueueLog(name, body)
+  }
+
+  #enqueueLog(name: string, { attempt, path }: LogUpload): void {
+    if (this.#logs.has(name)) return
+    this.#logs.add(name)
+    this.#enqueue(async () => {
+      try {
+        if (await this.#find(attempt, path)) await this.#upload(attempt, path, null, true)
+      } catch (error) {
+        if (this.#stop.signal.aborted) return
+        this.#options.log.warn({ err: error, log: name }, 'log.uploadFailed')
+      }
+      this.#logs.delete(name)
+      this.#options.journal.dropPending('upload', name)
+    })
+  }
+
+  async #find(attempt: AttemptName, path: string) {
+    const { outbox, cache } = this.#options
+    return (await outbox.find(attempt, path)) ?? (await cache.find(attemptKey(`${attemptFolder(attempt)}/${path}`)))
+  }
+
+  /** @param expected null: whatever is here. @throws IndraftError where it is not here, or central refuses it */
+  async #upload(attempt: AttemptName, path: string, expected: OutputRecord | null, mayBeThere: boolean): Promise<void> {
+    const { client, centralUrl, onUploaded } = this.#options
+    const address = centralUrl + fileAddress.attempt(`${attemptFolder(attempt)}/${path}`)
+    const options = { signal: this.#stop.signal }
+    const file = await this.#find(attempt, path)
+    if (mayBeThere || !file) {
+      const sizeBytes = await client.size(address, options)
+      // A file of an attempt is written once, so one of the right size is the right one.
+      if (sizeBytes !== null && sizeBytes === (expected?.sizeBytes ?? file?.sizeBytes)) return
+    }
+    if (!file) throw new IndraftError('request.notFound', `${path} is not at the relay any more`)
+    const checksum = expected?.checksum ?? (await checksumFile(file.location))
+    await client.putFile(address, file.location, checksum, options)
+    onUploaded?.(file.sizeBytes)
+  }
+
+  #enqueue(work: () => Promise<void>): void {
+    if (this.#stop.signal.aborted) return
+    this.#queue.push(work)
+    this.#run()
+  }
+
+  #run(): void {
+    while (this.#running < SIDE_BY_SIDE) {
+      const work = this.#queue.shift()
+      if (!work) break
+      this.#running++
+      void work()
+        .catch((error) => this.#options.log.error({ err: error }, 'upload.failed'))
+        .finally(() => {
+          this.#running--
+          this.#run()
+        })
+    }
+    if (this.#running === 0) this.#idle?.resolve()
+  }
+}
+
+/** Whether an output lies at the relay, under this very attempt. */
+function isOwnFile(result: Result, output: OutputRecord): boolean {
+  if (!output.url.startsWith('store:')) return false
+  const named = parseAttemptUrl(output.url.slice('store:'.length))
+  return named !== undefined && attemptFolder(named.attempt) === attemptFolder(result)
+}
