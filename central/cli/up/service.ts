@@ -2,7 +2,7 @@
  * One long-running part of `indraft up`, kept alive: what dies is started again, at once the first time and then ever
  * later, until it has lived for a while. Knows nothing of what the part is; that is its `start`.
  */
-import { setTimeout as sleep } from 'node:timers/promises'
+import { type Clock, systemClock } from '../../../shared/clock.ts'
 
 const BACK_OFF_MS = { first: 250, longest: 15_000 }
 /** A part that lived this long starts with a clean slate. */
@@ -30,6 +30,7 @@ export class Service {
   readonly name: string
   readonly #start: () => Promise<RunningPart>
   readonly #events: ServiceEvents
+  readonly #clock: Clock
   #part: RunningPart | undefined
   #state: ServiceState = 'stopped'
   #starts = 0
@@ -37,10 +38,11 @@ export class Service {
   #keeping: Promise<void> = Promise.resolve()
   readonly #stopping = new AbortController()
 
-  constructor(name: string, start: () => Promise<RunningPart>, events: ServiceEvents = {}) {
+  constructor(name: string, start: () => Promise<RunningPart>, events: ServiceEvents = {}, clock: Clock = systemClock) {
     this.name = name
     this.#start = start
     this.#events = events
+    this.#clock = clock
   }
 
   get part(): RunningPart | undefined {
@@ -75,12 +77,12 @@ export class Service {
   async #keepAlive(first: RunningPart): Promise<void> {
     let part: RunningPart | undefined = first
     while (!this.#stopping.signal.aborted) {
-      const startedMs = performance.now()
+      const startedMs = this.#clock.monotonicMs()
       let how: string
       if (part) {
         const { code, signal } = await part.exited
         if (this.#stopping.signal.aborted) return
-        if (performance.now() - startedMs > SETTLED_MS) this.#failuresInARow = 0
+        if (this.#clock.monotonicMs() - startedMs > SETTLED_MS) this.#failuresInARow = 0
         how = signal ? `was ended by ${signal}` : `ended with status ${code}`
       } else {
         how = 'could not be started'
@@ -89,7 +91,7 @@ export class Service {
       this.#failuresInARow++
       this.#state = 'waiting'
       this.#events.onDied?.(this, how, waitMs)
-      await sleep(waitMs, undefined, { signal: this.#stopping.signal }).catch(() => {})
+      await this.#clock.sleep(waitMs, this.#stopping.signal)
       if (this.#stopping.signal.aborted) return
       part = await this.#launch().catch(() => undefined)
     }
