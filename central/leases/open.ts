@@ -3,13 +3,38 @@
  * and the tests call openStore; nobody else makes these parts.
  */
 
+import { stat } from 'node:fs/promises'
+import { Redis } from 'ioredis'
 import type { Clock } from '../../shared/clock.ts'
-import type { Dispatcher } from '../../shared/dispatcher.ts'
+import type { Shape } from '../../shared/fit.ts'
 import type { Log } from '../../shared/log.ts'
-import type { LeasePart } from '../../shared/protocol/messages.ts'
+import type { LeasePart, OutputRecord } from '../../shared/protocol/messages.ts'
 import type { Signer } from '../../shared/signing.ts'
 import type { BlobStore } from '../blobs.ts'
 import type { CampaignStore } from '../campaigns/model.ts'
+import { Manifests } from '../publishing/manifests.ts'
+import { storedFilePath } from '../publishing/publish.ts'
+import { Compactor } from '../work/compact.ts'
+import { Reaper } from '../work/reaper.ts'
+import { Work, WorkQueue } from '../work/work.ts'
+import { Beats } from './beats.ts'
+import { Campaigns } from './campaigns.ts'
+import { CentralDispatcher } from './dispatcher.ts'
+import { Envelopes } from './envelope.ts'
+import { Feeder } from './feeding.ts'
+import { Granting } from './granting.ts'
+import { GLOBAL, groupBase } from './keys.ts'
+import { Leases } from './leases.ts'
+import { Mark } from './mark.ts'
+import { MatchIndex } from './match-index.ts'
+import { Plans } from './plans.ts'
+import { Results } from './results.ts'
+import { Scripts } from './scripts.ts'
+import { Sessions } from './sessions.ts'
+import { openCampaignStore } from './store.ts'
+import { Tasks } from './tasks.ts'
+import { Verifier } from './verify.ts'
+import { Waiting } from './waiting.ts'
 
 /** What the registry of sites says about one. */
 export interface SiteInfo {
@@ -17,6 +42,8 @@ export interface SiteInfo {
   disabled: boolean
   /** How long the site's link may be cut before its work goes to others, milliseconds; undefined: the usual. */
   outageMs?: number | undefined
+  /** Node shapes that the site declared. */
+  shapes?: Shape[] | undefined
 }
 
 /** For metrics; called after the fact is durable. */
@@ -49,18 +76,119 @@ export interface StoreOptions {
   events?: StoreEvents
 }
 
+/** What the composition root gets; the parts beneath are its own business. */
 export interface OpenStore {
   store: CampaignStore
-  dispatcher: Dispatcher
+  dispatcher: CentralDispatcher
   /** The background work: BullMQ worker and scheduler. Several processes may run it side by side. */
-  work: { start(): Promise<void>; stop(): Promise<void> }
+  work: {
+    start(): Promise<void>
+    stop(): Promise<void>
+    /** One round of everything that is due, now. */
+    sweep(): Promise<void>
+  }
   /** Resolves while Redis answers. @throws where it does not */
   ping(): Promise<void>
   /** After the store lost writes: what an administrator calls when the inventories were looked at. */
   liftHalt(): Promise<void>
+  /** Limits and weight of a group; null takes a limit away. */
+  setGroup(group: string, set: { maxRunning?: number | null; share?: number | null }): Promise<void>
+  /** Ends waiting pulls with dispatcher.busy, then the connections. Stop the work first. */
   close(): Promise<void>
 }
 
-export async function openStore(_options: StoreOptions): Promise<OpenStore> {
-  throw new Error('not built yet')
+/** Redis must be `noeviction` and, for what is acknowledged to be on disk, `appendfsync always`. */
+export async function openStore(options: StoreOptions): Promise<OpenStore> {
+  const { blobs, clock, log, signer, timeScale, outputsDir } = options
+  const events = options.events ?? {}
+  const connect = (forJobs: boolean) => {
+    const redis = new Redis(options.redis, { maxRetriesPerRequest: forJobs ? null : 20, retryStrategy })
+    redis.on('error', (error) => log.warn({ err: error }, 'redis.failed'))
+    return redis
+  }
+  const redis = connect(false)
+  const listener = connect(true)
+  const jobs = connect(true)
+  const scripts = new Scripts(redis)
+  const queue = new WorkQueue(jobs, log)
+  const plans = new Plans(redis, blobs)
+  const mark = new Mark(redis, clock, log)
+  const sessions = new Sessions(scripts)
+  const index = new MatchIndex(scripts, plans, sessions, clock)
+  const leases = new Leases({ scripts, plans, sessions, feeding: queue, log, timeScale, events })
+  const results = new Results({ scripts, plans, blobs, sessions, feeding: queue, log, timeScale, events })
+  const granting = new Granting({ scripts, plans, sessions, index, mark, feeding: queue, log, events })
+  const envelopes = new Envelopes({ scripts, plans, signer, clock, capabilityFor: options.capabilityFor })
+  const waiting = new Waiting(clock)
+  const beats = new Beats(scripts, leases, log)
+  const manifests = new Manifests(plans, results, blobs)
+  const feeder = new Feeder({ scripts, plans, index, mark, manifests, log })
+  const compactor = new Compactor(scripts, plans, results, blobs)
+  const reaper = new Reaper(scripts, sessions, leases, log, timeScale)
+  const work = new Work(
+    {
+      connect: () => connect(true),
+      scripts,
+      plans,
+      results,
+      feeder,
+      compactor,
+      reaper,
+      outputsDir,
+      log,
+      timeScale,
+    },
+    queue,
+  )
+  await listener.subscribe(GLOBAL.wake)
+  listener.on('message', () => {
+    index.forget()
+    waiting.wake()
+  })
+  const campaigns = new Campaigns({ scripts, plans, mark, signer, log, feeding: queue })
+  const verifier = new Verifier(scripts, plans, sessions, results, (output) => isStored(outputsDir, output))
+  return {
+    store: openCampaignStore({ options, campaigns, sessions, verifier, tasks: new Tasks(scripts, plans, results) }),
+    dispatcher: new CentralDispatcher({
+      options,
+      mark,
+      sessions,
+      leases,
+      results,
+      granting,
+      envelopes,
+      waiting,
+      beats,
+    }),
+    work,
+    async ping() {
+      await redis.ping()
+    },
+    liftHalt: () => mark.liftHalt(),
+    async setGroup(group, set) {
+      for (const [field, value] of Object.entries(set)) {
+        if (value === null) await redis.hdel(`${groupBase(group)}:limits`, field)
+        else await redis.hset(`${groupBase(group)}:limits`, field, String(value))
+      }
+    },
+    async close() {
+      waiting.close()
+      await queue.close()
+      for (const connection of [listener, jobs, redis]) connection.disconnect()
+    },
+  }
+}
+
+function retryStrategy(times: number): number {
+  return Math.min(100 * times, 2000)
+}
+
+/** Whether an output that the centre keeps is there in the size recorded; others are not ours to look at. */
+async function isStored(outputsDir: string, output: OutputRecord): Promise<boolean> {
+  const path = storedFilePath(outputsDir, output.url)
+  if (path === null) return true
+  return stat(path).then(
+    (found) => found.size === output.sizeBytes,
+    () => false,
+  )
 }

@@ -1,0 +1,117 @@
+/**
+ * What a beat brings back: orders. Also the comparison of what a holder says it holds with what the store has leased
+ * to it: what it misses twice in a row (or in an inventory) is ended here, so that others can have it.
+ */
+
+import { heldDigest } from '../../shared/held.ts'
+import type { Log } from '../../shared/log.ts'
+import type { Message, Order } from '../../shared/protocol/messages.ts'
+import { groupBase } from './keys.ts'
+import type { Leases } from './leases.ts'
+import type { Scripts } from './scripts.ts'
+import type { Session } from './sessions.ts'
+
+const MOST_ORDERS = 256
+
+type Held = Map<string, { base: string; fence: string }>
+
+export class Beats {
+  readonly #scripts: Scripts
+  readonly #leases: Leases
+  readonly #log: Log
+  /** Session -> what differed at its last beat. A message in flight may explain it; twice the same may not. */
+  readonly #differed = new Map<string, Set<string>>()
+  readonly #parts = new Map<string, Map<number, Message<'inventory'>>>()
+
+  constructor(scripts: Scripts, leases: Leases, log: Log) {
+    this.#scripts = scripts
+    this.#leases = leases
+    this.#log = log
+  }
+
+  async orders(
+    site: string,
+    session: Session,
+    beat: Message<'beat'>,
+    is: { halted: boolean; isDisabled: boolean },
+  ): Promise<Order[]> {
+    const orders: Order[] = [...session.orders, ...(await this.#cancelled(session))]
+    if (is.isDisabled) orders.push({ kind: 'holder.drain' })
+    if (is.halted || (await this.#differs(site, session, beat))) orders.push({ kind: 'holder.inventory' })
+    return orders.slice(0, MOST_ORDERS)
+  }
+
+  /** Cancelled campaigns among what the session holds. */
+  async #cancelled(session: Session): Promise<Order[]> {
+    const orders: Order[] = []
+    for (const group of session.groups) {
+      const base = groupBase(group)
+      const cancelling = await this.#scripts.redis.smembers(`${base}:cancelling`)
+      if (cancelling.length === 0) continue
+      const bundles = await this.#scripts.redis.hkeys(`${base}:leases:${session.id}`)
+      const held = await Promise.all(
+        bundles.map((bundle) => this.#scripts.redis.hget(`${base}:bundle:${bundle}`, 'campaign')),
+      )
+      for (const campaign of cancelling) {
+        if (!held.includes(campaign)) continue
+        const version = await this.#scripts.redis.hget(`${base}:campaign:${campaign}`, 'version')
+        orders.push({ kind: 'campaign.cancel', campaign, version: Number(version ?? 0) })
+      }
+    }
+    return orders
+  }
+
+  /** Whether an inventory is needed. A list is judged at once: leases it misses twice are ended. */
+  async #differs(site: string, session: Session, beat: Message<'beat'>): Promise<boolean> {
+    const known = await this.#leases.held(session.groups.map(groupBase), session.id, beat.processed)
+    if (!Array.isArray(beat.held)) {
+      const digest = digestOf(known)
+      if (digest === beat.held.digest) {
+        this.#differed.delete(session.id)
+        return false
+      }
+      const pair = new Set([`${digest}/${beat.held.digest}`])
+      const again = [...pair].every((text) => this.#differed.get(session.id)?.has(text))
+      this.#differed.set(session.id, pair)
+      return again
+    }
+    const listed = new Set(beat.held.map((part) => `${part.bundle}#${part.fences[0]}`))
+    const missing = new Set<string>()
+    for (const [name, { base, fence }] of known) {
+      const bundle = name.slice(base.length + 1)
+      if (listed.has(`${bundle}#${fence}`)) continue
+      missing.add(name)
+      if (!this.#differed.get(session.id)?.has(name)) continue
+      this.#log.warn({ site, holder: session.holder, bundle, fence }, 'lease.notHeld')
+      await this.#leases.expire(base, bundle, { fence, reason: 'node.lost' })
+    }
+    if (missing.size > 0) this.#differed.set(session.id, missing)
+    else this.#differed.delete(session.id)
+    return false
+  }
+
+  /** Complete with its last part: leases that it does not name, of those the holder had processed, are ended. */
+  async onInventory(session: Session, inventory: Message<'inventory'>): Promise<void> {
+    const parts = inventory.part === 0 ? new Map() : (this.#parts.get(session.id) ?? new Map())
+    parts.set(inventory.part, inventory)
+    this.#parts.set(session.id, parts)
+    if (parts.size < inventory.parts) return
+    this.#parts.delete(session.id)
+    const all = [...(parts as Map<number, Message<'inventory'>>).values()]
+    const listed = new Set(all.flatMap((part) => part.leases.map((lease) => `${lease.bundle}#${lease.fences[0]}`)))
+    const processed = Math.min(...all.map((part) => part.processed))
+    const known = await this.#leases.held(session.groups.map(groupBase), session.id, processed)
+    this.#log.info({ session: session.id, listed: listed.size, known: known.size }, 'holder.inventoryTaken')
+    for (const [name, { base, fence }] of known) {
+      const bundle = name.slice(base.length + 1)
+      if (!listed.has(`${bundle}#${fence}`)) await this.#leases.expire(base, bundle, { fence, reason: 'node.lost' })
+    }
+    this.#differed.delete(session.id)
+  }
+}
+
+function digestOf(held: Held): string {
+  return heldDigest(
+    [...held].map(([name, { base, fence }]) => ({ bundle: name.slice(base.length + 1), fence: Number(fence) })),
+  )
+}

@@ -1,0 +1,114 @@
+/**
+ * Turns granted leases into the messages that carry them: the signed bundle, and the unsigned envelope around it. The
+ * same lease always gives the same work, so a repeated reply may be built anew.
+ */
+import type { Clock } from '../../shared/clock.ts'
+import type { Grant, LeasePart } from '../../shared/protocol/messages.ts'
+import type { Signed } from '../../shared/protocol/work.ts'
+import type { Signer } from '../../shared/signing.ts'
+import type { Plans, StoredStep } from './plans.ts'
+import { mapOf, type Scripts } from './scripts.ts'
+
+/** Signed work is valid this long: far beyond any lease, so that clocks need not agree. */
+const WORK_VALID_MS = 14 * 24 * 3600_000
+/** A grant without rows, manifests and tries, packed; generous. */
+const GRANT_BYTES = 700
+
+/** As the grant script describes a lease. */
+export interface GrantedLease {
+  bundle: string
+  fence: string
+  campaign: string
+  step: string
+  class: string
+  tasks: string
+  /** Separated by commas. */
+  nodes: string
+  tries: Record<string, number> | number[]
+}
+
+export interface EnvelopeParts {
+  scripts: Scripts
+  plans: Plans
+  signer: Signer
+  clock: Clock
+  capabilityFor: ((lease: LeasePart, expiresAtMs: number) => string) | undefined
+}
+
+export class Envelopes {
+  readonly #parts: EnvelopeParts
+  readonly #manifests = new Map<string, Record<string, string>>()
+
+  constructor(parts: EnvelopeParts) {
+    this.#parts = parts
+  }
+
+  /** Upper bound of what a bundle of so many tasks adds to a reply. */
+  static bytesOf(step: Pick<StoredStep, 'rowBytesMax' | 'template'>, tasks: number): number {
+    return GRANT_BYTES + 100 * step.template.inputs.length + Math.min(8192, step.rowBytesMax * tasks)
+  }
+
+  /** @param direct the holder is a pilot, which needs a capability for the centre's files */
+  async grant(site: string, lease: GrantedLease, leaseMs: number, direct: boolean): Promise<Grant | null> {
+    const { plans, signer, clock, capabilityFor } = this.#parts
+    const known = await plans.step(lease.campaign, lease.step)
+    if (!known) return null
+    const { base, step } = known
+    const expiresAtMs = clock.wallMs() + WORK_VALID_MS
+    const part: LeasePart = {
+      bundle: lease.bundle,
+      campaign: lease.campaign,
+      step: lease.step,
+      fences: [Number(lease.fence)],
+      tasks: lease.tasks,
+    }
+    const { redis } = this.#parts.scripts
+    const walls = await redis.hmget(`${base}:step:${lease.campaign}:${lease.step}`, 'wallMs', 'wallCount')
+    const wallCount = Number(walls[1] ?? 0)
+    return {
+      bundle: signer.bundle({
+        kind: 'bundle',
+        bundle: lease.bundle,
+        campaign: lease.campaign,
+        step: lease.step,
+        template: step.templateDigest,
+        tasks: lease.tasks,
+        rows: await plans.rows(step, lease.tasks),
+        manifests: await this.#manifestsOf(base, lease.campaign, step),
+        site,
+        expiresAtMs,
+      }),
+      lease: part,
+      template: step.template16,
+      leaseMs,
+      tries: mapOf(lease.tries),
+      avoidNodes: lease.nodes === '' ? [] : lease.nodes.split(',').slice(0, 64),
+      estimateMs: wallCount > 0 ? Math.round(Number(walls[0] ?? 0) / wallCount) : null,
+      capability: direct && capabilityFor ? capabilityFor(part, expiresAtMs) : null,
+    }
+  }
+
+  /** Templates of these leases that the holder does not have yet. */
+  async templates(leases: readonly GrantedLease[], knows: readonly string[]): Promise<Signed[]> {
+    const wanted = new Map<string, StoredStep>()
+    for (const lease of leases) {
+      const known = await this.#parts.plans.step(lease.campaign, lease.step)
+      if (known && !knows.includes(known.step.template16)) wanted.set(known.step.template16, known.step)
+    }
+    return Promise.all([...wanted.values()].map((step) => this.#parts.plans.template(step)))
+  }
+
+  /** Written when the step was released, before anything of it could be granted; they never change. */
+  async #manifestsOf(base: string, campaign: string, step: StoredStep): Promise<Record<string, string>> {
+    if (!step.template.inputs.some((input) => input.from !== null)) return {}
+    const name = `${campaign}/${step.name}`
+    const cached = this.#manifests.get(name)
+    if (cached) return cached
+    const text = await this.#parts.scripts.redis.hget(`${base}:step:${campaign}:${step.name}`, 'manifests')
+    if (text === null) return {}
+    const manifests = JSON.parse(text) as Record<string, string>
+    this.#manifests.set(name, manifests)
+    if (this.#manifests.size > 1000) this.#manifests.delete(this.#manifests.keys().next().value!)
+    return manifests
+  }
+}

@@ -1,0 +1,172 @@
+/**
+ * From an offer to leases: matching over the index of queues, then one grant script per group. A pull that was granted
+ * something under its sequence before is given the same again.
+ */
+
+import { IndraftError } from '../../shared/errors.ts'
+import type { Log } from '../../shared/log.ts'
+import type { Message, OfferEntry, ReplyTo } from '../../shared/protocol/messages.ts'
+import { countRanges, parseRanges } from '../../shared/ranges.ts'
+import { choose, type MatchContext, type Pick } from '../matching/choose.ts'
+import { Envelopes, type GrantedLease } from './envelope.ts'
+import { groupBase } from './keys.ts'
+import type { Feeding } from './leases.ts'
+import type { Mark } from './mark.ts'
+import { anyFits, type MatchIndex } from './match-index.ts'
+import type { StoreEvents } from './open.ts'
+import type { Plans } from './plans.ts'
+import type { Scripts } from './scripts.ts'
+import type { Session, Sessions } from './sessions.ts'
+
+const MOST_GRANTS = 128
+
+export interface GrantRequest {
+  site: string
+  labels: Record<string, string>
+  session: Session
+  sequence: number
+  offer: OfferEntry[]
+  confirmMs: number
+  /** What the reply may still grow by. */
+  bytes: number
+  knows: Message<'pull'>['knows']
+}
+
+interface Answer {
+  outcome: number
+  leases?: GrantedLease[]
+}
+
+export interface GrantingParts {
+  scripts: Scripts
+  plans: Plans
+  sessions: Sessions
+  index: MatchIndex
+  mark: Mark
+  feeding: Feeding
+  log: Log
+  events: StoreEvents
+}
+
+export class Granting {
+  readonly #parts: GrantingParts
+
+  constructor(parts: GrantingParts) {
+    this.#parts = parts
+  }
+
+  /** The leases granted under this sequence that still hold. */
+  async repeat(site: string, session: Session, sequence: number): Promise<GrantedLease[]> {
+    const answers = await Promise.all(
+      session.groups.map((group) =>
+        this.#parts.scripts.run<Answer>('grant', groupBase(group), {
+          session: session.id,
+          site,
+          holder: session.holder,
+          sequence,
+          confirmMs: 0,
+          picks: [],
+        }),
+      ),
+    )
+    return answers.flatMap((answer) => (answer.outcome === 2 ? (answer.leases ?? []) : []))
+  }
+
+  async grant(request: GrantRequest): Promise<{ leases: GrantedLease[]; reason: ReplyTo<'pull'>['reason'] }> {
+    const { index, mark } = this.#parts
+    const { entries, shares } = await index.queues()
+    const chosen = choose(entries, request.offer, { ...(await this.#context(request)), shares })
+    if (chosen.picks.length === 0) {
+      const isFull = chosen.reason === 'noWork' && (await mark.isFull())
+      return { leases: [], reason: isFull ? 'storeFull' : chosen.reason }
+    }
+    const leases: GrantedLease[] = []
+    for (const [group, picks] of await this.#limitSize(chosen.picks, request)) {
+      leases.push(...(await this.#grantInGroup(group, picks, request)))
+    }
+    index.forget()
+    for (const { queue } of chosen.picks) this.#parts.feeding.want('feed', queue.campaign, queue.step)
+    return { leases, reason: leases.length > 0 ? null : 'noWork' }
+  }
+
+  async #context(request: GrantRequest): Promise<Omit<MatchContext, 'shares'>> {
+    const live = await this.#parts.index.live()
+    const elsewhere = live.filter((session) => session.site !== request.site)
+    const here = live.filter((session) => session.site === request.site)
+    const [seconds] = await this.#parts.scripts.redis.time()
+    return {
+      site: request.site,
+      labels: request.labels,
+      nowMs: Number(seconds) * 1000,
+      activeSites: new Set(live.map((session) => session.site)).size,
+      hasOtherSite: (needs) => anyFits(elsewhere, needs),
+      hasOtherNode: (needs, node) =>
+        anyFits(
+          here.map((session) => ({ ...session, nodes: session.nodes.filter((facts) => facts.node !== node) })),
+          needs,
+        ),
+    }
+  }
+
+  /** Cuts the picks to what one reply can carry, and sorts them by group. */
+  async #limitSize(picks: Pick[], request: GrantRequest): Promise<Map<string, (Pick & { bundles: number })[]>> {
+    let { bytes } = request
+    let grants = MOST_GRANTS
+    const templates = new Set(request.knows)
+    const byGroup = new Map<string, (Pick & { bundles: number })[]>()
+    for (const pick of picks) {
+      const known = await this.#parts.plans.step(pick.queue.campaign, pick.queue.step)
+      if (!known) continue
+      if (!templates.has(known.step.template16)) {
+        templates.add(known.step.template16)
+        bytes -= (await this.#parts.plans.template(known.step)).bytes.length + 200
+      }
+      const bundles = Math.min(pick.tasks, grants, Math.floor(bytes / Envelopes.bytesOf(known.step, pick.tasks)))
+      if (bundles <= 0) continue
+      bytes -= bundles * Envelopes.bytesOf(known.step, pick.tasks)
+      grants -= bundles
+      byGroup.set(pick.queue.group, [...(byGroup.get(pick.queue.group) ?? []), { ...pick, bundles }])
+    }
+    return byGroup
+  }
+
+  async #grantInGroup(
+    group: string,
+    picks: (Pick & { bundles: number })[],
+    request: GrantRequest,
+  ): Promise<GrantedLease[]> {
+    const { scripts, sessions, log, events } = this.#parts
+    const { session, site } = request
+    if (!session.groups.includes(group)) {
+      // Noted before anything is granted there: who ends the session has to know where to look.
+      await sessions.touch(site, session.id, { groups: [group] })
+      session.groups.push(group)
+    }
+    const answer = await scripts.run<Answer>('grant', groupBase(group), {
+      session: session.id,
+      site,
+      holder: session.holder,
+      sequence: request.sequence,
+      confirmMs: request.confirmMs,
+      picks: picks.map(({ queue, tasks, bundles, node }) => ({
+        campaign: queue.campaign,
+        step: queue.step,
+        class: queue.matchClass,
+        avoid: queue.avoid,
+        tasks,
+        bundles,
+        node,
+      })),
+    })
+    if (answer.outcome === 3) throw new IndraftError('session.unknown')
+    const leases = answer.leases ?? []
+    if (answer.outcome === 1) {
+      const tasks = leases.reduce((sum, lease) => sum + countRanges(parseRanges(lease.tasks)), 0)
+      events.onGranted?.(group, leases.length, tasks)
+      for (const { campaign, step, bundle, fence, tasks: ranges } of leases) {
+        log.info({ campaign, step, bundle, fence, tasks: ranges, site, holder: session.holder }, 'bundle.granted')
+      }
+    }
+    return leases
+  }
+}

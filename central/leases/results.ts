@@ -1,0 +1,219 @@
+/**
+ * Judging results: each is durable and has a verdict when judge() resolves. One script call per group and message.
+ * Also reads results back, from Redis or, once compacted, from the blob store.
+ */
+import { promisify } from 'node:util'
+import { inflateRaw } from 'node:zlib'
+import { chargeOf, ERRORS, type ErrorCode } from '../../shared/errors.ts'
+import type { Log } from '../../shared/log.ts'
+import { pack, unpack } from '../../shared/protocol/codec.ts'
+import type { Result, Verdict } from '../../shared/protocol/messages.ts'
+import type { BlobStore } from '../blobs.ts'
+import { parseStepName } from './keys.ts'
+import { type Feeding, retryRules } from './leases.ts'
+import type { StoreEvents } from './open.ts'
+import type { Plans, StoredStep } from './plans.ts'
+import type { Scripts } from './scripts.ts'
+import type { Sessions } from './sessions.ts'
+
+const decompress = promisify(inflateRaw)
+/** Tasks whose results are compacted together. */
+export const BLOCK_TASKS = 256
+
+/** A compacted block: index -> the winning result. */
+export type ResultBlock = Record<string, Result>
+
+interface Judged {
+  outcome: number
+  verdicts: (Verdict['verdict'] | 'done')[]
+  ended: string[]
+  retries: string[]
+  orders: {
+    session: string
+    site: string
+    bundle: string
+    fence: string
+    campaign: string
+    step: string
+    index: number
+  }[]
+}
+
+export class Results {
+  readonly #scripts: Scripts
+  readonly #plans: Plans
+  readonly #blobs: BlobStore
+  readonly #sessions: Sessions
+  readonly #feeding: Feeding & { want(job: 'publish', campaign: string, step: string): void }
+  readonly #log: Log
+  readonly #scale: number
+  readonly #events: StoreEvents
+
+  constructor(parts: {
+    scripts: Scripts
+    plans: Plans
+    blobs: BlobStore
+    sessions: Sessions
+    feeding: Feeding & { want(job: 'publish', campaign: string, step: string): void }
+    log: Log
+    timeScale: number
+    events: StoreEvents
+  }) {
+    this.#scripts = parts.scripts
+    this.#plans = parts.plans
+    this.#blobs = parts.blobs
+    this.#sessions = parts.sessions
+    this.#feeding = parts.feeding
+    this.#log = parts.log
+    this.#scale = parts.timeScale
+    this.#events = parts.events
+  }
+
+  /** Verdicts in the order of the results. `site` is who the link proves to have sent them. */
+  async judge(site: string, results: Result[]): Promise<Verdict[]> {
+    const verdicts: Verdict['verdict'][] = new Array(results.length).fill('refused')
+    const byBase = new Map<string, { at: number; step: StoredStep; group: string }[]>()
+    for (const [at, result] of results.entries()) {
+      const known = await this.#plans.step(result.campaign, result.step)
+      if (!known) continue
+      const list = byBase.get(known.base) ?? []
+      list.push({ at, step: known.step, group: known.plan.group })
+      byBase.set(known.base, list)
+    }
+    for (const [base, list] of byBase) {
+      const answer = await this.#scripts.run<Judged>(
+        'finish',
+        base,
+        { site, results: list.map(({ at, step }) => this.#scriptResult(results[at]!, step)) },
+        list.map(({ at }) => pack(results[at]!)),
+      )
+      for (const [i, { at, group }] of list.entries()) {
+        const result = results[at]!
+        const verdict = answer.verdicts[i]!
+        verdicts[at] = verdict === 'done' ? await this.#compareWithWinner(result) : verdict
+        this.#events.onVerdict?.(verdicts[at]!, result.end, group)
+        if (verdict === 'accepted' && result.outputs.some((output) => mustPublish(output.url, result))) {
+          this.#feeding.want('publish', result.campaign, result.step)
+        }
+        this.#logResult(result, verdicts[at]!)
+      }
+      await this.#followUp(answer)
+    }
+    return results.map(({ campaign, step, index, fences }, at) => ({
+      campaign,
+      step,
+      index,
+      fences,
+      verdict: verdicts[at]!,
+    }))
+  }
+
+  #scriptResult(result: Result, step: StoredStep) {
+    const reason = result.reason ?? ('node.fault' satisfies ErrorCode)
+    const charge = reason === 'attempt.cancelled' ? 'none' : chargeOf(reason)
+    return {
+      campaign: result.campaign,
+      step: result.step,
+      index: result.index,
+      bundle: result.bundle,
+      fence: String(result.fences[0]),
+      done: result.end === 'done',
+      wallMs: result.wallMs,
+      publish: result.end === 'done' && result.outputs.some((output) => mustPublish(output.url, result)),
+      reason,
+      detail: detailOf(result),
+      rules: {
+        ...retryRules(step, this.#scale, charge === 'none' ? 'infrastructure' : charge),
+        charge,
+        reason,
+        retry: ERRORS[reason].retry,
+        hold: result.exitCode !== null && step.retries.holdExitCodes.includes(result.exitCode),
+        site: result.site,
+        node: result.node,
+      },
+    }
+  }
+
+  async #followUp(answer: Judged): Promise<void> {
+    for (const name of answer.ended) {
+      const { campaign, step } = parseStepName(name)
+      this.#feeding.want('release', campaign, step)
+    }
+    for (const order of answer.orders) {
+      const { campaign, step, index, bundle } = order
+      await this.#sessions.order(order.site, order.session, {
+        kind: 'attempt.cancel',
+        attempt: { campaign, step, index, bundle, fences: [Number(order.fence)] },
+      })
+    }
+  }
+
+  /** The task is done: by this attempt (a repeat), or by another one. */
+  async #compareWithWinner(result: Result): Promise<'duplicate' | 'stale'> {
+    const winner = await this.winner(result.campaign, result.step, result.index)
+    return winner?.fences[0] === result.fences[0] ? 'duplicate' : 'stale'
+  }
+
+  #logResult(result: Result, verdict: Verdict['verdict']): void {
+    const { campaign, step, index, fences, site, node, pilot, reason, detail } = result
+    const line = {
+      campaign,
+      task: `${campaign}/${step}/${index}`,
+      attempt: fences.join('.'),
+      site,
+      node,
+      pilot,
+      verdict,
+    }
+    if (result.end === 'done') this.#log.debug(line, 'task.finished')
+    else this.#log.info({ ...line, reason, detail }, 'task.failed')
+  }
+
+  /** The winning result of a task, or null. */
+  async winner(campaign: string, step: string, index: number): Promise<Result | null> {
+    return (await this.winners(campaign, step, [index])).get(index) ?? null
+  }
+
+  /** Winning results of any tasks of a step. */
+  async winners(campaign: string, step: string, indices: number[]): Promise<Map<number, Result>> {
+    const found = new Map<number, Result>()
+    const known = await this.#plans.get(campaign)
+    if (!known || indices.length === 0) return found
+    const key = `${known.base}:results:${campaign}:${step}`
+    const missing = new Map<number, number[]>()
+    for (let first = 0; first < indices.length; first += 1000) {
+      const part = indices.slice(first, first + 1000)
+      const packed = await this.#scripts.redis.hmgetBuffer(key, ...part.map(String))
+      for (const [i, index] of part.entries()) {
+        const bytes = packed[i]
+        if (bytes) found.set(index, unpack(bytes) as Result)
+        else
+          missing.set(Math.floor(index / BLOCK_TASKS), [...(missing.get(Math.floor(index / BLOCK_TASKS)) ?? []), index])
+      }
+    }
+    for (const [block, wanted] of missing) {
+      const digest = await this.#scripts.redis.hget(`${known.base}:blocks:${campaign}:${step}`, String(block))
+      if (!digest) continue
+      const results = await this.readBlock(digest)
+      for (const index of wanted) if (results[index]) found.set(index, results[index])
+    }
+    return found
+  }
+
+  async readBlock(digest: string): Promise<ResultBlock> {
+    return unpack(await decompress(await this.#blobs.get(digest))) as ResultBlock
+  }
+}
+
+/** Whether the centre has to give an output its final name: what it keeps, and files of pilots without a relay. */
+export function mustPublish(url: string, result: Pick<Result, 'fences'>): boolean {
+  if (url.startsWith('store:')) return true
+  return result.fences.length === 1 && url.startsWith('file://') && url.endsWith(`.attempt-${result.fences[0]}`)
+}
+
+/** What failures are told apart by, beside their reason. */
+function detailOf(result: Result): string {
+  if (result.reason === 'payload.exit' && result.exitCode !== null) return `exit ${result.exitCode}`
+  if (result.reason === 'payload.signal' && result.signal) return result.signal
+  return ''
+}

@@ -1,0 +1,59 @@
+/** CampaignStore, as the API asks for it: each question goes to the part that knows. */
+import { IndraftError } from '../../shared/errors.ts'
+import type { BundleId } from '../../shared/ids.ts'
+import type { CampaignStore } from '../campaigns/model.ts'
+import type { Campaigns } from './campaigns.ts'
+import type { StoreOptions } from './open.ts'
+import type { Sessions } from './sessions.ts'
+import type { Tasks } from './tasks.ts'
+import type { Verifier } from './verify.ts'
+
+export interface CampaignStoreParts {
+  options: StoreOptions
+  campaigns: Campaigns
+  tasks: Tasks
+  sessions: Sessions
+  verifier: Verifier
+}
+
+export function openCampaignStore({
+  options,
+  campaigns,
+  tasks,
+  sessions,
+  verifier,
+}: CampaignStoreParts): CampaignStore {
+  return {
+    create: (plan) => campaigns.create(plan),
+    list: (groups) => campaigns.list(groups),
+    find: (nameOrId, groups) => campaigns.find(nameOrId, groups),
+    source: (id) => campaigns.source(id),
+    tasks: (id, filter, from, limit) => tasks.list(id, filter, from, limit),
+    task: (id, step, index) => tasks.one(id, step, index),
+    setDesired: (id, desired) => campaigns.setDesired(id, desired),
+    holders: () => sessions.holders(),
+    pilots: () => sessions.pilots(options.clock.wallMs()),
+    verify: () => verifier.verify(),
+    async requestLog(attempt, site, stream) {
+      const live = (await sessions.listed()).filter((one) => one.site === site && one.state === 'active')
+      const relays = live.filter((one) => one.role === 'relay')
+      const asked = relays.length > 0 ? relays : live
+      if (asked.length === 0) throw new IndraftError('request.notFound', `nobody is there at ${site} to send the log`)
+      const { campaign, step, index, bundle, fences } = attempt
+      for (const session of asked) {
+        const plain = { campaign, step, index, bundle: bundle as BundleId, fences }
+        await sessions.order(site, session.id, { kind: 'log.send', attempt: plain, stream })
+      }
+    },
+    async siteShapes() {
+      const seen = await sessions.shapes()
+      const shapes = []
+      for (const site of await options.siteNames()) {
+        const info = await options.siteOf(site)
+        if (info)
+          shapes.push({ site, labels: info.labels, shapes: [...(info.shapes ?? []), ...(seen.get(site) ?? [])] })
+      }
+      return shapes
+    },
+  }
+}

@@ -1,0 +1,181 @@
+/** Single tasks as people look at them: rows of a list, and one task with its attempts. Reads only. */
+
+import type { AttemptRef, CampaignId, StepName } from '../../shared/ids.ts'
+import { TASK_STATE_CODE, type TaskState } from '../../shared/lifecycle.ts'
+import { unpack } from '../../shared/protocol/codec.ts'
+import type { Result } from '../../shared/protocol/messages.ts'
+import { containsIndex, parseRanges, type Span } from '../../shared/ranges.ts'
+import type { TaskRow, TaskView } from '../campaigns/model.ts'
+import type { KnownCampaign, Plans } from './plans.ts'
+import { readTaskRecord, stateAt } from './read.ts'
+import type { Results } from './results.ts'
+import type { Scripts } from './scripts.ts'
+
+const SCAN_TASKS = 65_536
+
+type Place = { step: string; index: number }
+type Filter = { step?: string; state?: TaskState; site?: string }
+
+interface Lease {
+  spans: Span[]
+  site: string
+}
+
+export class Tasks {
+  readonly #scripts: Scripts
+  readonly #plans: Plans
+  readonly #results: Results
+
+  constructor(scripts: Scripts, plans: Plans, results: Results) {
+    this.#scripts = scripts
+    this.#plans = plans
+    this.#results = results
+  }
+
+  /** Rows in the order of steps and indices, from `from` on; `next` is where the following page begins. */
+  async list(
+    id: string,
+    filter: Filter,
+    from: Place | null,
+    limit: number,
+  ): Promise<{ rows: TaskRow[]; next: Place | null }> {
+    const known = await this.#plans.get(id)
+    const rows: TaskRow[] = []
+    if (!known) return { rows, next: null }
+    const names = known.plan.steps.map((step) => step.name)
+    const first = from === null ? 0 : Math.max(0, names.indexOf(from.step as StepName))
+    for (const step of known.plan.steps.slice(first)) {
+      if (filter.step !== undefined && filter.step !== step.name) continue
+      let leases: Lease[] | undefined
+      let index = from?.step === step.name ? from.index : 0
+      while (index < step.size) {
+        const start = index - (index % 2)
+        const bytes = await this.#scripts.redis.getrangeBuffer(
+          `${known.base}:state:${id}:${step.name}`,
+          start / 2,
+          (start + SCAN_TASKS) / 2 - 1,
+        )
+        const last = Math.min(step.size, start + SCAN_TASKS)
+        const wanted: { index: number; state: TaskState }[] = []
+        for (; index < last && wanted.length < limit - rows.length + 1; index++) {
+          const code = filter.state === undefined ? undefined : TASK_STATE_CODE[filter.state]
+          const state = stateAt(bytes, index - start)
+          if (code === undefined || code === TASK_STATE_CODE[state]) wanted.push({ index, state })
+        }
+        if (wanted.some(({ state }) => state === 'assigned' || state === 'running')) {
+          leases ??= await this.#leases(known, id, step.name)
+        }
+        for (const row of await this.#rows(known, id, step.name, wanted, leases ?? [])) {
+          if (filter.site !== undefined && row.site !== filter.site) continue
+          if (rows.length === limit) return { rows, next: { step: row.step, index: row.index } }
+          rows.push(row)
+        }
+      }
+    }
+    return { rows, next: null }
+  }
+
+  async #rows(
+    known: KnownCampaign,
+    id: string,
+    step: string,
+    tasks: { index: number; state: TaskState }[],
+    leases: Lease[],
+  ): Promise<TaskRow[]> {
+    if (tasks.length === 0) return []
+    const done = tasks.filter(({ state }) => state === 'done').map(({ index }) => index)
+    const [winners, records] = await Promise.all([
+      this.#results.winners(id, step, done),
+      this.#scripts.redis.hmgetBuffer(`${known.base}:tasks:${id}:${step}`, ...tasks.map(({ index }) => String(index))),
+    ])
+    return tasks.map(({ index, state }, i) => {
+      const record = readTaskRecord(records[i])
+      const winner = winners.get(index)
+      const lease =
+        state === 'assigned' || state === 'running' ? leases.find((one) => containsIndex(one.spans, index)) : undefined
+      return {
+        step: step as StepName,
+        index,
+        state,
+        attempts: (record?.attempts ?? 0) + (winner || state === 'running' ? 1 : 0),
+        site: winner?.site ?? lease?.site ?? record?.site ?? null,
+        node: winner?.node ?? (lease ? null : (record?.node ?? null)),
+        reason: winner || state === 'done' ? null : ((record?.reason as TaskRow['reason']) ?? null),
+      }
+    })
+  }
+
+  async #leases(known: KnownCampaign, id: string, step: string): Promise<Lease[]> {
+    const bundles = await this.#scripts.redis.smembers(`${known.base}:bundles:${id}:${step}`)
+    const pipeline = this.#scripts.redis.pipeline()
+    for (const bundle of bundles) pipeline.hmget(`${known.base}:bundle:${bundle}`, 'state', 'remaining', 'site')
+    const answers = (await pipeline.exec()) ?? []
+    return answers.flatMap(([, value]) => {
+      const [state, remaining, site] = (value ?? []) as (string | null)[]
+      return state === 'leased' ? [{ spans: parseRanges(remaining ?? ''), site: site ?? '' }] : []
+    })
+  }
+
+  async one(id: string, step: string, index: number): Promise<TaskView | null> {
+    const known = await this.#plans.step(id, step)
+    if (!known || !(index >= 0 && index < known.step.size)) return null
+    const { base } = known
+    const byte = await this.#scripts.redis.getrangeBuffer(`${base}:state:${id}:${step}`, index >> 1, index >> 1)
+    const state = stateAt(byte, index % 2)
+    const leases = state === 'assigned' || state === 'running' ? await this.#leases(known, id, step) : []
+    const [row] = await this.#rows(known, id, step, [{ index, state }], leases)
+    const record = readTaskRecord(await this.#scripts.redis.hgetBuffer(`${base}:tasks:${id}:${step}`, String(index)))
+    const fences = record?.fences ? record.fences.split(',') : []
+    const entries =
+      fences.length === 0
+        ? []
+        : await this.#scripts.redis.hmgetBuffer(
+            `${base}:history:${id}:${step}`,
+            ...fences.map((fence) => `${index}:${fence}`),
+          )
+    const ref = { campaign: id as CampaignId, step: step as StepName, index }
+    const history = entries.flatMap((entry) =>
+      entry ? [resultOf(ref, unpack(entry.subarray(1)) as Partial<Result>)] : [],
+    )
+    const winner = state === 'done' ? await this.#results.winner(id, step, index) : null
+    if (winner) history.push(winner)
+    return {
+      ...row!,
+      campaign: ref.campaign,
+      history,
+      outputs: winner?.outputs ?? [],
+      winner: winner ? (attemptOf(winner) as AttemptRef) : null,
+    }
+  }
+}
+
+function attemptOf({ campaign, step, index, bundle, fences }: Result): Omit<AttemptRef, never> {
+  return { campaign, step, index, bundle, fences } as AttemptRef
+}
+
+/** An attempt that nobody reported is known by little: its lease expired. */
+function resultOf(ref: { campaign: string; step: string; index: number }, known: Partial<Result>): Result {
+  return {
+    bundle: '',
+    fences: [],
+    end: 'failed',
+    reason: null,
+    detail: null,
+    exitCode: null,
+    signal: null,
+    site: '',
+    node: 'unknown',
+    pilot: '',
+    wallMs: 0,
+    cpuMs: 0,
+    maxRssBytes: 0,
+    stageInMs: 0,
+    stageOutMs: 0,
+    outputs: [],
+    stdoutBytes: 0,
+    stderrBytes: 0,
+    tail: null,
+    ...known,
+    ...ref,
+  }
+}

@@ -1,0 +1,215 @@
+/**
+ * The invariants of the store, in words where one does not hold. Reads only. Each step is looked at as it was at one
+ * moment; what is found is looked at once more, because sessions and files are not part of that moment.
+ */
+import { setTimeout as delay } from 'node:timers/promises'
+import { type Counts, emptyCounts, TASK_STATES, type TaskState } from '../../shared/lifecycle.ts'
+import { unpack } from '../../shared/protocol/codec.ts'
+import type { Result } from '../../shared/protocol/messages.ts'
+import { formatRanges, indices, parseRanges, rangesOf } from '../../shared/ranges.ts'
+import type { Finding } from '../campaigns/model.ts'
+import { GLOBAL, groupBase } from './keys.ts'
+import type { Plans, StoredStep } from './plans.ts'
+import { stateAt } from './read.ts'
+import type { Results } from './results.ts'
+import { mapOf, type Scripts } from './scripts.ts'
+import type { Sessions } from './sessions.ts'
+
+const SECOND_LOOK_MS = 300
+
+/** Whether an output's bytes are where its record says. */
+export type OutputChecker = (output: Result['outputs'][number], result: Result) => Promise<boolean>
+
+interface Bundle {
+  id: string
+  state: string
+  remaining: string
+  session?: string
+  site?: string
+  fence?: string
+  queued: boolean
+  listed: boolean
+  deadline?: string | number
+}
+
+interface Snapshot {
+  counts: Record<string, string>
+  ready: string[]
+  retry: string[]
+  bundles: Bundle[]
+  results: string[]
+  blocks: Record<string, string>
+}
+
+export class Verifier {
+  readonly #scripts: Scripts
+  readonly #plans: Plans
+  readonly #sessions: Sessions
+  readonly #results: Results
+  readonly #isThere: OutputChecker
+
+  constructor(scripts: Scripts, plans: Plans, sessions: Sessions, results: Results, isThere: OutputChecker) {
+    this.#scripts = scripts
+    this.#plans = plans
+    this.#sessions = sessions
+    this.#results = results
+    this.#isThere = isThere
+  }
+
+  /** Empty where everything holds. */
+  async verify(): Promise<Finding[]> {
+    const findings: Finding[] = []
+    for (const group of await this.#scripts.redis.smembers(GLOBAL.groups)) {
+      const base = groupBase(group)
+      for (const campaign of await this.#scripts.redis.zrange(`${base}:campaigns`, '0', '-1')) {
+        const known = await this.#plans.get(campaign)
+        if (!known) {
+          findings.push(finding('a campaign has its plan', campaign, 'no plan', 'a plan in the blob store'))
+          continue
+        }
+        for (const step of known.plan.steps) {
+          const look = () => this.#verifyStep(base, campaign, step)
+          let found = await look()
+          if (found.length > 0) {
+            await delay(SECOND_LOOK_MS)
+            const again = new Set((await look()).map((one) => JSON.stringify([one.invariant, one.where])))
+            found = found.filter((one) => again.has(JSON.stringify([one.invariant, one.where])))
+          }
+          findings.push(...found)
+        }
+      }
+    }
+    return findings
+  }
+
+  async #verifyStep(base: string, campaign: string, step: StoredStep): Promise<Finding[]> {
+    const where = `${campaign}/${step.name}`
+    const [states, packed] = (await this.#scripts.runRaw('snapshot', base, { campaign, step: step.name })) as [
+      Buffer,
+      Buffer,
+    ]
+    const snapshot = unpack(packed) as Snapshot
+    const byState = new Map<TaskState, Set<number>>(TASK_STATES.map((state) => [state, new Set()]))
+    const findings: Finding[] = []
+    for (let index = 0; index < step.size; index++) {
+      const state = stateAt(states, index)
+      const set = byState.get(state)
+      if (set) set.add(index)
+      else findings.push(finding('every task is in a state', `${where}/${index}`, `code ${state}`, 'a known code'))
+    }
+    return [
+      ...findings,
+      ...checkCounts(where, byState, mapOf(snapshot.counts)),
+      ...checkPlaces(where, byState, snapshot),
+      ...(await this.#checkLeases(where, snapshot.bundles)),
+      ...(await this.#checkWinners(where, campaign, step.name, [...byState.get('done')!])),
+    ]
+  }
+
+  async #checkLeases(where: string, bundles: Bundle[]): Promise<Finding[]> {
+    const findings: Finding[] = []
+    const live = new Map((await this.#sessions.listed()).map((session) => [session.id, session]))
+    for (const bundle of bundles) {
+      const place = `${where} ${bundle.id}`
+      if (bundle.state === 'queued' && !bundle.queued) {
+        findings.push(finding('a queued bundle is in its queue', place, 'not in it', 'in it'))
+      }
+      if (bundle.state !== 'leased') continue
+      const session = live.get(bundle.session ?? '')
+      if (!session || (session.state !== 'active' && session.state !== 'draining')) {
+        findings.push(
+          finding('every lease has a holder', place, `session ${session?.state ?? 'unknown'}`, 'a live one'),
+        )
+      }
+      if (!bundle.listed) {
+        findings.push(finding("a lease is listed under its holder's session", place, 'not listed', 'listed'))
+      }
+      if (!bundle.deadline && !(session && session.lostAfterMs > 0)) {
+        findings.push(finding('every lease has a deadline', place, 'none', 'of its grant, or of its session'))
+      }
+    }
+    return findings
+  }
+
+  async #checkWinners(where: string, campaign: string, step: string, done: number[]): Promise<Finding[]> {
+    const findings: Finding[] = []
+    for (let first = 0; first < done.length; first += 1000) {
+      const part = done.slice(first, first + 1000)
+      const winners = await this.#results.winners(campaign, step, part)
+      for (const index of part) {
+        const winner = winners.get(index)
+        if (winner?.end !== 'done' || winner.index !== index) {
+          findings.push(finding('a done task has one winning result', `${where}/${index}`, 'none', 'one'))
+          continue
+        }
+        for (const output of winner.outputs) {
+          if (await this.#isThere(output, winner)) continue
+          findings.push(
+            finding(
+              "a winner's outputs are there",
+              `${where}/${index} ${output.path}`,
+              'missing or of another size',
+              output.url,
+            ),
+          )
+        }
+      }
+    }
+    return findings
+  }
+}
+
+function finding(invariant: string, where: string, found: string, expected: string): Finding {
+  return { invariant, where, found, expected }
+}
+
+function checkCounts(where: string, byState: Map<TaskState, Set<number>>, stored: Record<string, string>): Finding[] {
+  const real: Counts = emptyCounts()
+  for (const [state, tasks] of byState) real[state] = tasks.size
+  return TASK_STATES.flatMap((state) =>
+    Number(stored[state] ?? 0) === real[state]
+      ? []
+      : [
+          finding(
+            'counts are those of the tasks',
+            `${where} ${state}`,
+            String(stored[state] ?? 0),
+            String(real[state]),
+          ),
+        ],
+  )
+}
+
+/** Every queued task waits in exactly one place, every leased one is in exactly one lease, and nothing else is there. */
+function checkPlaces(where: string, byState: Map<TaskState, Set<number>>, snapshot: Snapshot): Finding[] {
+  const findings: Finding[] = []
+  const places = new Map<number, string[]>()
+  const put = (index: number, place: string) => places.set(index, [...(places.get(index) ?? []), place])
+  for (const span of snapshot.ready) for (const index of indices(parseRanges(span))) put(index, 'ready')
+  for (const index of snapshot.retry) put(Number(index), 'retry')
+  const inBundles = { queued: new Set<number>(), leased: new Set<number>() }
+  for (const bundle of snapshot.bundles) {
+    for (const index of indices(parseRanges(bundle.remaining))) {
+      put(index, `${bundle.state} ${bundle.id}`)
+      if (bundle.state === 'queued' || bundle.state === 'leased') inBundles[bundle.state].add(index)
+    }
+  }
+  for (const [index, list] of places) {
+    if (list.length > 1) {
+      findings.push(finding('a task waits or runs in one place', `${where}/${index}`, list.join(' and '), 'one place'))
+    }
+  }
+  const waiting = new Set([...places.keys()].filter((index) => !inBundles.leased.has(index)))
+  const leased = new Set([...byState.get('assigned')!, ...byState.get('running')!])
+  findings.push(...compare('queued tasks are those that wait', where, waiting, byState.get('queued')!))
+  findings.push(...compare('assigned and running tasks are those leased', where, inBundles.leased, leased))
+  return findings
+}
+
+function compare(invariant: string, where: string, found: Set<number>, expected: Set<number>): Finding[] {
+  const extra = rangesOf([...found].filter((index) => !expected.has(index)))
+  const missing = rangesOf([...expected].filter((index) => !found.has(index)))
+  if (extra.length + missing.length === 0) return []
+  const say = (spans: typeof extra) => (spans.length === 0 ? 'none' : formatRanges(spans.slice(0, 10)))
+  return [finding(invariant, where, `too many: ${say(extra)}; missing: ${say(missing)}`, 'neither')]
+}

@@ -1,0 +1,53 @@
+/**
+ * Manifests: for a step with inputs `from` another, which attempt's outputs to fetch for each of its tasks. Written as
+ * blobs when the step is released; winners never change, so the same step always gives the same manifest.
+ */
+
+import { pack } from '../../shared/protocol/codec.ts'
+import type { Manifest } from '../../shared/protocol/work.ts'
+import type { BlobStore } from '../blobs.ts'
+import type { Plans, StoredStep } from '../leases/plans.ts'
+import type { Results } from '../leases/results.ts'
+
+const PART = 4096
+
+export class Manifests {
+  readonly #plans: Plans
+  readonly #results: Results
+  readonly #blobs: BlobStore
+
+  constructor(plans: Plans, results: Results, blobs: BlobStore) {
+    this.#plans = plans
+    this.#results = results
+    this.#blobs = blobs
+  }
+
+  /** Digest by the input's position, `"0"`, `"1"`, ... */
+  async write(campaign: string, step: StoredStep): Promise<Record<string, string>> {
+    const manifests: Record<string, string> = {}
+    for (const [position, input] of step.template.inputs.entries()) {
+      if (input.from === null) continue
+      const from = await this.#plans.step(campaign, input.from)
+      if (!from) continue
+      const manifest: Manifest = { step: input.from, entries: [] }
+      for (let first = 0; first < from.step.size; first += PART) {
+        const part = Array.from({ length: Math.min(PART, from.step.size - first) }, (_, i) => first + i)
+        const winners = await this.#results.winners(campaign, input.from, part)
+        for (const index of part) {
+          const outputs = winners.get(index)?.outputs ?? []
+          for (const { path, url, sizeBytes, checksum } of outputs) {
+            if (input.output === null ? path.startsWith('.log/') : path !== input.output) continue
+            manifest.entries.push({ index, output: path, url: finalUrl(url), sizeBytes, checksum })
+          }
+        }
+      }
+      manifests[String(position)] = await this.#blobs.put(pack(manifest))
+    }
+    return manifests
+  }
+}
+
+/** Files written beside their final name have it by the time they are fetched. */
+function finalUrl(url: string): string {
+  return url.startsWith('file://') ? url.replace(/\.attempt-[\d-]+$/, '') : url
+}

@@ -1,0 +1,77 @@
+/**
+ * Ends sessions that fell silent, and grants that nobody confirmed. After our own silence (a restart of the centre or
+ * of Redis) nobody is declared dead for as long as their own lost-after: absence of evidence is not death then.
+ */
+import type { Log } from '../../shared/log.ts'
+import { GRACE_AFTER_RESTART } from '../../shared/timings.ts'
+import { GLOBAL, groupBase } from '../leases/keys.ts'
+import type { Leases } from '../leases/leases.ts'
+import type { Scripts } from '../leases/scripts.ts'
+import type { Sessions } from '../leases/sessions.ts'
+
+/** Longer than this between two sweeps means that holders could not reach us, not scaled. */
+const OWN_SILENCE_MS = 15_000
+/** A session's mark in its groups outlives any grant that could still be under way. */
+const DEAD_KEPT_MS = 24 * 3600_000
+
+export class Reaper {
+  readonly #scripts: Scripts
+  readonly #sessions: Sessions
+  readonly #leases: Leases
+  readonly #log: Log
+  readonly #scale: number
+
+  constructor(scripts: Scripts, sessions: Sessions, leases: Leases, log: Log, scale: number) {
+    this.#scripts = scripts
+    this.#sessions = sessions
+    this.#leases = leases
+    this.#log = log
+    this.#scale = scale
+  }
+
+  async sweep(): Promise<void> {
+    const nowMs = await this.#nowMs()
+    const graceMs = await this.#noteSweep(nowMs)
+    for (const session of await this.#sessions.listed()) {
+      const isLive = session.state === 'active' || session.state === 'draining'
+      const silentSinceMs = Math.max(session.seenMs, graceMs + (GRACE_AFTER_RESTART - 1) * session.lostAfterMs)
+      if (isLive && nowMs - silentSinceMs <= session.lostAfterMs) continue
+      const groups = await this.#sessions.end(session.site, session.id, 'dead', { before: nowMs - session.lostAfterMs })
+      if (!groups) continue
+      if (isLive) {
+        this.#log.warn(
+          { site: session.site, holder: session.holder, session: session.id, silentMs: nowMs - session.seenMs },
+          `${session.role}.lost`,
+        )
+      }
+      await this.#leases.bury(session.site, session.id, groups.map(groupBase), 'node.lost')
+    }
+    for (const group of await this.#scripts.redis.smembers(GLOBAL.groups)) {
+      const base = groupBase(group)
+      for (const bundle of await this.#scripts.redis.zrangebyscore(`${base}:provisional`, '-inf', nowMs)) {
+        await this.#leases.expire(base, bundle, { provisional: true, reason: 'node.lost' })
+      }
+      await this.#forgetDead(base, nowMs)
+    }
+  }
+
+  async #nowMs(): Promise<number> {
+    const [seconds, micros] = await this.#scripts.redis.time()
+    return Number(seconds) * 1000 + Math.floor(Number(micros) / 1000)
+  }
+
+  /** Since when, at the earliest, silence counts: the end of our own last silence. */
+  async #noteSweep(nowMs: number): Promise<number> {
+    const [swept, grace] = await this.#scripts.redis.hmget(GLOBAL.mark, 'sweptMs', 'graceMs')
+    const wasSilent = nowMs - Number(swept ?? 0) > OWN_SILENCE_MS * Math.max(this.#scale, 0.2)
+    const since = wasSilent ? nowMs : Number(grace ?? 0)
+    await this.#scripts.redis.hset(GLOBAL.mark, 'sweptMs', nowMs, 'graceMs', since)
+    return since
+  }
+
+  async #forgetDead(base: string, nowMs: number): Promise<void> {
+    for (const [session, sinceMs] of Object.entries(await this.#scripts.redis.hgetall(`${base}:dead`))) {
+      if (nowMs - Number(sinceMs) > DEAD_KEPT_MS) await this.#scripts.redis.hdel(`${base}:dead`, session)
+    }
+  }
+}

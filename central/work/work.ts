@@ -1,0 +1,194 @@
+/**
+ * The work about work, on BullMQ: expand, feed, release, publish, compact, and a sweep that every second looks for what
+ * is due and was not done. A job is a hint to look, never the truth: it may be lost, doubled, or die anywhere, and any
+ * number of processes may run them side by side.
+ */
+import { type Job, Queue, Worker } from 'bullmq'
+import type { Redis } from 'ioredis'
+import { openTasks } from '../../shared/lifecycle.ts'
+import type { Log } from '../../shared/log.ts'
+import type { Feeder } from '../leases/feeding.ts'
+import { GLOBAL, groupBase } from '../leases/keys.ts'
+import type { Plans } from '../leases/plans.ts'
+import { readCounts } from '../leases/read.ts'
+import { BLOCK_TASKS, mustPublish, type Results } from '../leases/results.ts'
+import type { Scripts } from '../leases/scripts.ts'
+import { publishOutputs } from '../publishing/publish.ts'
+import type { Compactor } from './compact.ts'
+import type { Reaper } from './reaper.ts'
+
+const QUEUE = 'indraft-work'
+const PREFIX = 'indraft-jobs'
+const SWEEP_EVERY_MS = 1000
+const PUBLISH_BATCH = 200
+
+export type JobName = 'expand' | 'feed' | 'release' | 'publish' | 'sweep' | 'compact'
+
+interface JobData {
+  campaign: string
+  step: string
+}
+
+export interface WorkParts {
+  /** Made anew for each connection that BullMQ blocks on. */
+  connect: () => Redis
+  scripts: Scripts
+  plans: Plans
+  results: Results
+  feeder: Feeder
+  compactor: Compactor
+  reaper: Reaper
+  outputsDir: string
+  log: Log
+  timeScale: number
+}
+
+/** Jobs are asked for before the parts that run them exist; this end knows only the queue. */
+export class WorkQueue {
+  readonly #queue: Queue
+  readonly #log: Log
+  readonly #pending = new Set<Promise<unknown>>()
+  /** Asked for in this turn of the event loop already. */
+  readonly #asked = new Set<string>()
+
+  constructor(connection: Redis, log: Log) {
+    this.#queue = new Queue(QUEUE, {
+      connection,
+      prefix: PREFIX,
+      streams: { events: { maxLen: 100 } },
+      defaultJobOptions: { removeOnComplete: true, removeOnFail: { count: 100 } },
+    })
+    this.#queue.on('error', (error) => log.warn({ err: error }, 'work.queueFailed'))
+    this.#log = log
+  }
+
+  /** Never throws and is not waited for: what is lost here the sweep finds. */
+  want(job: Exclude<JobName, 'sweep'>, campaign: string, step: string): void {
+    const id = [job, campaign, step].join('/')
+    if (this.#asked.has(id)) return
+    this.#asked.add(id)
+    setImmediate(() => this.#asked.delete(id))
+    const added = this.#queue
+      .add(job, { campaign, step }, { deduplication: { id, keepLastIfActive: true } })
+      .catch((error) => this.#log.warn({ err: error, job, campaign, step }, 'work.notAsked'))
+      .finally(() => this.#pending.delete(added))
+    this.#pending.add(added)
+  }
+
+  async schedule(everyMs: number): Promise<void> {
+    await this.#queue.upsertJobScheduler('sweep', { every: everyMs }, { name: 'sweep', data: {} })
+  }
+
+  async close(): Promise<void> {
+    await Promise.all(this.#pending)
+    await this.#queue.close()
+  }
+}
+
+export class Work {
+  readonly #parts: WorkParts
+  readonly #queue: WorkQueue
+  /** One at a time in this process; others may run beside it elsewhere. */
+  #sweeping: Promise<void> | undefined
+  #worker: { worker: Worker; connection: Redis } | undefined
+
+  constructor(parts: WorkParts, queue: WorkQueue) {
+    this.#parts = parts
+    this.#queue = queue
+  }
+
+  async start(): Promise<void> {
+    const connection = this.#parts.connect()
+    const worker = new Worker(QUEUE, (job: Job) => this.#run(job.name as JobName, job.data as JobData), {
+      connection,
+      prefix: PREFIX,
+      concurrency: 4,
+    })
+    worker.on('error', (error) => this.#parts.log.warn({ err: error }, 'work.failed'))
+    worker.on('failed', (job, error) => {
+      this.#parts.log.error({ err: error, job: job?.name, ...(job?.data as object) }, 'work.jobFailed')
+    })
+    this.#worker = { worker, connection }
+    await worker.waitUntilReady()
+    await this.#queue.schedule(Math.max(50, Math.round(SWEEP_EVERY_MS * this.#parts.timeScale)))
+    await this.sweep()
+  }
+
+  async stop(): Promise<void> {
+    if (!this.#worker) return
+    const { worker, connection } = this.#worker
+    this.#worker = undefined
+    await worker.close()
+    connection.disconnect()
+  }
+
+  #run(name: JobName, { campaign, step }: JobData): Promise<unknown> {
+    switch (name) {
+      case 'expand':
+      case 'release':
+        return this.#parts.feeder.advance(campaign)
+      case 'feed':
+        return this.#parts.feeder.feed(campaign, step)
+      case 'publish':
+        return this.publish(campaign)
+      case 'compact':
+        return this.#parts.compactor.compact(campaign, step)
+      case 'sweep':
+        return this.sweep()
+    }
+  }
+
+  /** Looks for everything that is due, whoever should have asked for it. One round does it all; tests call it. */
+  async sweep(): Promise<void> {
+    this.#sweeping ??= this.#sweepOnce().finally(() => {
+      this.#sweeping = undefined
+    })
+    return this.#sweeping
+  }
+
+  async #sweepOnce(): Promise<void> {
+    const { scripts, reaper, feeder, plans } = this.#parts
+    await reaper.sweep()
+    for (const group of await scripts.redis.smembers(GLOBAL.groups)) {
+      const base = groupBase(group)
+      for (const campaign of await scripts.redis.smembers(`${base}:active`)) {
+        await feeder.advance(campaign)
+        const known = await plans.get(campaign)
+        for (const step of known?.plan.steps ?? []) {
+          const counts = await readCounts(scripts.redis, base, campaign, step.name)
+          if (counts.queued > 0) await feeder.feed(campaign, step.name)
+          const kept = await scripts.redis.hlen(`${base}:results:${campaign}:${step.name}`)
+          if (kept >= BLOCK_TASKS || (kept > 0 && openTasks(counts) === 0)) {
+            this.#queue.want('compact', campaign, step.name)
+          }
+        }
+      }
+      const waiting = await scripts.redis.srandmember(`${base}:publish`)
+      if (waiting) await this.publish(waiting.slice(0, waiting.indexOf('|')))
+    }
+  }
+
+  /** Publishes what waits in the group of a campaign. What fails stays on the list for the next sweep. */
+  async publish(campaign: string): Promise<void> {
+    const { scripts, plans, results, outputsDir, log } = this.#parts
+    const known = await plans.get(campaign)
+    if (!known) return
+    const key = `${known.base}:publish`
+    const names = await scripts.redis.srandmember(key, PUBLISH_BATCH)
+    let published = 0
+    for (const name of names) {
+      const [id = '', step = '', index = ''] = name.split('|')
+      const result = await results.winner(id, step, Number(index))
+      try {
+        if (result?.outputs.some((output) => mustPublish(output.url, result))) {
+          await publishOutputs(outputsDir, result, log)
+        }
+        await scripts.redis.srem(key, name)
+        published++
+      } catch (error) {
+        log.warn({ err: error, task: `${id}/${step}/${index}` }, 'task.notPublished')
+      }
+    }
+    if (published === PUBLISH_BATCH) this.#queue.want('publish', campaign, '')
+  }
+}
