@@ -1,0 +1,167 @@
+/** Handlers about campaigns: what is asked of the store, and in whose name. Groups are checked here. */
+
+import { IndraftError } from '../../shared/errors.ts'
+import type { Unmet } from '../../shared/fit.ts'
+import { formatBytes, formatDuration } from '../../shared/quantity.ts'
+import { checkCampaign } from '../campaigns/check.ts'
+import type { CampaignPlan, CampaignStore, CampaignView } from '../campaigns/model.ts'
+import type { Problem } from '../campaigns/source.ts'
+import { nearestSite, type SiteShapes } from '../matching/nearest.ts'
+import { type Principal, requireGroup } from '../people.ts'
+import type { Handlers } from './server.ts'
+
+/** A campaign file with everything that is wrong with it. */
+export class CampaignRefused extends IndraftError {
+  readonly problems: Problem[]
+
+  constructor(problems: Problem[]) {
+    const first = problems[0]!
+    const more = problems.length > 1 ? ` (and ${problems.length - 1} more)` : ''
+    super('campaign.invalid', `${first.path === '' ? '' : `${first.path}: `}${first.message}${more}`, {
+      ...(first.path === '' ? {} : { path: first.path }),
+    })
+    this.problems = problems
+  }
+}
+
+type CampaignHandlers = Pick<
+  Handlers,
+  'submitCampaign' | 'listCampaigns' | 'showCampaign' | 'campaignSource' | 'setDesired' | 'listTasks' | 'showTask'
+>
+
+export interface CampaignParts {
+  store: CampaignStore
+  /** Shapes seen and declared, of sites that are not disabled. */
+  siteShapes(): Promise<SiteShapes[]>
+}
+
+/** @throws IndraftError request.notFound; a campaign of another group is not found either */
+export async function findCampaign(store: CampaignStore, name: string, caller: Principal): Promise<CampaignView> {
+  const found = await store.find(name, caller.groups)
+  if (!found)
+    throw new IndraftError('request.notFound', `there is no campaign "${name}" in your groups`, { path: 'campaign' })
+  return found
+}
+
+export function campaignHandlers({ store, siteShapes }: CampaignParts): CampaignHandlers {
+  return {
+    async submitCampaign({ body }, caller) {
+      const checked = checkCampaign(body.source, body.tables, caller.subject)
+      if ('problems' in checked) throw new CampaignRefused(checked.problems)
+      const { plan } = checked
+      requireGroup(caller, plan.group)
+      const warnings = unmatchedSteps(plan, await siteShapes())
+      if (body.strict && warnings.length > 0) {
+        throw new IndraftError('campaign.unmatchable', warnings[0]!.message, { path: warnings[0]!.path })
+      }
+      const { created } = body.dryRun ? { created: false } : await store.create(plan)
+      return {
+        id: plan.id,
+        name: plan.name,
+        group: plan.group,
+        created,
+        dryRun: body.dryRun,
+        tasks: plan.steps.reduce((sum, step) => sum + step.size, 0),
+        steps: plan.steps.map((step) => ({ name: step.name, tasks: step.size })),
+        warnings,
+      }
+    },
+    async listCampaigns(_given, caller) {
+      const campaigns = await store.list(caller.groups)
+      return { campaigns: campaigns.sort((a, b) => b.createdAtMs - a.createdAtMs) }
+    },
+    showCampaign: ({ params }, caller) => findCampaign(store, params.campaign, caller),
+    async campaignSource({ params }, caller) {
+      return { source: await store.source((await findCampaign(store, params.campaign, caller)).id) }
+    },
+    async setDesired({ params, body }, caller) {
+      const found = await findCampaign(store, params.campaign, caller)
+      requireGroup(caller, found.group)
+      return await store.setDesired(found.id, body.desired)
+    },
+    async listTasks({ params, query }, caller) {
+      const found = await findCampaign(store, params.campaign, caller)
+      const { step, state, site, from, limit } = query
+      if (step !== undefined) requireStep(found, step)
+      const filter = { ...(step && { step }), ...(state && { state }), ...(site && { site }) }
+      const page = await store.tasks(found.id, filter, readCursor(from), limit)
+      return { tasks: page.rows, next: writeCursor(page.next) }
+    },
+    async showTask({ params }, caller) {
+      const found = await findCampaign(store, params.campaign, caller)
+      return await findTask(store, found, params.step, params.index)
+    },
+  }
+}
+
+/** @throws IndraftError request.notFound naming the steps there are */
+export function requireStep(campaign: CampaignView, step: string): void {
+  if (campaign.steps.some(({ name }) => name === step)) return
+  const steps = campaign.steps.map(({ name }) => name).join(', ')
+  throw new IndraftError('request.notFound', `${campaign.name} has no step "${step}"; steps: ${steps}`, {
+    path: 'step',
+  })
+}
+
+/** @throws IndraftError request.notFound */
+export async function findTask(store: CampaignStore, campaign: CampaignView, step: string, index: number) {
+  requireStep(campaign, step)
+  const task = await store.task(campaign.id, step, index)
+  if (!task) throw new IndraftError('request.notFound', `${step} has no task ${index}`, { path: 'index' })
+  return task
+}
+
+export function readCursor(text: string | undefined): { step: string; index: number } | null {
+  if (text === undefined) return null
+  const [step = '', index] = text.split('/', 2)
+  return { step, index: Number(index) }
+}
+
+export function writeCursor(cursor: { step: string; index: number } | null): string | null {
+  return cursor && `${cursor.step}/${cursor.index}`
+}
+
+/** The field of the file that a need comes from. */
+const FIELD_OF: Record<Unmet['need'], string> = {
+  cores: 'resources.cores',
+  memory: 'resources.memory',
+  scratch: 'resources.scratch',
+  gpus: 'resources.gpus',
+  'gpu memory': 'resources.gpu_memory',
+  architecture: 'arch',
+  runtime: 'image',
+  network: 'network',
+  'time left': 'resources.walltime',
+  site: '',
+}
+const BYTES: readonly Unmet['need'][] = ['memory', 'scratch', 'gpu memory']
+
+/** Steps that no known node of any site could run, each with the site that comes nearest and what it lacks. */
+export function unmatchedSteps(plan: CampaignPlan, sites: readonly SiteShapes[]): { path: string; message: string }[] {
+  return plan.steps.flatMap((step) => {
+    const nearest = nearestSite(step.needs, sites)
+    const path = `steps.${step.name}`
+    if (nearest === null) {
+      return [{ path, message: 'no site has shown its nodes yet: it waits until one comes that fits' }]
+    }
+    const first = nearest.unmet[0]
+    if (first === undefined) return []
+    const lacks = nearest.unmet.map(({ need, wanted, offered }) => {
+      const show = (value: number | string) => shownNeed(need, value)
+      return `${need}: ${show(wanted)} wanted, ${show(offered)} there`
+    })
+    const field = first.need === 'site' ? 'sites' : `${path}.${FIELD_OF[first.need]}`
+    return [
+      {
+        path: field,
+        message: `no registered site can run ${step.name}; the nearest is ${nearest.site} (${lacks.join('; ')})`,
+      },
+    ]
+  })
+}
+
+function shownNeed(need: Unmet['need'], value: number | string): string {
+  if (typeof value === 'string') return value
+  if (BYTES.includes(need)) return formatBytes(value)
+  return need === 'time left' ? formatDuration(value) : String(value)
+}

@@ -1,0 +1,188 @@
+/**
+ * Central, put together: Redis, store, dispatcher over NATS, API with files, metrics. Starts in the order in which the
+ * parts need each other, stops in the other. Replicas of it may run side by side on the same Redis and NATS.
+ */
+import { mkdirSync, readFileSync } from 'node:fs'
+import type { AddressInfo } from 'node:net'
+import type { Redis } from 'ioredis'
+import { systemClock } from '../shared/clock.ts'
+import { shownConfig } from '../shared/config.ts'
+import { frameHandler } from '../shared/dispatcher.ts'
+import { AttemptFiles } from '../shared/files/attempt-files.ts'
+import { makeCapability } from '../shared/files/capability.ts'
+import { fileHandler } from '../shared/files/server.ts'
+import { connectNats, serveNats } from '../shared/link-nats.ts'
+import type { Log } from '../shared/log.ts'
+import { makeSigner } from '../shared/signing.ts'
+import { timingsFor } from '../shared/timings.ts'
+import { campaignHandlers } from './api/campaigns.ts'
+import { outputHandlers } from './api/outputs.ts'
+import { buildServer } from './api/server.ts'
+import { siteHandlers } from './api/sites.ts'
+import { folderBlobs } from './blobs.ts'
+import type { CampaignStore } from './campaigns/model.ts'
+import { CENTRAL_SETTINGS, type CentralConfig, centralPaths } from './config.ts'
+import { readCapabilityKey, readSigningKey } from './keys.ts'
+import { GLOBAL } from './leases/keys.ts'
+import { openStore } from './leases/open.ts'
+import type { SiteShapes } from './matching/nearest.ts'
+import { listenForMetrics, makeMetrics, type StoreCondition } from './metrics.ts'
+import { ensureAdminToken, openPeople } from './people.ts'
+import { connectRedis } from './redis.ts'
+import { siteFiles } from './sites/files.ts'
+import type { JoinFacts } from './sites/join.ts'
+import { prepareNatsAccount } from './sites/nats-account.ts'
+import { openSiteRegistry, type SiteRegistry } from './sites/registry.ts'
+
+export interface RunningCentral {
+  apiUrl: string
+  metricsUrl: string
+  stop(): Promise<void>
+}
+
+const NATS_INBOX = '_INBOX_central'
+
+export async function startCentral(config: CentralConfig, log: Log): Promise<RunningCentral> {
+  log.info({ config: shownConfig(CENTRAL_SETTINGS, config) }, 'central.starting')
+  const paths = centralPaths(config)
+  for (const folder of [paths.state, paths.outputs, paths.blobs]) mkdirSync(folder, { recursive: true, mode: 0o700 })
+  /** What to end, in the order it was begun. */
+  const begun: (() => Promise<unknown>)[] = []
+  const endAll = async () => {
+    for (const end of begun.reverse().splice(0)) {
+      await end().catch((error: unknown) => log.error({ err: error }, 'central.stopFailed'))
+    }
+  }
+  try {
+    const redis = await connectRedis(config.redis, log)
+    begun.push(async () => redis.disconnect())
+    await ensureAdminToken(redis, paths.adminToken)
+    const people = openPeople(redis)
+    const sites = openSiteRegistry(redis)
+    const signer = makeSigner(readSigningKey(paths.signingKey))
+    const capabilityKey = readCapabilityKey(paths.capabilityKey)
+    const blobs = folderBlobs(paths.blobs)
+    const attempts = new AttemptFiles(paths.outputs)
+    await attempts.clearIncoming()
+    const metrics = makeMetrics(log)
+    let apiUrl = ''
+    const publicUrl = () => config.publicUrl?.replace(/\/$/, '') ?? apiUrl
+
+    const opened = await openStore({
+      redis: config.redis,
+      blobs,
+      signer,
+      clock: systemClock,
+      log,
+      timeScale: config.timeScale,
+      outputsDir: paths.outputs,
+      siteOf: async (name) => {
+        const site = await sites.get(name)
+        return site && { labels: site.labels, disabled: site.disabled, outageMs: site.outageMs ?? undefined }
+      },
+      siteNames: async () => (await sites.list()).map(({ name }) => name),
+      filesUrl: () => publicUrl() || null,
+      capabilityFor: ({ campaign, step, fences, tasks }, expiresAtMs) =>
+        makeCapability(capabilityKey, { campaign, step, fences, tasks, expiresAtMs }),
+      events: metrics.storeEvents,
+    })
+    begun.push(() => opened.close())
+    const { store, dispatcher, work } = opened
+
+    const { centralCreds } = await prepareNatsAccount(paths.natsAccount)
+    const nats = await connectNats({
+      url: config.nats,
+      name: 'central',
+      creds: centralCreds,
+      ca: readOptional(config.natsCa),
+      inboxPrefix: NATS_INBOX,
+    })
+    begun.push(() => nats.close())
+    const ready = async () => {
+      await opened.ping()
+      if (nats.isClosed()) throw new Error('the connection to NATS is closed')
+      await nats.flush()
+    }
+
+    const join: JoinFacts = {
+      natsAccount: paths.natsAccount,
+      natsUrl: config.natsPublicUrl ?? config.nats,
+      natsCa: readOptional(config.natsCa) ?? null,
+      filesUrl: publicUrl,
+      filesCa: readOptional(config.tlsCa) ?? null,
+      keys: signer.keys,
+    }
+    const campaignExists = async (id: string) => (await store.find(id, ['*'])) !== null
+    const api = await buildServer({
+      people,
+      log,
+      tls:
+        config.tlsCert === null
+          ? null
+          : { cert: readFileSync(config.tlsCert, 'utf8'), key: readFileSync(config.tlsKey!, 'utf8') },
+      files: fileHandler(siteFiles({ sites, blobs, attempts, capabilityKey, campaignExists }), log),
+      ready,
+      onRefused: metrics.onApiRefused,
+      handlers: {
+        ...campaignHandlers({ store, siteShapes: () => knownShapes(store, sites) }),
+        ...outputHandlers({ store, attempts, logRetryMs: timingsFor('relay', config.timeScale).beatMs }),
+        ...siteHandlers({
+          store,
+          people,
+          sites,
+          join,
+          joinValidMs: config.joinValid,
+          publicUrl,
+          liftHalt: () => opened.liftHalt(),
+        }),
+      },
+    })
+    begun.push(() => api.close())
+    await api.listen({ host: config.host, port: config.apiPort })
+    const { port } = api.server.address() as AddressInfo
+    apiUrl = `${config.tlsCert === null ? 'http' : 'https'}://${config.host.includes(':') ? `[${config.host}]` : config.host}:${port}`
+
+    // Only now: a relay that is welcomed is told where files are.
+    const link = serveNats(nats, frameHandler(dispatcher, log, metrics.dispatcherEvents), log)
+    begun.push(() => link.close())
+    await work.start()
+    begun.push(() => work.stop())
+    metrics.watch(store, () => readCondition(redis))
+    const listener = await listenForMetrics(metrics, { host: config.metricsHost, port: config.metricsPort }, ready)
+    begun.push(() => listener.close())
+
+    log.info({ apiUrl, metricsUrl: listener.url, nats: config.nats }, 'central.ready')
+    let stopping: Promise<void> | undefined
+    return {
+      apiUrl,
+      metricsUrl: listener.url,
+      stop() {
+        stopping ??= endAll().then(() => log.info('central.stopped'))
+        return stopping
+      },
+    }
+  } catch (error) {
+    await endAll()
+    throw error
+  }
+}
+
+/** Shapes seen by the store and declared at registration, of sites that may take work. */
+async function knownShapes(store: CampaignStore, sites: SiteRegistry): Promise<SiteShapes[]> {
+  const seen = new Map((await store.siteShapes()).map((one) => [one.site, one.shapes]))
+  const open = (await sites.list()).filter((site) => !site.disabled)
+  return open.map(({ name, labels, shapes }) => ({
+    site: name,
+    labels,
+    shapes: [...shapes, ...(seen.get(name) ?? [])],
+  }))
+}
+
+async function readCondition(redis: Redis): Promise<StoreCondition> {
+  const [sequence, halted] = await redis.hmget(GLOBAL.mark, 'sequence', 'halted')
+  return { sequence: Number(sequence ?? 0), halted: Boolean(halted) }
+}
+
+function readOptional(path: string | null): string | undefined {
+  return path === null ? undefined : readFileSync(path, 'utf8')
+}
