@@ -3,7 +3,7 @@
  * in this order, each kept alive; ended in the opposite order. All state lies in one folder, and a second start on it
  * goes on where the first stopped, however that one ended. `indraft up`, the demo and whole-product tests use it.
  */
-import { existsSync, mkdirSync, readFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { availableParallelism, totalmem } from 'node:os'
 import { join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -11,6 +11,7 @@ import { locateServer } from '../../../shared/servers/locate.ts'
 import { startNats } from '../../../shared/servers/nats.ts'
 import { writePrivately } from '../../../shared/servers/private-file.ts'
 import { freePort, type RunningServer } from '../../../shared/servers/process.ts'
+import { endRecorded } from '../../../shared/servers/record.ts'
 import { startRedis } from '../../../shared/servers/redis.ts'
 import { keptCertificate, makeAuthority } from '../../../shared/tls.ts'
 import { prepareNatsAccount } from '../../sites/nats-account.ts'
@@ -68,6 +69,23 @@ export async function startStack(config: UpConfig, events: StackEvents): Promise
   } catch (error) {
     await stop()
     throw error
+  }
+}
+
+/** Removes all state of a home, and ends what still runs on it. @throws IndraftError where an `up` runs there */
+export async function clearState(home: string): Promise<void> {
+  const folder = join(resolve(home), 'up')
+  if (!existsSync(folder)) return
+  const unlock = lockHome(folder)
+  try {
+    for (const entry of readdirSync(folder, { recursive: true, encoding: 'utf8' })) {
+      if (entry.endsWith('.pid') && entry !== 'up.pid') await endRecorded(join(folder, entry))
+    }
+    for (const entry of readdirSync(folder)) {
+      if (entry !== 'up.pid') rmSync(join(folder, entry), { recursive: true, force: true })
+    }
+  } finally {
+    unlock()
   }
 }
 
