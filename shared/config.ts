@@ -110,7 +110,8 @@ function readValue(name: string, setting: Setting, value: unknown, where: string
       if (value === false || value === 'false' || value === '0') return false
       return bad(name, where, 'true or false')
     case 'number': {
-      const number = typeof value === 'number' ? value : typeof value === 'string' && value.trim() !== '' ? Number(value) : NaN
+      const number =
+        typeof value === 'number' ? value : typeof value === 'string' && value.trim() !== '' ? Number(value) : NaN
       if (!(number >= setting.min && number <= setting.max)) {
         return bad(name, where, `a number from ${setting.min} to ${setting.max}`)
       }
