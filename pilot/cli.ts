@@ -1,0 +1,82 @@
+/** The command `indraft-pilot`: options from the settings table, signals to the pilot, its code to an exit status. */
+import { Command } from 'commander'
+import { shownConfig } from '../shared/config.ts'
+import { IndraftError } from '../shared/errors.ts'
+import { type LogLevel, makeLog } from '../shared/log.ts'
+import { formatBytes, formatDuration } from '../shared/quantity.ts'
+import { loadPilotConfig, PILOT_SETTINGS } from './config.ts'
+import { examineNode, startPilot } from './main.ts'
+
+function optionName(setting: string): string {
+  return setting.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)
+}
+
+function withSettings(command: Command): Command {
+  command.option('--config <file>', 'YAML file with settings; INDRAFT_<NAME> and options win over it')
+  for (const [name, setting] of Object.entries(PILOT_SETTINGS)) {
+    const shown = Array.isArray(setting.default) ? setting.default.join(',') : setting.default
+    const suffix = shown === null || shown === '' ? '' : ` (default: ${shown})`
+    command.option(`--${optionName(name)} <${setting.type}>`, setting.meaning + suffix)
+  }
+  return command
+}
+
+/** Refusals as one line and exit status 2; anything else is a bug and shows its stack. */
+async function orRefuse(act: () => Promise<void>): Promise<void> {
+  try {
+    await act()
+  } catch (error) {
+    if (!(error instanceof IndraftError)) throw error
+    console.error(`indraft-pilot: ${error.message}`)
+    process.exitCode = 2
+  }
+}
+
+async function runPilot({ config: file, ...args }: Record<string, unknown>): Promise<void> {
+  const config = loadPilotConfig(args, file as string | undefined)
+  const log = makeLog('pilot', config.logLevel as LogLevel)
+  log.info(shownConfig(PILOT_SETTINGS, config), 'pilot.configured')
+  const pilot = await startPilot(config, log)
+  process.title = `indraft-pilot ${pilot.name}`
+  for (const signal of ['SIGTERM', 'SIGINT', 'SIGUSR1'] as const) process.on(signal, () => void pilot.stop(signal))
+  const code = await pilot.finished
+  // 2xx and 3xx are ends as they should be: batch systems count everything else as a failure.
+  process.exit(code < 400 ? 0 : 1)
+}
+
+async function showNode({ config: file, json, ...args }: Record<string, unknown>): Promise<void> {
+  const config = loadPilotConfig(args, file as string | undefined)
+  const { facts, checks } = await examineNode(config, makeLog('pilot', 'silent'))
+  if (checks.some((check) => !check.ok && check.what !== 'containers start')) process.exitCode = 1
+  if (json) return console.log(JSON.stringify({ facts, checks }, null, 2))
+  const left = facts.timeLeftMs === null ? 'no end known' : `${formatDuration(facts.timeLeftMs)} left`
+  console.log(`node ${facts.node}: ${facts.cores} cores (${facts.arch}), ${formatBytes(facts.memoryBytes)} memory,`)
+  console.log(`  ${formatBytes(facts.scratchBytes)} scratch, network ${facts.network}, ${left}`)
+  for (const { ok, what, detail } of checks) console.log(`${ok ? 'ok  ' : 'BAD '} ${what}: ${detail}`)
+}
+
+const program = new Command('indraft-pilot')
+  .description('Draws tasks from a relay (or the centre) and runs them on this node.')
+  .showHelpAfterError('(indraft-pilot --help says more)')
+
+withSettings(program.command('run').description('Be a pilot until there is no more work, the time is up, or a signal.'))
+  .addHelpText(
+    'after',
+    `
+Examples:
+  indraft-pilot run --credential /shared/relay/pilot.json --scratch $TMPDIR
+  indraft-pilot run --credential pilot.json --cores 16 --memory 64GiB --idle-after 1min
+  srun --ntasks-per-node=1 indraft-pilot run --config site.yaml     one pilot on each node of a job
+
+Signals: SIGTERM and SIGINT end payloads and leave within --drain-grace, a second one hurries;
+SIGUSR1 announces the end --notice-time ahead. A file STOP in the scratch folder drains.
+Exit status: 0 for codes 2xx (done) and 3xx (no work), 1 for 4xx (refused), 5xx (node), 6xx, 7xx, 2 for bad options.`,
+  )
+  .action((options) => orRefuse(() => runPilot(options)))
+
+withSettings(program.command('doctor').description('What this node has, and whether a pilot could work here.'))
+  .option('--json', 'as JSON')
+  .addHelpText('after', '\nExample:\n  indraft-pilot doctor --scratch /local/scratch')
+  .action((options) => orRefuse(() => showNode(options)))
+
+await program.parseAsync(process.argv)

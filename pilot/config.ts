@@ -1,0 +1,178 @@
+/**
+ * The pilot's settings: one row each with type, default, unit and meaning, and what the batch system says about this
+ * job. The only file of the pilot that reads the environment. Timings that a dispatcher and its holders must agree on
+ * are not here: they come with the welcome.
+ */
+import { hostname, tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { type Config, loadConfig, type Settings } from '../shared/config.ts'
+
+export const PILOT_SETTINGS = {
+  credential: {
+    type: 'text',
+    default: 'pilot.json',
+    meaning: 'The pilot credential that the relay of this site wrote.',
+  },
+  scratch: {
+    type: 'text',
+    default: join(tmpdir(), 'indraft-pilot'),
+    meaning: 'Folder for task folders and undelivered results; node-local where possible. Made when missing.',
+  },
+  name: {
+    type: 'text',
+    default: null,
+    meaning: 'Unique at the site while the pilot lives; made of node, batch job and process when not given.',
+  },
+  node: { type: 'text', default: hostname(), meaning: 'Name of this node; failed tasks avoid nodes by it.' },
+  cores: { type: 'number', default: null, min: 1, max: 4096, meaning: 'Cores to use; the allocation when not given.' },
+  memory: {
+    type: 'bytes',
+    default: null,
+    min: '64MiB',
+    meaning: 'Memory for payloads; the allocation when not given.',
+  },
+  scratchSpace: { type: 'bytes', default: null, meaning: 'Scratch space to offer; what is free when not given.' },
+  network: {
+    type: 'text',
+    default: 'none',
+    oneOf: ['none', 'proxy', 'outgoing'],
+    meaning: 'What payloads reach outside the site.',
+  },
+  labels: { type: 'list', default: [], meaning: 'Facts about this node as key=value.' },
+  runtimeLimit: { type: 'duration', default: null, meaning: 'Leave after this long, whatever the batch system says.' },
+  endMargin: {
+    type: 'duration',
+    default: '60s',
+    meaning: "Payloads are ended this long before the allocation's end, so that results get out.",
+  },
+  idleBefore: { type: 'duration', default: '10min', meaning: 'Leave when no work came for this long since the start.' },
+  idleAfter: { type: 'duration', default: '3min', meaning: 'Leave when no work came for this long after the last.' },
+  leastTimeLeft: { type: 'duration', default: '2min', meaning: 'Leave when less than this is left and nothing runs.' },
+  goneAfter: {
+    type: 'duration',
+    default: '30min',
+    meaning: 'Leave when the dispatcher did not answer for this long and nothing runs.',
+  },
+  ahead: {
+    type: 'duration',
+    default: '10s',
+    meaning: 'Keep this much short work in hand beyond what runs, so that slots never wait for an answer.',
+  },
+  payloadGrace: { type: 'duration', default: '10s', meaning: 'Between SIGTERM and SIGKILL of a payload.' },
+  drainGrace: {
+    type: 'duration',
+    default: '20s',
+    meaning: 'Within this the pilot is gone after SIGTERM; keep it below the batch system’s own (KillWait).',
+  },
+  noticeTime: {
+    type: 'duration',
+    default: '4min',
+    meaning: 'SIGUSR1 announces the end this long ahead: nothing starts any more, payloads may finish until then.',
+  },
+  stageTimeout: {
+    type: 'duration',
+    default: '15min',
+    meaning: 'Fetching or storing one file is repeated for this long before the attempt fails.',
+  },
+  watchEvery: { type: 'duration', default: '1s', min: '100ms', meaning: 'How often processes are measured.' },
+  hostRuntime: { type: 'flag', default: true, meaning: 'Policy: tasks with image `host` may run here.' },
+  containerRuntime: {
+    type: 'text',
+    default: null,
+    meaning: 'apptainer or singularity by path; found on PATH when not given; `none` switches containers off.',
+  },
+  probeImage: { type: 'text', default: null, meaning: 'An image (folder or SIF) that the node test starts.' },
+  binds: { type: 'list', default: [], meaning: 'Site folders that containers see, as src[:dst[:ro]].' },
+  allowGroups: {
+    type: 'list',
+    default: [],
+    meaning: 'Policy: only these groups (and those below them) run here; empty allows all.',
+  },
+  allowImages: {
+    type: 'list',
+    default: [],
+    meaning: 'Policy: only images that begin with one of these; empty allows all.',
+  },
+  sharedFolders: {
+    type: 'list',
+    default: [],
+    meaning: 'Policy: file: inputs and outputs only below these folders; empty allows all.',
+  },
+  stopFile: {
+    type: 'text',
+    default: null,
+    meaning: 'While this file exists the pilot drains (default: STOP in scratch).',
+  },
+  traceLog: {
+    type: 'text',
+    default: null,
+    meaning: 'File that says whose payload ran where and when (default: trace.jsonl in scratch).',
+  },
+  logLevel: { type: 'text', default: 'info', oneOf: ['debug', 'info', 'warn', 'error', 'silent'], meaning: 'Detail.' },
+} as const satisfies Settings
+
+export type PilotConfig = Config<typeof PILOT_SETTINGS>
+
+/** What the batch system and the machine say; times in Unix seconds, as they come. */
+export interface BatchEnvironment {
+  slurmJobId: string | null
+  slurmEndTimeS: number | null
+  slurmCpus: number | null
+  /** MiB for the whole node; 0 means all of it. */
+  slurmMemoryPerNode: number | null
+  slurmMemoryPerCpu: number | null
+  /** Machine/Job Features (HSF-TN-2016-02): folders; the forms over HTTP are not read. */
+  machineFeatures: string | null
+  jobFeatures: string | null
+  /** Where Vac's shutdown_message goes. */
+  jobOutputs: string | null
+  path: string
+  /** What the container runtime is to keep of the pilot's environment. */
+  container: Record<string, string>
+}
+
+/**
+ * Where a container runtime keeps its images and what it shows to registries. Not its binds and flags: inside a container
+ * they are those of the outer call and would be applied a second time.
+ */
+const CONTAINER_VARIABLE =
+  /^(APPTAINER|SINGULARITY)_(CACHEDIR|TMPDIR|CONFIGDIR|DOCKER_USERNAME|DOCKER_PASSWORD|AUTH_FILE)$/
+
+type Environment = Readonly<Record<string, string | undefined>>
+
+export function loadPilotConfig(
+  args: Record<string, unknown>,
+  file?: string,
+  env: Environment = process.env,
+): PilotConfig {
+  return loadConfig(PILOT_SETTINGS, { file, env, args }, (config) => {
+    if (config.payloadGrace >= config.drainGrace) return 'payloadGrace has to be shorter than drainGrace'
+    const wrong = config.labels.find((label) => !/^[^=]+=/.test(label))
+    return wrong === undefined ? undefined : `labels: "${wrong}" is not key=value`
+  })
+}
+
+export function readBatchEnvironment(env: Environment = process.env): BatchEnvironment {
+  const number = (name: string) => {
+    const value = env[name]
+    return value !== undefined && /^\d+$/.test(value) ? Number(value) : null
+  }
+  const folder = (name: string) => (env[name]?.startsWith('/') ? env[name] : null)
+  return {
+    slurmJobId: env.SLURM_JOB_ID ?? null,
+    slurmEndTimeS: number('SLURM_JOB_END_TIME'),
+    slurmCpus: number('SLURM_CPUS_ON_NODE'),
+    slurmMemoryPerNode: number('SLURM_MEM_PER_NODE'),
+    slurmMemoryPerCpu: number('SLURM_MEM_PER_CPU'),
+    machineFeatures: folder('MACHINEFEATURES'),
+    jobFeatures: folder('JOBFEATURES'),
+    jobOutputs: folder('JOBOUTPUTS'),
+    path: env.PATH ?? '/usr/local/bin:/usr/bin:/bin',
+    container: Object.fromEntries(
+      Object.entries(env).filter(
+        (variable): variable is [string, string] =>
+          variable[1] !== undefined && (variable[0] === 'HOME' || CONTAINER_VARIABLE.test(variable[0])),
+      ),
+    ),
+  }
+}

@@ -1,0 +1,272 @@
+/**
+ * Runtimes: how a payload is started, behind one small interface. `host` runs it as it is; `container` in Apptainer
+ * or Singularity, by user namespace, sealed off as far as the machine allows. Both start the same wrapper in a session
+ * of its own, with its output going into pipes, and say when it ended.
+ *
+ * A payload on the host runs as the pilot's own account: what it writes outside its folder cannot be prevented, only
+ * not collected. Sites that mind set hostRuntime to false.
+ */
+import { access, chmod, mkdir, readFile, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { execa } from 'execa'
+import type { ErrorCode } from '../shared/errors.ts'
+import type { Log } from '../shared/log.ts'
+import { WRAPPER } from './wrapper.ts'
+
+export interface Launch {
+  /** Ignored by the host runtime. */
+  image: string
+  argv: readonly string[]
+  /** The payload's whole environment, PATH only where the template says so. */
+  env: Readonly<Record<string, string>>
+  /** Variables that mark the processes as this attempt's, also outside the container. */
+  marker: Readonly<Record<string, string>>
+  /** The task's folder, a folder for temporary files, and one for the wrapper and its status. */
+  work: string
+  temporary: string
+  control: string
+  /** File descriptors. */
+  stdout: number
+  stderr: number
+}
+
+export interface Started {
+  /** Leader of its own session; undefined where nothing could be started. */
+  pid: number | undefined
+  ended: Promise<RuntimeEnd>
+}
+
+/** How the first process ended; what the payload did stands in the status file. */
+export interface RuntimeEnd {
+  signal: string | null
+  /** Why nothing could be started, with the system's code. */
+  failure: { code: string; message: string } | null
+}
+
+export interface Runtime {
+  readonly kind: 'host' | 'container'
+  readonly name: string
+  /** What keeps this image from being started here, as far as it can be told beforehand. */
+  refusal(image: string): Promise<{ reason: ErrorCode; detail: string } | null>
+  start(launch: Launch): Started
+  /** Folders as the payload sees them. */
+  view(launch: Pick<Launch, 'work' | 'temporary'>): { work: string; temporary: string }
+  /** Why the payload was never reached, from what the runtime said. */
+  explain(said: string): { reason: ErrorCode; detail: string }
+}
+
+export const STATUS_NAME = 'status'
+const WRAPPER_NAME = 'run'
+
+/** Puts the wrapper into an attempt's control folder. */
+export async function prepareControl(control: string): Promise<void> {
+  await mkdir(control, { mode: 0o700 })
+  await writeFile(join(control, WRAPPER_NAME), WRAPPER, { mode: 0o500 })
+}
+
+export async function readStatus(control: string): Promise<string> {
+  return await readFile(join(control, STATUS_NAME), 'utf8').catch(() => '')
+}
+
+function spawn(file: string, args: readonly string[], env: Record<string, string>, launch: Launch): Started {
+  const child = execa(file, args, {
+    cwd: launch.work,
+    env,
+    extendEnv: false,
+    // Any descriptor works; the type knows those below ten.
+    stdio: ['ignore', launch.stdout as 9, launch.stderr as 9],
+    buffer: false,
+    reject: false,
+    cleanup: false,
+    // A session of its own: one kill reaches the group, and the terminal's signals do not.
+    detached: true,
+  })
+  return {
+    pid: child.pid,
+    ended: child.then((result) => ({
+      signal: result.signal ?? null,
+      failure:
+        child.pid === undefined
+          ? { code: result.code ?? 'UNKNOWN', message: result.originalMessage ?? result.shortMessage ?? 'not started' }
+          : null,
+    })),
+  }
+}
+
+/** @param path search path for payloads that bring none */
+export function hostRuntime(path: string): Runtime {
+  return {
+    kind: 'host',
+    name: 'host',
+    refusal: async () => null,
+    start: (launch) =>
+      spawn(
+        '/bin/sh',
+        [join(launch.control, WRAPPER_NAME), join(launch.control, STATUS_NAME), ...launch.argv],
+        { PATH: path, ...launch.env, ...launch.marker },
+        launch,
+      ),
+    view: ({ work, temporary }) => ({ work, temporary }),
+    explain: (said) => ({ reason: 'node.fault', detail: said }),
+  }
+}
+
+export interface ContainerOptions {
+  binary: string
+  /** As `--version` prints it. */
+  version: string
+  /** The first of ISOLATIONS that worked in the probe. */
+  isolation: readonly string[]
+  binds: readonly string[]
+  /** For the runtime itself, not for payloads. */
+  env: Readonly<Record<string, string>>
+}
+
+/** From the most to the least sealed: the process namespace is what most often cannot be had inside containers. */
+export const ISOLATIONS: readonly (readonly string[])[] = [
+  ['--containall'],
+  ['--userns', '--containall'],
+  ['--contain', '--ipc', '--cleanenv'],
+  ['--userns', '--contain', '--ipc', '--cleanenv'],
+]
+
+const INSIDE = { work: '/work', control: '/indraft', temporary: '/tmp' } as const
+
+export function containerRuntime(options: ContainerOptions): Runtime {
+  const { binary, env } = options
+  const isApptainer = /apptainer/.test(options.version)
+  const prefix = isApptainer ? 'APPTAINERENV_' : 'SINGULARITYENV_'
+  return {
+    kind: 'container',
+    name: options.version,
+    refusal: async (image) => {
+      const path = imagePath(image)
+      if (path === null) return null
+      return await access(path).then(
+        () => null,
+        (error: NodeJS.ErrnoException) => ({ reason: 'image.missing', detail: `${path}: ${error.code}` }) as const,
+      )
+    },
+    start: (launch) => {
+      const inside: Record<string, string> = {}
+      for (const [name, value] of Object.entries({ ...launch.env, ...launch.marker })) {
+        // HOME comes from --home; the runtime refuses it here.
+        if (name !== 'HOME') inside[prefix + name] = value
+      }
+      const args = [
+        '--quiet',
+        'exec',
+        ...containerArguments(options, isApptainer),
+        '--workdir',
+        launch.temporary,
+        '--home',
+        `${launch.work}:${INSIDE.work}`,
+        isApptainer ? '--cwd' : '--pwd',
+        INSIDE.work,
+        '--bind',
+        `${launch.control}:${INSIDE.control}`,
+        imagePath(launch.image) ?? launch.image,
+        '/bin/sh',
+        `${INSIDE.control}/${WRAPPER_NAME}`,
+        `${INSIDE.control}/${STATUS_NAME}`,
+        ...launch.argv,
+      ]
+      return spawn(binary, args, { ...env, ...inside, ...launch.marker }, launch)
+    },
+    view: () => ({ work: INSIDE.work, temporary: INSIDE.temporary }),
+    explain: explainContainer,
+  }
+}
+
+function containerArguments(options: Pick<ContainerOptions, 'isolation' | 'binds'>, isApptainer: boolean): string[] {
+  return [
+    ...options.isolation,
+    // Without this, values of the environment would be run by a shell inside.
+    ...(isApptainer ? ['--no-eval'] : []),
+    '--no-mount',
+    'hostfs,bind-paths',
+    ...options.binds.flatMap((bind) => ['--bind', bind]),
+  ]
+}
+
+/** The file or folder that an image names, or null for one from a registry. */
+function imagePath(image: string): string | null {
+  if (image.startsWith('file://')) return image.slice('file://'.length)
+  return image.startsWith('/') ? image : null
+}
+
+/** What the runtimes print, by what it means; the first that fits. */
+const SAID: readonly (readonly [RegExp, ErrorCode])[] = [
+  [/no space left on device|disk quota exceeded/i, 'node.scratchFull'],
+  [/image.*architecture|exec format error|could not run on the host/i, 'image.architecture'],
+  [
+    /could not open image|no such image|manifest unknown|unauthorized|toomanyrequests|requested access.*denied|not found in (?:library|registry)|unable to (?:pull|get) |conveyor failed|failed to get checksum/i,
+    'image.missing',
+  ],
+]
+
+export function explainContainer(said: string): { reason: ErrorCode; detail: string } {
+  const known = SAID.find(([pattern]) => pattern.test(said))
+  const line = said.split('\n').find((text) => /FATAL|ERROR/.test(text)) ?? said.trim().split('\n').at(-1) ?? ''
+  return { reason: known?.[1] ?? 'container.failed', detail: line.slice(0, 400) }
+}
+
+export interface ProbeOptions {
+  /** Candidates by path, in order. */
+  binaries: readonly string[]
+  folder: string
+  probeImage: string | null
+  binds: readonly string[]
+  env: Readonly<Record<string, string>>
+  log: Log
+}
+
+/** The container runtime of this node, with the most sealed form that works; null where none does. */
+export async function probeContainer(options: ProbeOptions): Promise<Runtime | null> {
+  const { log, folder, binds } = options
+  const env = {
+    APPTAINER_CONFIGDIR: join(folder, 'config'),
+    SINGULARITY_CONFIGDIR: join(folder, 'config'),
+    ...options.env,
+  }
+  for (const binary of options.binaries) {
+    const asked = await execa(binary, ['--version'], { env, extendEnv: false, reject: false, timeout: 20_000 })
+    if (asked.failed) {
+      log.debug({ binary, detail: asked.shortMessage }, 'container.absent')
+      continue
+    }
+    const version = String(asked.stdout).trim()
+    const image = options.probeImage ?? (await makeProbeImage(join(folder, 'probe-image')))
+    for (const isolation of ISOLATIONS) {
+      const startMs = performance.now()
+      const args = [
+        'exec',
+        ...containerArguments({ isolation, binds }, /apptainer/.test(version)),
+        // The made image is empty: it borrows the programs of the host.
+        ...(options.probeImage ? [] : HOST_PROGRAMS.flatMap((path) => ['--bind', `${path}:${path}:ro`])),
+        image,
+        '/bin/true',
+      ]
+      const tried = await execa(binary, args, { env, extendEnv: false, reject: false, timeout: 60_000 })
+      const took = { isolation, version, ms: Math.round(performance.now() - startMs) }
+      if (!tried.failed) {
+        log.info(took, 'container.found')
+        return containerRuntime({ binary, version, isolation, binds, env })
+      }
+      log.info({ ...took, detail: String(tried.stderr).slice(-500) }, 'container.probeFailed')
+    }
+  }
+  return null
+}
+
+const HOST_PROGRAMS = ['/bin', '/usr', '/lib', '/lib64']
+
+async function makeProbeImage(folder: string): Promise<string> {
+  for (const name of ['bin', 'usr', 'lib', 'lib64', 'proc', 'sys', 'dev', 'tmp', 'var/tmp', 'etc', 'root', 'home']) {
+    await mkdir(join(folder, name), { recursive: true, mode: 0o755 })
+  }
+  await writeFile(join(folder, 'etc', 'passwd'), 'root:x:0:0:root:/root:/bin/sh\n')
+  await writeFile(join(folder, 'etc', 'group'), 'root:x:0:\n')
+  await chmod(folder, 0o755)
+  return folder
+}

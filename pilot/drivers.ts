@@ -1,0 +1,195 @@
+/**
+ * How files come and go: one table of URL schemes. A new kind of storage is one more row. Whatever goes wrong ends as
+ * one of the stage.* reasons.
+ *
+ *   file:           a shared file system, read and written by the pilot itself
+ *   http:, https:   fetched by the dispatcher's file server, which caches
+ *   store:          an attempt's files at the dispatcher
+ */
+import { createReadStream, createWriteStream } from 'node:fs'
+import { copyFile, lstat, mkdir, open, readFile, realpath, rename, rm } from 'node:fs/promises'
+import { dirname, join, resolve } from 'node:path'
+import { pipeline } from 'node:stream/promises'
+import { fileURLToPath, pathToFileURL } from 'node:url'
+import { type ErrorCode, IndraftError } from '../shared/errors.ts'
+import { checksumFile, sameChecksum } from '../shared/files/checksum.ts'
+import { type FileClient, fileAddress } from '../shared/files/client.ts'
+import { type AttemptRef, attemptPath } from '../shared/ids.ts'
+import { check, unpack } from '../shared/protocol/codec.ts'
+import type { OutputRecord } from '../shared/protocol/messages.ts'
+import { type Manifest, manifestSchema } from '../shared/protocol/work.ts'
+import { enforceFolder, type SitePolicy } from './policy.ts'
+
+export interface Transfer {
+  client: FileClient
+  /** `https://host:port` of the dispatcher's file server; null where there is none. */
+  filesUrl: string | null
+  capability: string | null
+  signal: AbortSignal
+  giveUpAfterMs: number
+  policy: SitePolicy
+  /** The pilot's folders and credential: never an input, never overwritten. */
+  own: readonly string[]
+  /** Most bytes that one input may have. */
+  maxBytes: number
+}
+
+export interface OutputFile {
+  attempt: AttemptRef
+  /** As the template names it. */
+  path: string
+  location: string
+  sizeBytes: number
+  /** `sha256:...`. */
+  checksum: string
+}
+
+interface Driver {
+  fetch(url: string, target: string, checksum: string | null, transfer: Transfer): Promise<void>
+  /** @returns the URL to report */
+  store?(file: OutputFile, url: string | null, transfer: Transfer): Promise<string>
+}
+
+const throughServer: Driver = {
+  fetch: (url, target, checksum, transfer) => fetchFrom(transfer, fileAddress.fetch(url, checksum), target, checksum),
+}
+
+export const DRIVERS: Readonly<Record<string, Driver>> = {
+  'file:': { fetch: fetchShared, store: storeShared },
+  'http:': throughServer,
+  'https:': throughServer,
+  'store:': {
+    fetch: (url, target, checksum, transfer) =>
+      fetchFrom(transfer, fileAddress.attempt(url.slice('store:'.length)), target, checksum),
+    store: async (file, _url, transfer) => {
+      const address = server(transfer) + fileAddress.attempt(`${attemptPath(file.attempt)}/${file.path}`)
+      return (await transfer.client.putFile(address, file.location, file.checksum, transfer)).url
+    },
+  },
+}
+
+function driverFor(url: string, reason: ErrorCode): Driver {
+  const scheme = /^[a-z0-9+.-]+:/i.exec(url)?.[0].toLowerCase() ?? ''
+  const driver = Object.hasOwn(DRIVERS, scheme) ? DRIVERS[scheme] : undefined
+  if (!driver) throw new IndraftError(reason, `no driver for "${url.slice(0, 80)}"`)
+  return driver
+}
+
+/** @throws IndraftError stage.inputMissing | stage.inputChecksum | stage.inFailed | node.scratchFull | policy.refused */
+export async function fetchInput(
+  url: string,
+  target: string,
+  checksum: string | null,
+  transfer: Transfer,
+): Promise<void> {
+  const driver = driverFor(url, 'stage.inFailed')
+  try {
+    await mkdir(dirname(target), { recursive: true })
+    await driver.fetch(url, target, checksum, transfer)
+  } catch (error) {
+    throw stageError(error, 'in', url)
+  }
+}
+
+/** @throws IndraftError stage.outFailed | policy.refused */
+export async function storeOutput(file: OutputFile, url: string | null, transfer: Transfer): Promise<OutputRecord> {
+  const driver = driverFor(url ?? 'store:', 'stage.outFailed')
+  if (!driver.store) throw new IndraftError('stage.outFailed', `nothing can be written to "${url?.slice(0, 80)}"`)
+  try {
+    const stored = await driver.store(file, url, transfer)
+    return { path: file.path, sizeBytes: file.sizeBytes, checksum: file.checksum, url: stored }
+  } catch (error) {
+    throw stageError(error, 'out', url ?? file.path)
+  }
+}
+
+/** The manifest of an earlier step's winners. Kept in `folder` by its digest: tasks of one step share it. */
+export async function fetchManifest(digest: string, folder: string, transfer: Transfer): Promise<Manifest> {
+  const kept = join(folder, digest.replace(/[^a-z0-9]/g, '-'))
+  // Tasks start side by side; each fetches under a name of its own, and any of them is right.
+  const mine = `${kept}.${Math.random().toString(36).slice(2)}`
+  try {
+    if (!(await isFile(kept))) {
+      await mkdir(folder, { recursive: true, mode: 0o700 })
+      await fetchFrom(transfer, fileAddress.blob(digest), mine, digest)
+      await rename(mine, kept)
+    }
+    const bytes = await readFile(kept)
+    return check(manifestSchema, bytes[0] === 0x7b ? JSON.parse(bytes.toString()) : unpack(bytes), 'manifest')
+  } catch (error) {
+    await rm(mine, { force: true })
+    throw stageError(error, 'in', `manifest ${digest}`)
+  }
+}
+
+async function isFile(path: string): Promise<boolean> {
+  return await lstat(path).then(
+    (facts) => facts.isFile(),
+    () => false,
+  )
+}
+
+function server(transfer: Transfer): string {
+  if (transfer.filesUrl === null) throw new IndraftError('file.unreachable', 'the dispatcher serves no files')
+  return transfer.filesUrl
+}
+
+async function fetchFrom(transfer: Transfer, address: string, target: string, checksum: string | null): Promise<void> {
+  const { client, capability, signal, giveUpAfterMs, maxBytes } = transfer
+  const options = { capability, signal, giveUpAfterMs, checksum, maxBytes }
+  await client.getToFile(server(transfer) + address, target, options)
+}
+
+async function fetchShared(url: string, target: string, checksum: string | null, transfer: Transfer): Promise<void> {
+  const source = await realpath(fileURLToPath(url))
+  enforceFolder(transfer.policy, source, transfer.own)
+  const facts = await lstat(source)
+  if (!facts.isFile()) throw new IndraftError('stage.inputMissing', `${source} is not a regular file`)
+  if (facts.size > transfer.maxBytes) throw new IndraftError('file.tooLarge', `${facts.size} bytes`)
+  await pipeline(createReadStream(source), createWriteStream(target), { signal: transfer.signal })
+  if (checksum === null) return
+  const found = await checksumFile(target, checksum, transfer.signal)
+  if (!sameChecksum(found, checksum)) throw new IndraftError('file.checksum', `promised ${checksum}, found ${found}`)
+}
+
+/**
+ * Under a name of this attempt's own beside the final one: whoever knows which attempt won gives it the final name.
+ * Whole and on disk before it has even that name.
+ */
+async function storeShared(file: OutputFile, url: string | null, transfer: Transfer): Promise<string> {
+  const final = resolve(fileURLToPath(url!))
+  enforceFolder(transfer.policy, final, transfer.own)
+  await mkdir(dirname(final), { recursive: true })
+  enforceFolder(transfer.policy, join(await realpath(dirname(final)), 'x'), transfer.own)
+  const named = `${final}.attempt-${file.attempt.fences.join('-')}`
+  const temporary = `${named}.${process.pid}.tmp`
+  try {
+    await copyFile(file.location, temporary)
+    const written = await open(temporary, 'r+')
+    try {
+      await written.sync()
+    } finally {
+      await written.close()
+    }
+    await rename(temporary, named)
+  } catch (error) {
+    await rm(temporary, { force: true })
+    throw error
+  }
+  return pathToFileURL(named).href
+}
+
+/** What a failed transfer is called in a result. */
+function stageError(error: unknown, way: 'in' | 'out', what: string): IndraftError {
+  const system = (error as NodeJS.ErrnoException | null)?.code
+  const detail = `${what.slice(0, 200)}: ${(error as Error).message}`
+  const named = (code: ErrorCode) => new IndraftError(code, detail, { cause: error })
+  if (error instanceof IndraftError && /^(stage|policy|node)\./.test(error.code)) return error
+  if (way === 'out') return named('stage.outFailed')
+  if (system === 'ENOSPC' || system === 'EDQUOT') return named('node.scratchFull')
+  if (system === 'ENOENT' || system === 'ENOTDIR') return named('stage.inputMissing')
+  if (error instanceof IndraftError && error.code === 'request.notFound') return named('stage.inputMissing')
+  if (error instanceof IndraftError && error.code === 'file.checksum') return named('stage.inputChecksum')
+  if (error instanceof IndraftError && error.code === 'file.tooLarge') return named('payload.scratch')
+  return named('stage.inFailed')
+}

@@ -1,0 +1,296 @@
+/**
+ * The pilot: one per node. Puts the parts together, tests the node while it says hello, and tidies up at the end.
+ * Everything it starts ends with it; results that no dispatcher has stay in its folder for the next pilot.
+ */
+import { randomUUID } from 'node:crypto'
+import { constants } from 'node:fs'
+import { access, mkdir, rm, writeFile } from 'node:fs/promises'
+import { dirname, isAbsolute, join, resolve } from 'node:path'
+import { type Clock, systemClock } from '../shared/clock.ts'
+import { type PilotCredential, readPilotCredential } from '../shared/credentials.ts'
+import { IndraftError } from '../shared/errors.ts'
+import { FileClient } from '../shared/files/client.ts'
+import type { Link } from '../shared/link.ts'
+import { connectNats, natsLink } from '../shared/link-nats.ts'
+import type { Log } from '../shared/log.ts'
+import type { NodeFacts } from '../shared/protocol/messages.ts'
+import { importKeys } from '../shared/signing.ts'
+import { type BatchEnvironment, type PilotConfig, readBatchEnvironment } from './config.ts'
+import { hostRuntime, probeContainer, type Runtime } from './container.ts'
+import { adoptDead, startGuard, takeHome } from './home.ts'
+import { Leases } from './leases.ts'
+import { PipeMaker } from './logs.ts'
+import { type Check, nodeFacts, TimeLeft, testScratch } from './node.ts'
+import { Outbox } from './outbox.ts'
+import type { PayloadAround } from './payload.ts'
+import { linuxProcesses } from './processes.ts'
+import { Session } from './session.ts'
+import { Trace } from './trace.ts'
+import { Watcher } from './watch.ts'
+
+export const SOFTWARE = 'indraft-pilot 0.1.0'
+
+export interface Pilot {
+  name: string
+  /** The code of the bye. Everything is tidied up when it resolves. */
+  finished: Promise<number>
+  /** SIGTERM and SIGINT end payloads, SIGUSR1 announces the end. A second SIGTERM hurries. Resolves as finished. */
+  stop(signal?: 'SIGTERM' | 'SIGINT' | 'SIGUSR1'): Promise<number>
+}
+
+/** What tests put in the place of the world. */
+export interface PilotWorld {
+  batch?: BatchEnvironment
+  clock?: Clock
+  /** Instead of NATS by the credential. */
+  link?: Link
+}
+
+const WELCOME_WAIT_MS = 10_000
+
+/** @throws IndraftError request.invalid for a credential or name that cannot be used */
+export async function startPilot(config: PilotConfig, log: Log, world: PilotWorld = {}): Promise<Pilot> {
+  const { batch = readBatchEnvironment(), clock = systemClock } = world
+  const credential = readPilotCredential(config.credential)
+  const scratch = resolve(config.scratch)
+  const run = randomUUID()
+  const name = config.name ?? [config.node, batch.slurmJobId, process.pid].filter((part) => part !== null).join('-')
+  if (!/^[A-Za-z0-9][A-Za-z0-9._-]{0,120}$/.test(name)) {
+    throw new IndraftError('request.invalid', `name "${name}": expected letters, digits, dots and dashes`)
+  }
+  await mkdir(scratch, { recursive: true, mode: 0o700 })
+  const home = await takeHome(scratch, name, config.node, run, log)
+  const outbox = await Outbox.open(home.outboxFolder, log)
+  await adoptDead(scratch, home, config.node, outbox, log)
+  const guard = await startGuard(home, run, batch.path)
+
+  const timeLeft = new TimeLeft(clock, batch, config)
+  await timeLeft.refresh()
+  const runtimes: Runtime[] = config.hostRuntime ? [hostRuntime(batch.path)] : []
+  const candidates = await containerBinaries(config, batch)
+  const expected: NodeFacts['runtimes'] = [
+    ...runtimes.map(({ kind }) => kind),
+    ...(candidates[0] ? ['container' as const] : []),
+  ]
+  const seen = await nodeFacts({ config: { ...config, scratch }, batch, runtimes: expected, timeLeftMs: null })
+  let isTested = false
+  const facts = (): NodeFacts => ({
+    ...seen,
+    runtimes: isTested ? runtimes.map(({ kind }) => kind) : expected,
+    timeLeftMs: timeLeft.leftMs,
+  })
+
+  const policy = { ...config, sharedFolders: config.sharedFolders.map((folder) => resolve(folder)) }
+  const files = new FileClient({ ca: credential.files.ca, token: credential.files.token, clock })
+  const trace = new Trace(config.traceLog ?? join(scratch, 'trace.jsonl'), log)
+  let session: Session | undefined
+  let filesUrl: string | null = null
+  const watcher = new Watcher({
+    source: linuxProcesses(),
+    clock,
+    log,
+    run,
+    everyMs: config.watchEvery,
+    onUnkillable: (attempt) => session?.closeSlot(attempt),
+  })
+  const around: PayloadAround = {
+    site: credential.site,
+    node: config.node,
+    pilot: name,
+    run,
+    ...home,
+    own: [home.folder, resolve(config.credential)],
+    policy,
+    runtimes,
+    pipes: new PipeMaker(home.pipesFolder),
+    watcher,
+    files,
+    filesUrl: () => filesUrl,
+    clock,
+    log,
+    trace,
+    payloadGraceMs: config.payloadGrace,
+    stageTimeoutMs: config.stageTimeout,
+  }
+  const trust = { site: credential.site, keys: importKeys(credential.keys), policy }
+  const welcomed = Promise.withResolvers<void>()
+  session = new Session({
+    link: world.link ?? connectingLink(credential, name, log),
+    clock,
+    log,
+    config,
+    name,
+    incarnation: run,
+    software: SOFTWARE,
+    facts,
+    timeLeft,
+    leases: new Leases(trust, log),
+    outbox,
+    around,
+    stopFile: config.stopFile ?? join(scratch, 'STOP'),
+    onWelcome: (welcome) => {
+      filesUrl = welcome.filesUrl
+      welcomed.resolve()
+    },
+  })
+  const living = session
+  log.info({ pilot: name, site: credential.site, ...seen, timeLeftMs: timeLeft.leftMs }, 'pilot.started')
+
+  const testNode = async () => {
+    const checks = await testScratch(home.folder)
+    const container = await probeContainer({
+      binaries: candidates,
+      folder: join(home.folder, 'container'),
+      probeImage: config.probeImage,
+      binds: config.binds,
+      env: { PATH: batch.path, ...batch.container },
+      log,
+    })
+    if (container) runtimes.push(container)
+    if (runtimes.length === 0) checks.push({ what: 'a runtime works', ok: false, detail: 'neither host nor container' })
+    isTested = true
+    const bad = checks.find((check) => !check.ok)
+    log.info({ pilot: name, checks, runtimes: runtimes.map((runtime) => runtime.name) }, 'node.tested')
+    if (!bad) return living.nodeIsGood()
+    await Promise.race([welcomed.promise, clock.sleep(WELCOME_WAIT_MS)])
+    living.abandon({ code: 500, reason: `${bad.what}: ${bad.detail}` })
+  }
+
+  const live = async (): Promise<number> => {
+    const left = living.run()
+    void testNode().catch((error) => living.abandon({ code: 500, reason: `node test: ${(error as Error).message}` }))
+    const { code, reason } = await left
+    watcher.close()
+    await guard.dismiss()
+    await trace.close()
+    await files.close()
+    if (batch.jobOutputs) {
+      await writeFile(join(batch.jobOutputs, 'shutdown_message'), `${code} ${reason.replace(/\s+/g, ' ')}`).catch(
+        (error) => log.warn({ err: error }, 'shutdownMessage.notWritten'),
+      )
+    }
+    if (outbox.size === 0) await rm(home.folder, { recursive: true, force: true }).catch(() => {})
+    return code
+  }
+  const finished = live()
+  return {
+    name,
+    finished,
+    stop: (signal = 'SIGTERM') => {
+      if (signal === 'SIGUSR1') living.drain('notice', { code: 200, reason: 'the batch system announced the end' })
+      else living.drain('end', { code: 200, reason: `${signal} was received` })
+      return finished
+    },
+  }
+}
+
+/** Connects in the background, for ever: until it is connected a request fails as if nobody answered. */
+function connectingLink(credential: PilotCredential, name: string, log: Log): Link {
+  const { nats, site } = credential
+  let link: Link | undefined
+  let isClosed = false
+  let refused: Error | undefined
+  const connecting = connectNats({
+    url: nats.url,
+    name,
+    creds: nats.creds ?? undefined,
+    user: nats.user ?? undefined,
+    password: nats.password ?? undefined,
+    ca: nats.ca ?? undefined,
+    inboxPrefix: nats.inboxPrefix,
+  }).then(
+    async (connection) => {
+      link = natsLink(connection, site)
+      if (isClosed) await link.close()
+    },
+    (error: Error) => {
+      log.error({ err: error, url: nats.url }, 'link.refused')
+      refused = error
+    },
+  )
+  return {
+    get isUp() {
+      return link?.isUp ?? false
+    },
+    async request(frame, timeoutMs) {
+      if (isClosed) throw new IndraftError('link.closed')
+      if (!link) await Promise.race([connecting, systemClock.sleep(Math.min(timeoutMs, 1000))])
+      if (refused) throw new IndraftError('auth.invalid', refused.message, { cause: refused })
+      if (!link) throw new IndraftError('link.noResponder', 'not connected yet')
+      return await link.request(frame, timeoutMs)
+    },
+    async close() {
+      isClosed = true
+      await link?.close()
+    },
+  }
+}
+
+/** Container programs to try, by path. */
+async function containerBinaries(config: PilotConfig, batch: BatchEnvironment): Promise<string[]> {
+  if (config.containerRuntime === 'none') return []
+  if (config.containerRuntime !== null) return [config.containerRuntime]
+  const found: string[] = []
+  for (const program of ['apptainer', 'singularity']) {
+    for (const folder of batch.path.split(':').filter(isAbsolute)) {
+      const path = join(folder, program)
+      const isThere = await access(path, constants.X_OK).then(
+        () => true,
+        () => false,
+      )
+      if (isThere) {
+        found.push(path)
+        break
+      }
+    }
+  }
+  return found
+}
+
+export interface NodeReport {
+  facts: NodeFacts
+  checks: Check[]
+}
+
+/** What `doctor` shows: the node test, without a dispatcher. */
+export async function examineNode(config: PilotConfig, log: Log, batch = readBatchEnvironment()): Promise<NodeReport> {
+  const scratch = resolve(config.scratch)
+  await mkdir(scratch, { recursive: true, mode: 0o700 })
+  const checks = await testScratch(scratch)
+  const folder = join(scratch, `.doctor-${process.pid}`)
+  const env = { PATH: batch.path, ...batch.container }
+  const binaries = await containerBinaries(config, batch)
+  const container = await probeContainer({
+    binaries,
+    folder,
+    probeImage: config.probeImage,
+    binds: config.binds,
+    env,
+    log,
+  })
+  await rm(folder, { recursive: true, force: true })
+  const runtimes: NodeFacts['runtimes'] = [
+    ...(config.hostRuntime ? ['host' as const] : []),
+    ...(container ? ['container' as const] : []),
+  ]
+  checks.push({
+    what: 'containers start',
+    ok: container !== null,
+    detail: container?.name ?? 'no Apptainer or Singularity works',
+  })
+  checks.push({ what: 'a runtime is allowed and works', ok: runtimes.length > 0, detail: runtimes.join(', ') })
+  try {
+    const { site, nats } = readPilotCredential(config.credential)
+    checks.push({
+      what: 'credential',
+      ok: true,
+      detail: `site ${site}, ${nats.url} (in ${dirname(resolve(config.credential))})`,
+    })
+  } catch (error) {
+    checks.push({ what: 'credential', ok: false, detail: (error as Error).message })
+  }
+  const timeLeft = new TimeLeft(systemClock, batch, config)
+  await timeLeft.refresh()
+  const facts = await nodeFacts({ config: { ...config, scratch }, batch, runtimes, timeLeftMs: timeLeft.leftMs })
+  return { facts, checks }
+}

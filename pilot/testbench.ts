@@ -1,0 +1,205 @@
+/**
+ * For tests only: a temporary site around one pilot. Signs real work, serves files over HTTP from a folder, watches real
+ * processes, and leaves nothing behind.
+ */
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { createServer, type Server } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { systemClock } from '../shared/clock.ts'
+import { AttemptFiles, storedFile } from '../shared/files/attempt-files.ts'
+import { FileClient } from '../shared/files/client.ts'
+import { fileHandler } from '../shared/files/server.ts'
+import type { AttemptRef } from '../shared/ids.ts'
+import { type Log, silentLog } from '../shared/log.ts'
+import type { Result } from '../shared/protocol/messages.ts'
+import type { BundleBody, TemplateBody } from '../shared/protocol/work.ts'
+import { digestOf, makeSigner, makeSigningKey } from '../shared/signing.ts'
+import { hostRuntime } from './container.ts'
+import { PipeMaker } from './logs.ts'
+import { Attempt, type PayloadAround } from './payload.ts'
+import { linuxProcesses } from './processes.ts'
+import { Trace } from './trace.ts'
+import { Watcher } from './watch.ts'
+
+export const PATH = '/usr/local/bin:/usr/bin:/bin'
+
+export function makeTemplate(more: Partial<TemplateBody> = {}): TemplateBody {
+  return {
+    kind: 'template',
+    campaign: 'c0000000001',
+    campaignName: 'bench',
+    step: 'sim',
+    group: '/vo.example/prod',
+    subject: 'someone',
+    image: 'host',
+    command: ['true'],
+    env: {},
+    axes: null,
+    inputs: [],
+    outputs: [],
+    logBytes: 64 * 1024,
+    stalledAfterMs: null,
+    secrets: [],
+    ...more,
+    needs: {
+      cores: 1,
+      memoryBytes: 2 ** 30,
+      scratchBytes: 0,
+      gpus: 0,
+      gpuMemoryBytes: 0,
+      walltimeMs: 60_000,
+      arch: [],
+      network: 'none',
+      runtime: 'host',
+      allowSites: [],
+      denySites: [],
+      group: '/vo.example/prod',
+      ...more.needs,
+    },
+  }
+}
+
+export function makeBundle(more: Partial<BundleBody> = {}): BundleBody {
+  return {
+    kind: 'bundle',
+    bundle: 'b1',
+    campaign: 'c0000000001',
+    step: 'sim',
+    template: `sha256:${'0'.repeat(64)}`,
+    tasks: '0-9',
+    rows: null,
+    manifests: {},
+    site: 'here',
+    expiresAtMs: Date.now() + 3_600_000,
+    ...more,
+  }
+}
+
+export class TestSite {
+  readonly folder = mkdtempSync(join(tmpdir(), 'indraft-pilot-'))
+  readonly store = new AttemptFiles(join(this.folder, 'store'))
+  readonly signer = makeSigner(makeSigningKey())
+  readonly run = crypto.randomUUID()
+  /** Content of blobs by digest. */
+  readonly blobs = new Map<string, string>()
+  readonly unkillable: string[] = []
+  readonly #server: Server
+  readonly #client = new FileClient({ ca: null, token: 'secret' })
+  readonly #watcher: Watcher
+  readonly #log: Log
+  /** Lines of the trace, after close(). */
+  readonly tracePath = join(this.folder, 'trace.jsonl')
+  readonly trace: Trace
+  #fence = 1
+
+  constructor(log: Log = silentLog) {
+    this.#log = log
+    this.trace = new Trace(this.tracePath, log)
+    const handler = fileHandler(
+      {
+        authorize: () => {},
+        findBlob: async (digest) => await storedFile(this.blobs.get(digest) ?? join(this.folder, 'none')),
+        findAttemptFile: (attempt, path) => this.store.find(attempt, path),
+        putAttemptFile: (attempt, path, content, checksum) => this.store.put(attempt, path, content, checksum),
+      },
+      silentLog,
+    )
+    this.#server = createServer(handler)
+    this.#watcher = new Watcher({
+      source: linuxProcesses(),
+      clock: systemClock,
+      log,
+      run: this.run,
+      everyMs: 100,
+      onUnkillable: (attempt) => this.unkillable.push(attempt),
+    })
+  }
+
+  async open(): Promise<this> {
+    await new Promise<void>((resolve) => this.#server.listen(0, '127.0.0.1', resolve))
+    return this
+  }
+
+  get filesUrl(): string {
+    return `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}`
+  }
+
+  around(more: Partial<PayloadAround> = {}): PayloadAround {
+    return {
+      site: 'here',
+      node: 'node1',
+      pilot: 'pilot1',
+      run: this.run,
+      tasksFolder: join(this.folder, 'tasks'),
+      blobsFolder: join(this.folder, 'blobs'),
+      own: [join(this.folder, 'own')],
+      policy: { allowGroups: [], allowImages: [], hostRuntime: true, sharedFolders: [] },
+      runtimes: [hostRuntime(PATH)],
+      pipes: new PipeMaker(join(this.folder, 'pipes')),
+      watcher: this.#watcher,
+      files: this.#client,
+      filesUrl: () => this.filesUrl,
+      clock: systemClock,
+      log: this.#log,
+      trace: this.trace,
+      payloadGraceMs: 500,
+      stageTimeoutMs: 2000,
+      ...more,
+    }
+  }
+
+  addBlob(content: string): string {
+    const digest = digestOf(Buffer.from(content))
+    const path = join(this.folder, `blob-${this.blobs.size}`)
+    writeFileSync(path, content)
+    this.blobs.set(digest.slice('sha256:'.length), path)
+    return digest
+  }
+
+  ref(index = 0): AttemptRef {
+    return {
+      campaign: 'c0000000001',
+      step: 'sim',
+      index,
+      bundle: 'b1',
+      fences: [this.#fence++, 2],
+    } as AttemptRef
+  }
+
+  attempt(
+    template: Partial<TemplateBody>,
+    bundle: Partial<BundleBody> = {},
+    around: Partial<PayloadAround> = {},
+  ): Attempt {
+    const work = {
+      ref: this.ref(),
+      template: makeTemplate(template),
+      bundle: makeBundle(bundle),
+      earlierAttempts: 0,
+      capability: null,
+    }
+    return new Attempt(work, this.around(around))
+  }
+
+  /** A host task of one shell script, run to its end; `$(` in it is the shell's. */
+  async runScript(script: string, template: Partial<TemplateBody> = {}): Promise<Result> {
+    return await this.attempt({ command: ['sh', '-c', script.replaceAll('$(', () => '$$(')], ...template }).run()
+  }
+
+  /** What was stored of an attempt; null where nothing was. */
+  async stored(result: Pick<Result, 'campaign' | 'step' | 'index' | 'fences'>, path: string): Promise<string | null> {
+    const file = await this.store.find(result, path)
+    return file === null ? null : readFileSync(file.location, 'utf8')
+  }
+
+  async close(): Promise<void> {
+    this.#watcher.close()
+    await this.trace.close()
+    await this.#client.close()
+    this.#server.closeAllConnections()
+    await new Promise((resolve) => this.#server.close(resolve))
+    rmSync(this.folder, { recursive: true, force: true })
+  }
+}

@@ -1,0 +1,291 @@
+/**
+ * Limits of running payloads, and their end. The pilot measures because the batch system's and the container
+ * runtime's own limits usually fail inside batch jobs: walltime, memory of the process tree, scratch space, stalled.
+ * Ending is SIGTERM, a grace, then SIGKILL to everything that belongs to the attempt; what survives that is said to
+ * the owner, who closes the slot.
+ *
+ * What always holds: one scan of the processes serves all attempts, at most a tenth of the time goes into it, and a
+ * process of an attempt that is over is ended at the next scan.
+ */
+import { lstat, opendir } from 'node:fs/promises'
+import { join } from 'node:path'
+import type { Clock } from '../shared/clock.ts'
+import type { ErrorCode } from '../shared/errors.ts'
+import type { Log } from '../shared/log.ts'
+import { formatBytes, formatDuration } from '../shared/quantity.ts'
+import { Membership, type ProcessFacts, type ProcessSource } from './processes.ts'
+
+export interface Limits {
+  walltimeMs: number
+  /** 0 is no limit, as for scratchBytes. */
+  memoryBytes: number
+  scratchBytes: number
+  stalledAfterMs: number | null
+}
+
+export interface WatchTarget {
+  /** The attempt's path: what its processes carry as marker. */
+  attempt: string
+  /** First process, leader of its own session. */
+  pid: number
+  /** Everything the task writes lies in these. */
+  folders: readonly string[]
+  limits: Limits
+  /** Bytes of output so far, for the stall check. */
+  outputBytes: () => number
+  /** Called once, with the first limit that was broken. */
+  onViolated: (reason: ErrorCode, detail: string) => void
+}
+
+export interface Usage {
+  cpuMs: number
+  rssBytes: number
+  maxRssBytes: number
+}
+
+export interface WatcherOptions {
+  source: ProcessSource
+  clock: Clock
+  log: Log
+  /** The pilot's own mark, see processes.ts. */
+  run: string
+  everyMs: number
+  /** A process that outlived SIGKILL; called once per attempt. */
+  onUnkillable: (attempt: string, pid: number) => void
+}
+
+const MEASURE_AT_MOST_MS = 3000
+const MEASURE_EVERY_MS = 5000
+const KILL_REPEAT_MS = 200
+const UNKILLABLE_AFTER_MS = 10_000
+/** Less processor time than this share of the wall time is standing still. */
+const STANDSTILL = 0.01
+
+export class Watched {
+  readonly target: WatchTarget
+  readonly usage: Usage = { cpuMs: 0, rssBytes: 0, maxRssBytes: 0 }
+  startedAtMs: number
+  processes: ProcessFacts[] = []
+  isViolated = false
+  isMeasuring = false
+  nextMeasureAtMs: number
+  scratchBytes = 0
+  activeAtMs: number
+  activity = { cpuMs: 0, outputBytes: 0, scratchBytes: 0, atMs: 0 }
+
+  constructor(target: WatchTarget, nowMs: number) {
+    this.target = target
+    this.startedAtMs = nowMs
+    this.activeAtMs = nowMs
+    this.activity.atMs = nowMs
+    this.nextMeasureAtMs = nowMs + 1000
+  }
+}
+
+export class Watcher {
+  readonly #options: WatcherOptions
+  readonly #membership: Membership
+  readonly #watched = new Map<string, Watched>()
+  /** Attempts that are over but had processes at the last scan: since when. */
+  readonly #leftovers = new Map<string, { sinceMs: number; told: boolean }>()
+  #timer: NodeJS.Timeout | undefined
+  #isClosed = false
+  #scansDue = 0
+
+  constructor(options: WatcherOptions) {
+    this.#options = options
+    this.#membership = new Membership(options.source, options.run)
+  }
+
+  watch(target: WatchTarget): Watched {
+    const watched = new Watched(target, this.#options.clock.monotonicMs())
+    this.#watched.set(target.attempt, watched)
+    this.#schedule(this.#options.everyMs)
+    return watched
+  }
+
+  /** The attempt's first process has ended: what is left of it is ended at the next scan, at once where it is known. */
+  release(watched: Watched): void {
+    const { attempt, pid } = watched.target
+    this.#watched.delete(attempt)
+    this.#options.source.kill(-pid, 'SIGKILL')
+    this.#scansDue = 2
+    this.#schedule(this.#options.everyMs)
+  }
+
+  /** SIGTERM to all of the attempt; after `graceMs` SIGKILL, repeated until `exited` aborts or it proves unkillable. */
+  async end(watched: Watched, graceMs: number, exited: AbortSignal): Promise<void> {
+    const { clock, log } = this.#options
+    const { attempt, pid } = watched.target
+    if (graceMs > 0) {
+      this.#signal(watched, 'SIGTERM')
+      await clock.sleep(graceMs, exited)
+    }
+    const sinceMs = clock.monotonicMs()
+    while (!exited.aborted && !this.#isClosed) {
+      this.#signal(watched, 'SIGKILL')
+      await clock.sleep(KILL_REPEAT_MS, exited)
+      if (exited.aborted || clock.monotonicMs() - sinceMs < UNKILLABLE_AFTER_MS) continue
+      log.error({ attempt, pid }, 'payload.unkillable')
+      return this.#options.onUnkillable(attempt, pid)
+    }
+  }
+
+  #signal(watched: Watched, signal: NodeJS.Signals): void {
+    const { source } = this.#options
+    this.#scan()
+    source.kill(-watched.target.pid, signal)
+    for (const facts of watched.processes) {
+      if (facts.group !== watched.target.pid) source.kill(facts.pid, signal)
+    }
+  }
+
+  /** This pilot stood still for so long (suspended): no payload is to blame for it. */
+  shift(ms: number): void {
+    for (const watched of this.#watched.values()) {
+      watched.startedAtMs += ms
+      watched.activeAtMs += ms
+      watched.activity.atMs += ms
+    }
+  }
+
+  /** Ends what attempts that are over left behind, then stops. */
+  close(): void {
+    this.#scan()
+    this.#isClosed = true
+    clearTimeout(this.#timer)
+  }
+
+  #schedule(inMs: number): void {
+    if (this.#timer || this.#isClosed) return
+    this.#timer = setTimeout(() => {
+      this.#timer = undefined
+      const startMs = performance.now()
+      this.#scan()
+      for (const watched of this.#watched.values()) this.#check(watched)
+      this.#scansDue = Math.max(0, this.#scansDue - 1)
+      const tookMs = performance.now() - startMs
+      if (this.#watched.size > 0 || this.#leftovers.size > 0 || this.#scansDue > 0) {
+        this.#schedule(Math.max(this.#options.everyMs, tookMs * 10))
+      }
+    }, inMs)
+  }
+
+  #scan(): void {
+    const leaders = new Map<number, string>()
+    for (const watched of this.#watched.values()) leaders.set(watched.target.pid, watched.target.attempt)
+    const members = this.#membership.assign(leaders)
+    for (const watched of this.#watched.values()) {
+      const { usage } = watched
+      watched.processes = members.get(watched.target.attempt) ?? []
+      let cpuMs = 0
+      usage.rssBytes = 0
+      for (const facts of watched.processes) {
+        cpuMs += facts.cpuMs
+        usage.rssBytes += facts.rssBytes
+      }
+      // What ended without being waited for takes its time with it: never count backwards.
+      usage.cpuMs = Math.max(usage.cpuMs, cpuMs)
+      usage.maxRssBytes = Math.max(usage.maxRssBytes, usage.rssBytes)
+    }
+    this.#endLeftovers(members)
+  }
+
+  #endLeftovers(members: ReadonlyMap<string, ProcessFacts[]>): void {
+    const { clock, log, source } = this.#options
+    const nowMs = clock.monotonicMs()
+    for (const [attempt, processes] of members) {
+      if (this.#watched.has(attempt)) continue
+      const leftover = this.#leftovers.get(attempt) ?? { sinceMs: nowMs, told: false }
+      if (!this.#leftovers.has(attempt)) log.info({ attempt, processes: processes.length }, 'payload.leftoversEnded')
+      this.#leftovers.set(attempt, leftover)
+      for (const facts of processes) source.kill(facts.pid, 'SIGKILL')
+      if (!leftover.told && nowMs - leftover.sinceMs > UNKILLABLE_AFTER_MS) {
+        leftover.told = true
+        log.error({ attempt, pid: processes[0]?.pid }, 'payload.unkillable')
+        this.#options.onUnkillable(attempt, processes[0]!.pid)
+      }
+    }
+    for (const attempt of this.#leftovers.keys()) if (!members.has(attempt)) this.#leftovers.delete(attempt)
+  }
+
+  #check(watched: Watched): void {
+    if (watched.isViolated) return
+    const nowMs = this.#options.clock.monotonicMs()
+    const { limits } = watched.target
+    if (nowMs - watched.startedAtMs > limits.walltimeMs) {
+      this.#violated(watched, 'payload.walltime', `longer than ${formatDuration(limits.walltimeMs)}`)
+    } else if (limits.memoryBytes > 0 && watched.usage.rssBytes > limits.memoryBytes) {
+      const bytes = this.#sharedOnce(watched)
+      const detail = `${formatBytes(bytes)} of ${formatBytes(limits.memoryBytes)}`
+      if (bytes > limits.memoryBytes) this.#violated(watched, 'payload.memory', detail)
+    }
+    if (!watched.isMeasuring && nowMs >= watched.nextMeasureAtMs) void this.#measure(watched)
+    this.#checkStalled(watched, nowMs)
+  }
+
+  /** Memory with pages that forked processes share counted once; costs more, so only asked when the sum is too high. */
+  #sharedOnce(watched: Watched): number {
+    let bytes = 0
+    for (const facts of watched.processes) bytes += this.#options.source.pssBytes(facts.pid) ?? facts.rssBytes
+    return bytes
+  }
+
+  async #measure(watched: Watched): Promise<void> {
+    watched.isMeasuring = true
+    const startMs = this.#options.clock.monotonicMs()
+    const { limits, folders } = watched.target
+    const most = limits.scratchBytes > 0 ? limits.scratchBytes : Number.POSITIVE_INFINITY
+    watched.scratchBytes = await folderBytes(folders, most, MEASURE_AT_MOST_MS)
+    const endMs = this.#options.clock.monotonicMs()
+    watched.nextMeasureAtMs = endMs + Math.max(MEASURE_EVERY_MS, 10 * (endMs - startMs))
+    watched.isMeasuring = false
+    if (watched.scratchBytes > most && this.#watched.has(watched.target.attempt)) {
+      this.#violated(watched, 'payload.scratch', `more than ${formatBytes(most)}`)
+    }
+  }
+
+  #checkStalled(watched: Watched, nowMs: number): void {
+    const { limits } = watched.target
+    if (limits.stalledAfterMs === null) return
+    const { activity, usage } = watched
+    const outputBytes = watched.target.outputBytes()
+    const busyMs = usage.cpuMs - activity.cpuMs
+    const isActive =
+      outputBytes !== activity.outputBytes ||
+      watched.scratchBytes !== activity.scratchBytes ||
+      busyMs > (nowMs - activity.atMs) * STANDSTILL
+    if (isActive) {
+      watched.activeAtMs = nowMs
+      watched.activity = { cpuMs: usage.cpuMs, outputBytes, scratchBytes: watched.scratchBytes, atMs: nowMs }
+    } else if (nowMs - watched.activeAtMs > limits.stalledAfterMs) {
+      this.#violated(watched, 'payload.stalled', `nothing for ${formatDuration(limits.stalledAfterMs)}`)
+    }
+  }
+
+  #violated(watched: Watched, reason: ErrorCode, detail: string): void {
+    if (watched.isViolated) return
+    watched.isViolated = true
+    watched.target.onViolated(reason, detail)
+  }
+}
+
+/** Bytes on disk below the folders: stops counting beyond `most`, and after `atMostMs`; then it is at least that. */
+export async function folderBytes(folders: readonly string[], most: number, atMostMs: number): Promise<number> {
+  const endMs = performance.now() + atMostMs
+  const open = [...folders]
+  let bytes = 0
+  for (let folder = open.pop(); folder !== undefined; folder = open.pop()) {
+    try {
+      for await (const entry of await opendir(folder)) {
+        const path = join(folder, entry.name)
+        if (entry.isDirectory()) open.push(path)
+        else bytes += (await lstat(path)).blocks * 512
+        if (bytes > most || performance.now() > endMs) return bytes
+      }
+    } catch {
+      // Removed while it was read.
+    }
+  }
+  return bytes
+}
