@@ -50,7 +50,7 @@ fi
 mkdir -p "$(dirname "$folder")" "$cache/partial"
 # One builder at a time: another that wants the same folder waits and then finds it.
 exec 9>"$cache.lock"
-flock 9
+flock --nonblock 9 || { say "waiting for another builder"; flock 9; }
 [ -e "$folder" ] && { say 'was built meanwhile'; exit 0; }
 
 # The address stays the machine's: Debian's own mirror, whichever this machine was given.

@@ -6,6 +6,7 @@ import process from 'node:process'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { addresses, type Centre, inside, startCentre } from './centre.ts'
 import { descendantsOf } from './daemon.ts'
+import { denyFuse, makeBadImages, mountSmall, removePrograms, withoutUserNamespaces } from './faults.ts'
 import { checkout, whyNoLab } from './roots.ts'
 import { startLink } from './wan-proxy.ts'
 
@@ -168,6 +169,62 @@ describe.skipIf(whyNoLab() !== null)('lab', () => {
     expect(listening).toEqual([
       expect.objectContaining({ protocol: 'tcp', local: '0.0.0.0:6817', process: 'slurmctld' }),
     ])
+  })
+
+  describe('faults', () => {
+    let faulty: Centre
+    beforeAll(async () => {
+      faulty = await startCentre({ nodes: 2, slurm: false })
+    })
+    afterAll(async () => {
+      await faulty?.stop()
+    })
+    const attempt = async (argv: readonly string[], env = {}) => {
+      const { code, stdout, stderr } = await faulty.run('n1', argv, { user: 'alice', env })
+      return `${code} ${stdout}${stderr}`.trim()
+    }
+    const inImage = (image: string) => [...exec, image, 'sh', '-c', 'echo ran']
+
+    test('images - each bad one fails for its own reason', async () => {
+      const images = makeBadImages(faulty)
+      const said = Object.fromEntries(
+        await Promise.all(
+          Object.entries(images).map(async ([name, path]) => [name, await attempt(inImage(path))] as const),
+        ),
+      )
+      expect(said).toEqual({
+        truncated: expect.stringMatching(/^255 .*trying to read the squashfs image/s),
+        damaged: expect.stringMatching(/^255 .*(input\/output error|squashfs)/s),
+        notAnImage: expect.stringMatching(/^255 .*image format not recognized/s),
+        empty: expect.stringMatching(/^255 .*image format not recognized/s),
+        unreadable: expect.stringMatching(/^255 .*not readable by the current user/s),
+        otherArchitecture: expect.stringMatching(/^255 .*architecture .* could not run on the host/s),
+        otherArchitectureFolder: expect.stringMatching(/^255 .*exec format error/s),
+        missing: expect.stringMatching(/^255 .*no such file or directory/s),
+      })
+    })
+
+    test('nodes - without user namespaces, without FUSE, without the tools, with a full scratch', async () => {
+      expect(await attempt(inImage(busybox))).toBe('0 ran')
+      // Not 255, as for its other failures.
+      expect(await attempt(withoutUserNamespaces(inImage(busybox)))).toMatch(/^1 .*Failed to create user namespace/s)
+      expect(await attempt(inImage(busybox))).toBe('0 ran')
+
+      await denyFuse(faulty, 'n1')
+      // Apptainer does not unpack of its own accord when only the device is missing; it has to be told.
+      expect(await attempt(inImage(busybox))).toMatch(/^255 .*failed to open \/dev\/fuse/s)
+      expect(await attempt([...exec, '--unsquash', busybox, 'echo', 'ran'])).toBe('0 ran')
+      expect(await attempt(inImage(lammps))).toBe('0 ran')
+
+      await mountSmall(faulty, 'n1', '/small', 200_000)
+      const full = [...exec, '--unsquash', busybox, 'true']
+      expect(await attempt(full, { APPTAINER_TMPDIR: '/small' })).toMatch(/^255 .*no space left on device/s)
+
+      await removePrograms(faulty, 'n1', 'squashfuse', 'squashfuse_ll')
+      expect(await attempt(inImage(busybox))).toBe('0 ran')
+      await removePrograms(faulty, 'n1', 'unsquashfs')
+      expect(await attempt(inImage(busybox))).toMatch(/^255 .*unsquashfs/s)
+    })
   })
 
   describe('link', () => {
