@@ -130,10 +130,7 @@ function running(child: ChildProcess, port: number, logPath: string, exited: Pro
 }
 
 async function choosePort(spec: ServerSpec): Promise<number> {
-  if (spec.port) return spec.port
-  const kept = keptPort(join(spec.dir, `${spec.name}.port`))
-  if (kept !== undefined && (await isFree(spec.host, kept))) return kept
-  return freePort(spec.host)
+  return spec.port || freePort(spec.host, keptPort(join(spec.dir, `${spec.name}.port`)))
 }
 
 function keptPort(path: string): number | undefined {
@@ -141,13 +138,12 @@ function keptPort(path: string): number | undefined {
   return port > 0 && port < 65_536 ? port : undefined
 }
 
-/** A port that nobody listens on now; another program may be quicker, so a start must be ready to choose again. */
-export function freePort(host = '127.0.0.1'): Promise<number> {
-  return listenOnce(host, 0).then((port) => port!)
-}
-
-async function isFree(host: string, port: number): Promise<boolean> {
-  return (await listenOnce(host, port)) !== undefined
+/**
+ * A port that nobody listens on now, the preferred one if it can be had. Another program may be quicker, so a start must
+ * be ready to choose again.
+ */
+export async function freePort(host = '127.0.0.1', preferred?: number): Promise<number> {
+  return (preferred ? await listenOnce(host, preferred) : undefined) ?? (await listenOnce(host, 0))!
 }
 
 function listenOnce(host: string, port: number): Promise<number | undefined> {
