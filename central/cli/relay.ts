@@ -1,0 +1,104 @@
+/** `indraft relay join|list` and `indraft pilot list`: who speaks to the centre, and how a site begins to. */
+import { chmodSync, mkdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import type { Command } from 'commander'
+import { pilotCredentialSchema, relayCredentialSchema, writeCredential } from '../../shared/credentials.ts'
+import { formatDuration } from '../../shared/quantity.ts'
+import { makeClient } from '../api/client.ts'
+import { columns, type Options, print, withCentral, withClient, withJson } from './command.ts'
+
+export function registerRelay(program: Command): Command {
+  const relay = program.command('relay').description("relays: a site's one process that talks to the centre")
+
+  withJson(relay.command('join'))
+    .description("exchange a join token for the site's credential")
+    .requiredOption('--url <url>', "central's address, as `indraft site add` prints it")
+    .requiredOption('--token <token>', 'the join token; it works once')
+    .requiredOption('--state <folder>', "the relay's state folder; the credential goes there, mode 0600")
+    .option('--ca <file>', "PEM of the authority that signed central's certificate")
+    .addHelpText(
+      'after',
+      '\nExamples:\n  indraft relay join --url https://indraft.example:8420 --token indraft-join-... --state ~/relay',
+    )
+    .action(async (options: Options & { url: string; token: string; state: string; ca?: string }) => {
+      const { url, token, state } = options
+      const ca = options.ca === undefined ? null : readFileSync(options.ca, 'utf8')
+      // Made first: a token is used up by the answer, which must have where to go.
+      mkdirSync(state, { recursive: true, mode: 0o700 })
+      chmodSync(state, 0o700)
+      const client = makeClient({ url, token: null, ca })
+      try {
+        const { credential } = await client.call('joinSite', { body: { token } })
+        const known =
+          credential.kind === 'pilot'
+            ? pilotCredentialSchema.parse(credential)
+            : relayCredentialSchema.parse(credential)
+        const path = join(state, `${known.kind}.json`)
+        writeCredential(path, known)
+        print(options, { site: known.site, kind: known.kind, path }, () => [
+          `joined as ${known.site}: ${path}`,
+          known.kind === 'relay'
+            ? `next:  indraft relay run --state ${state} --credential ${path}`
+            : `next:  indraft-pilot run --credential ${path} --scratch DIR`,
+        ])
+      } finally {
+        await client.close()
+      }
+    })
+
+  withClient(relay.command('list'))
+    .description('relays, with the state of their link')
+    .action(async (options: Options) => {
+      const reply = await withCentral(options, (client) => client.call('listHolders', { query: { role: 'relay' } }))
+      print(options, reply, ({ holders }) => {
+        if (holders.length === 0) return 'no relay has come yet: "indraft site add NAME" says how one joins'
+        const rows = holders.map(({ site, holder, state, gauges, software, lastSeenMs }) => [
+          site,
+          holder,
+          state,
+          gauges.pilots ?? 0,
+          gauges.running ?? 0,
+          gauges.bufferTasks ?? 0,
+          ago(lastSeenMs),
+          software,
+        ])
+        return columns(['site', 'relay', 'state', 'pilots', 'running', 'in buffer', 'last heard', 'software'], rows)
+      })
+    })
+  return relay
+}
+
+export function registerPilot(program: Command): void {
+  const pilot = program.command('pilot').description('pilots: a process per node that draws work')
+  withClient(pilot.command('list'))
+    .description('pilots of every site')
+    .option('--site <name>', 'only of this site')
+    .option('--all', 'those too that are gone')
+    .action(async (options: Options) => {
+      const all = (await withCentral(options, (client) => client.call('listPilots', {}))).pilots
+      const pilots = all.filter(
+        ({ site, state }) =>
+          (options.site === undefined || options.site === site) &&
+          (options.all === true || state === 'active' || state === 'draining'),
+      )
+      print(options, { pilots }, () => {
+        if (pilots.length === 0)
+          return all.length > 0 ? 'no pilot now (--all shows those that are gone)' : 'no pilot has come yet'
+        const rows = pilots.map((one) => [
+          one.site,
+          one.pilot,
+          one.node,
+          one.code === null ? one.state : `${one.state} (${one.code})`,
+          `${one.coresBusy}/${one.cores}`,
+          one.running,
+          formatDuration(one.upMs),
+          one.relay ?? 'direct',
+        ])
+        return columns(['site', 'pilot', 'node', 'state', 'cores', 'running', 'up', 'by'], rows)
+      })
+    })
+}
+
+function ago(atMs: number): string {
+  return `${formatDuration(Math.max(0, Date.now() - atMs))} ago`
+}
