@@ -33,6 +33,8 @@ export interface Lease {
   open: Span[]
   /** Tasks that were at a pilot that got lost before it said that it started them. */
   suspect: Span[]
+  /** Tasks by the fences of sub-leases that ended without them: a result under such a fence is late, not forged. */
+  past: Map<number, Span[]>
 }
 
 export interface SubLease {
@@ -149,6 +151,7 @@ export class Buffer {
       back: [],
       open: tasks,
       suspect: [],
+      past: new Map(),
     }
   }
 
@@ -225,8 +228,9 @@ export class Buffer {
   takeBack(part: SubLease, tasks: readonly Span[]): void {
     const lease = part.lease
     const kept = intersect(tasks, part.tasks)
-    this.#shrink(part, kept)
     if (kept.length === 0) return
+    lease.past.set(part.fence, rangesUnion(lease.past.get(part.fence) ?? [], kept))
+    this.#shrink(part, kept)
     if (lease.gone) lease.open = subtractRanges(lease.open, kept)
     else lease.free = rangesUnion(lease.free, kept)
     this.#save(lease)
@@ -260,20 +264,23 @@ export class Buffer {
     )
   }
 
-  /** A success came for a task by another way: it is not started any more. @returns sub-leases that have it still */
-  supersede(result: Result): SubLease[] {
-    for (const lease of this.#leases.values()) {
-      if (lease.campaign !== result.campaign || lease.step !== result.step) continue
-      if (!containsIndex(lease.free, result.index)) continue
-      lease.free = subtractRanges(lease.free, [[result.index, result.index]])
-      // Central hears of the success first, so giving this back is only bookkeeping.
-      lease.back = rangesUnion(lease.back, [[result.index, result.index]])
-      this.#save(lease)
-      this.onBack()
-    }
-    return [...this.#subLeases.values()].filter(
-      (part) => part.fence !== result.fences[OWN_HOP] && this.covers(part, { ...result, bundle: part.lease.bundle }),
-    )
+  /** The lease that an attempt was part of, while central waits for that task. */
+  leaseOf(result: Pick<Result, 'bundle' | 'campaign' | 'step' | 'index' | 'fences'>): Lease | undefined {
+    const lease = this.#leases.get(leaseKey(result.bundle, result.fences[0]!))
+    const isSame = lease?.campaign === result.campaign && lease.step === result.step
+    return isSame && containsIndex(lease.open, result.index) ? lease : undefined
+  }
+
+  /** Whether the attempt's sub-lease was given here and ended without a result. */
+  wasGiven(lease: Lease, result: Pick<Result, 'index' | 'fences'>): boolean {
+    return containsIndex(lease.past.get(result.fences[OWN_HOP] ?? 0) ?? [], result.index)
+  }
+
+  /** A success came late: its task is not started again. @returns sub-leases under which it runs by now */
+  supersede(lease: Lease, index: number): SubLease[] {
+    lease.free = subtractRanges(lease.free, [[index, index]])
+    this.#save(lease)
+    return [...this.#subLeases.values()].filter((part) => part.lease === lease && containsIndex(part.tasks, index))
   }
 
   /** Central has this attempt's result. */

@@ -292,26 +292,11 @@ export class RelayDispatcher implements Dispatcher {
     return { mark: this.#mark(), verdicts }
   }
 
-  /** Takes a result in. Whatever its fence says, it is kept and goes up. */
+  /** Takes a result in, and tells what became of it. A success is never turned away. */
   #accept(result: Result, session: Session | null): Verdict {
-    const { buffer, outgoing, log } = this.#options
     const { campaign, step, index, fences, end, reason } = result
-    const own = fences[OWN_HOP]
-    const part = own === undefined ? undefined : buffer.subLease(own)
-    const isOurs = part !== undefined && buffer.covers(part, result)
-    const isKnown = outgoing.knows(result)
-    const verdict = isKnown ? 'duplicate' : isOurs ? 'accepted' : 'stale'
-    if (isOurs) buffer.endTask(part, index)
-    if (!isKnown) outgoing.add(result)
-    if (!isKnown && end === 'done') {
-      for (const newer of buffer.supersede(result)) {
-        this.#options.cancels.add({
-          kind: 'attempt.cancel',
-          attempt: { campaign, step, index, bundle: newer.lease.bundle, fences: [...newer.lease.fences, newer.fence] },
-        })
-      }
-    }
-    log.info(
+    const verdict = this.#judge(result)
+    this.#options.log.info(
       {
         campaign,
         task: `${campaign}/${step}/${index}`,
@@ -325,6 +310,41 @@ export class RelayDispatcher implements Dispatcher {
     )
     this.#events.onVerdict?.(verdict, end)
     return { campaign, step, index, fences, verdict }
+  }
+
+  /**
+   * By the relay's own fence alone. What the relay cannot judge (the lease is gone, or was never here) goes up
+   * unjudged. What it can, goes up once: central knows only its own fence, so of several attempts that this relay made
+   * under one lease it must hear of the one that counts.
+   */
+  #judge(result: Result): Verdict['verdict'] {
+    const { buffer, outgoing } = this.#options
+    if (!isSafeName(result.campaign) || !isSafeName(result.step)) return 'refused'
+    const own = result.fences[OWN_HOP]
+    const part = own === undefined ? undefined : buffer.subLease(own)
+    const isOurs = part !== undefined && buffer.covers(part, result)
+    if (isOurs) buffer.endTask(part, result.index)
+    if (outgoing.knows(result) || outgoing.isWonByOther(result)) return 'duplicate'
+    if (isOurs) {
+      outgoing.add(result)
+      return 'accepted'
+    }
+    const lease = buffer.leaseOf(result)
+    if (!lease) {
+      outgoing.add(result)
+      return 'stale'
+    }
+    // The task waits here or runs under a newer fence: a late failure changes nothing about that.
+    if (!buffer.wasGiven(lease, result)) return 'refused'
+    if (result.end === 'failed') return 'stale'
+    outgoing.add(result)
+    const { campaign, step, index } = result
+    for (const newer of buffer.supersede(lease, index)) {
+      const fences = [...newer.lease.fences, newer.fence]
+      const attempt = { campaign, step, index, bundle: lease.bundle, fences }
+      this.#options.cancels.add({ kind: 'attempt.cancel', attempt })
+    }
+    return 'accepted'
   }
 
   async onBeat(peer: Peer, beat: Message<'beat'>): Promise<ReplyTo<'beat'>> {
@@ -353,17 +373,21 @@ export class RelayDispatcher implements Dispatcher {
   /** A confirmed lease that two beats in a row do not name is not held: the pilot lost it. */
   #compareHeld(session: Session, beat: Message<'beat'>): void {
     if (!Array.isArray(beat.held)) return
-    const { buffer, log } = this.#options
-    const named = new Set(beat.held.map((part) => part.fences[OWN_HOP]))
-    const missing = buffer
-      .ofSession(session.session)
-      .filter((part) => part.sequence <= beat.processed && !named.has(part.fence))
-    for (const part of missing) {
-      if (!session.missing.has(part.fence)) continue
-      log.warn({ pilot: session.holder, bundle: part.lease.bundle, fence: part.fence }, 'lease.notHeld')
-      this.#release(part, 'the pilot does not hold it any more')
-    }
+    const missing = this.#missingFrom(session, beat.held, beat.processed)
+    for (const part of missing) if (session.missing.has(part.fence)) this.#releaseMissing(part, session)
     session.missing = new Set(missing.map((part) => part.fence))
+  }
+
+  #missingFrom(session: Session, named: Iterable<Pick<LeasePart, 'fences'>>, processed: number): SubLease[] {
+    const fences = new Set([...named].map((part) => part.fences[OWN_HOP]))
+    return this.#options.buffer
+      .ofSession(session.session)
+      .filter((part) => part.sequence <= processed && !fences.has(part.fence))
+  }
+
+  #releaseMissing(part: SubLease, session: Session): void {
+    this.#options.log.warn({ pilot: session.holder, bundle: part.lease.bundle, fence: part.fence }, 'lease.notHeld')
+    this.#release(part, 'the pilot does not hold it any more')
   }
 
   #noteUsage(session: Session, beat: Message<'beat'>): void {
@@ -381,8 +405,23 @@ export class RelayDispatcher implements Dispatcher {
     sessions.touch(session)
   }
 
+  /** Complete when every part of one `processed` is here; what it lacks then comes back at once. */
   async onInventory(peer: Peer, inventory: Message<'inventory'>): Promise<ReplyTo<'inventory'>> {
-    this.#options.sessions.heard(this.#session(peer, inventory.session))
+    const session = this.#session(peer, inventory.session)
+    this.#options.sessions.heard(session)
+    const { processed, part, parts, leases } = inventory
+    if (session.inventory?.processed !== processed || session.inventory.parts !== parts) {
+      session.inventory = { processed, parts, byPart: new Map() }
+    }
+    const { byPart } = session.inventory
+    byPart.set(part, leases)
+    if (byPart.size === parts) {
+      for (const missing of this.#missingFrom(session, [...byPart.values()].flat(), processed)) {
+        this.#releaseMissing(missing, session)
+      }
+      session.inventory = null
+    }
+    await this.#options.journal.committed()
     return { mark: this.#mark(), orders: [] }
   }
 
@@ -497,6 +536,10 @@ export class RelayDispatcher implements Dispatcher {
 function partOf(part: SubLease): LeasePart {
   const { bundle, campaign, step, fences } = part.lease
   return { bundle, campaign, step, fences: [...fences, part.fence], tasks: formatRanges(part.tasks) }
+}
+
+function isSafeName(name: string): boolean {
+  return /^[A-Za-z0-9._-]+$/.test(name) && name !== '.' && name !== '..'
 }
 
 function lostResult(part: SubLease, index: number, session: Session | undefined, site: string, why: string): Result {

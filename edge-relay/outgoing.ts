@@ -18,6 +18,8 @@ export class Outgoing {
   readonly #journal: Journal
   readonly #waiting = new Map<string, Waiting>()
   readonly #settled = new Map<string, Result['end']>()
+  /** The attempt that succeeded, by task and central's fence; for as long as it is remembered. */
+  readonly #winners = new Map<string, string>()
   #ready = 0
   /** A result was taken in: its files may go up. */
   onAdded: (result: Result) => void = () => {}
@@ -26,7 +28,10 @@ export class Outgoing {
 
   constructor(journal: Journal, kept: readonly { attempt: string; result: Result }[]) {
     this.#journal = journal
-    for (const { attempt, result } of kept) this.#waiting.set(attempt, { result, isReady: false })
+    for (const { attempt, result } of kept) {
+      this.#waiting.set(attempt, { result, isReady: false })
+      this.#noteWinner(result)
+    }
   }
 
   /** Whether this says nothing new. A success after a failure of the same attempt (it was thought lost) does. */
@@ -34,6 +39,16 @@ export class Outgoing {
     const attempt = attemptName(result)
     const end = this.#waiting.get(attempt)?.result.end ?? this.#settled.get(attempt)
     return end === 'done' || (end === 'failed' && result.end === 'failed')
+  }
+
+  /** Whether another attempt under the same lease of central succeeded: one success goes up, and nothing after it. */
+  isWonByOther(result: Result): boolean {
+    const winner = this.#winners.get(taskName(result))
+    return winner !== undefined && winner !== attemptName(result)
+  }
+
+  #noteWinner(result: Result): void {
+    if (result.end === 'done') remember(this.#winners, taskName(result), attemptName(result))
   }
 
   /** Everything kept over a restart, oldest first: their files are looked at again. */
@@ -46,6 +61,7 @@ export class Outgoing {
     if (this.#waiting.get(attempt)?.isReady) this.#ready--
     this.#waiting.set(attempt, { result, isReady: false })
     this.#journal.putResult(attempt, result)
+    this.#noteWinner(result)
     this.onAdded(result)
   }
 
@@ -79,13 +95,7 @@ export class Outgoing {
     this.#ready--
     this.#waiting.delete(attempt)
     this.#journal.dropResult(attempt)
-    this.#settled.set(attempt, result.end)
-    if (this.#settled.size > REMEMBERED) {
-      for (const oldest of this.#settled.keys()) {
-        this.#settled.delete(oldest)
-        break
-      }
-    }
+    remember(this.#settled, attempt, result.end)
   }
 
   get waiting(): number {
@@ -94,5 +104,19 @@ export class Outgoing {
 
   get ready(): number {
     return this.#ready
+  }
+}
+
+function taskName({ campaign, step, index, fences }: Result): string {
+  return `${campaign}/${step}/${index}/${fences[0]}`
+}
+
+function remember<V>(map: Map<string, V>, key: string, value: V): void {
+  map.delete(key)
+  map.set(key, value)
+  if (map.size <= REMEMBERED) return
+  for (const oldest of map.keys()) {
+    map.delete(oldest)
+    break
   }
 }

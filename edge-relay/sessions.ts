@@ -8,7 +8,7 @@
 import { randomUUID } from 'node:crypto'
 import type { Clock } from '../shared/clock.ts'
 import { mustNextState, type PilotState, pilotTable } from '../shared/lifecycle.ts'
-import type { Message, NodeFacts, OfferEntry, PilotSummary } from '../shared/protocol/messages.ts'
+import type { LeasePart, Message, NodeFacts, OfferEntry, PilotSummary } from '../shared/protocol/messages.ts'
 import type { Journal } from './journal.ts'
 
 export interface SessionRow {
@@ -41,6 +41,8 @@ export interface Session extends SessionRow {
   coresBusy: number
   /** Leases missing from its last held-list, by fence: missing twice they are taken back. */
   missing: Set<number>
+  /** Parts of an inventory that have come. */
+  inventory: { processed: number; parts: number; byPart: Map<number, LeasePart[]> } | null
 }
 
 /** Ended sessions are kept for central's pilot list this long. */
@@ -68,7 +70,16 @@ export class Sessions {
 
   #live(row: SessionRow): Session {
     const heardAtMs = this.#clock.monotonicMs()
-    return { ...row, heardAtMs, offer: null, isWaiting: false, running: 0, coresBusy: 0, missing: new Set() }
+    return {
+      ...row,
+      heardAtMs,
+      offer: null,
+      isWaiting: false,
+      running: 0,
+      coresBusy: 0,
+      missing: new Set(),
+      inventory: null,
+    }
   }
 
   /** @returns the session where it may still ask for work */
@@ -217,6 +228,18 @@ export function isLive(session: SessionRow): boolean {
 }
 
 function rowOf(session: Session): SessionRow {
-  const { heardAtMs: _1, offer: _2, isWaiting: _3, running: _4, coresBusy: _5, missing: _6, ...row } = session
-  return row
+  const { holder, incarnation, software, facts, state, sequence, processed, code, sinceMs, counters } = session
+  return {
+    session: session.session,
+    holder,
+    incarnation,
+    software,
+    facts,
+    state,
+    sequence,
+    processed,
+    code,
+    sinceMs,
+    counters,
+  }
 }
