@@ -87,6 +87,8 @@ export class Session {
   readonly #bornAtMs: number
   readonly #over = Promise.withResolvers<Farewell>()
   readonly #stopped = new AbortController()
+  /** The tick need not be waited for when somebody wants to leave. */
+  readonly #drained = new AbortController()
   #isTested = false
   #sessions = 0
   #draining: Draining = 'no'
@@ -155,12 +157,15 @@ export class Session {
       const isHurried = this.#draining === 'ending' || this.#draining === 'hurried'
       this.#draining = isHurried ? 'hurried' : 'ending'
       this.#deadlineMs = Math.min(this.#deadlineMs, nowMs + (isHurried ? HURRIED_MS : config.drainGrace - 1000))
-      if (this.#running.size > 0) this.#drainReason = { code: 700, reason: `${farewell.reason}; payloads were ended` }
-      for (const attempt of this.#running.keys()) {
-        attempt.end('node.ending', farewell.reason, isHurried ? 0 : config.payloadGrace)
+      // Outputs that are being stored have until the deadline.
+      const ended = [...this.#running.keys()].filter((attempt) => attempt.takesRoom || isHurried)
+      if (ended.some((attempt) => attempt.takesRoom)) {
+        this.#drainReason = { code: 700, reason: `${farewell.reason}; payloads were ended` }
       }
+      for (const attempt of ended) attempt.end('node.ending', farewell.reason, isHurried ? 0 : config.payloadGrace)
     }
     log.info({ how: this.#draining, running: this.#running.size, reason: farewell.reason }, 'pilot.draining')
+    this.#drained.abort()
     this.#wake()
   }
 
@@ -567,7 +572,9 @@ export class Session {
     let lastMs = clock.monotonicMs()
     let refreshAtMs = lastMs + 60_000
     while (!this.#stopped.signal.aborted) {
-      await clock.sleep(this.#draining === 'no' ? TICK_MS : DRAIN_TICK_MS, this.#stopped.signal)
+      await (this.#draining === 'no'
+        ? clock.sleep(TICK_MS, this.#drained.signal)
+        : clock.sleep(DRAIN_TICK_MS, this.#stopped.signal))
       const nowMs = clock.monotonicMs()
       this.#noticeSuspension(nowMs - lastMs)
       lastMs = nowMs
@@ -643,6 +650,7 @@ export class Session {
     for (let i = 0; this.#running.size > 0 && i < 20; i++) await this.#options.clock.sleep(DRAIN_TICK_MS)
     const returned = [...this.#toReturn, ...leases.withdraw(() => true)].slice(0, MOST_NAMED)
     this.#stopped.abort()
+    this.#drained.abort()
     this.#holder.stop()
     this.#wake()
     this.#wakeReport()

@@ -92,6 +92,7 @@ export class TestSite {
   /** Lines of the trace, after close(). */
   readonly tracePath = join(this.folder, 'trace.jsonl')
   readonly trace: Trace
+  readonly #pipes = new PipeMaker(join(this.folder, 'pipes'))
   #fence = 1
 
   constructor(log: Log = silentLog) {
@@ -137,7 +138,7 @@ export class TestSite {
       own: [join(this.folder, 'own')],
       policy: { allowGroups: [], allowImages: [], hostRuntime: true, sharedFolders: [] },
       runtimes: [hostRuntime(PATH)],
-      pipes: new PipeMaker(join(this.folder, 'pipes')),
+      pipes: this.#pipes,
       watcher: this.#watcher,
       files: this.#client,
       filesUrl: () => this.filesUrl,

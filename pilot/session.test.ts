@@ -1,0 +1,465 @@
+/** A pilot in this process against a scripted dispatcher: real codec, real signatures, real payload processes. */
+import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { pino } from 'pino'
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
+import { type Clock, systemClock } from '../shared/clock.ts'
+import { writeCredential } from '../shared/credentials.ts'
+import { type Dispatcher, frameHandler } from '../shared/dispatcher.ts'
+import { type ErrorCode, IndraftError } from '../shared/errors.ts'
+import { memoryLink } from '../shared/link.ts'
+import { silentLog } from '../shared/log.ts'
+import type { Grant, Message, Order, Result } from '../shared/protocol/messages.ts'
+import type { BundleBody, Signed, TemplateBody } from '../shared/protocol/work.ts'
+import { digestOf, makeSigner, makeSigningKey } from '../shared/signing.ts'
+import { loadPilotConfig } from './config.ts'
+import { type Pilot, type PilotWorld, startPilot } from './main.ts'
+import { makeBundle, makeTemplate, PATH, TestSite } from './testbench.ts'
+
+const TIMINGS = { beatMs: 50, lostAfterMs: 2000, leaseMs: 60_000, confirmMs: 1000, pullWaitMs: 300 }
+const BATCH = {
+  slurmJobId: null,
+  slurmEndTimeS: null,
+  slurmCpus: null,
+  slurmMemoryPerNode: null,
+  slurmMemoryPerCpu: null,
+  machineFeatures: null,
+  jobFeatures: null,
+  jobOutputs: null,
+  path: PATH,
+  container: {},
+}
+
+let site: TestSite
+let script: ScriptedDispatcher
+let pilots: Pilot[]
+let lines: Record<string, unknown>[]
+
+/** Gives what it was told to give, remembers what it was told. */
+class ScriptedDispatcher implements Dispatcher {
+  session = 's1'
+  readonly hellos: Message<'hello'>[] = []
+  readonly pulls: Message<'pull'>[] = []
+  readonly beats: Message<'beat'>[] = []
+  readonly byes: Message<'bye'>[] = []
+  readonly results: Result[] = []
+  readonly ready: { grants: Grant[]; templates: Signed[] }[] = []
+  readonly orders: Order[] = []
+  refuseHello: ErrorCode | null = null
+  /** Reports and beats of these sessions are refused as unknown. */
+  readonly dead = new Set<string>()
+  /** While true, no report is answered. */
+  isDeaf = false
+  #sequence = 0
+
+  readonly mark = { epoch: 'e1', sequence: 1 }
+
+  #mustKnow(session: string): void {
+    if (this.dead.has(session)) throw new IndraftError('session.unknown')
+  }
+
+  async onHello(_peer: unknown, hello: Message<'hello'>): Promise<Message<'welcome'>> {
+    if (this.refuseHello) throw new IndraftError(this.refuseHello)
+    this.hellos.push(hello)
+    return {
+      session: this.session,
+      sequence: 0,
+      site: 'here',
+      mark: this.mark,
+      timings: TIMINGS,
+      inventory: 'list',
+      keys: {},
+      filesUrl: site.filesUrl,
+    }
+  }
+
+  async onPull(_peer: unknown, pull: Message<'pull'>): Promise<Message<'grants'>> {
+    this.#mustKnow(pull.session)
+    this.pulls.push(pull)
+    this.#sequence = pull.sequence
+    const endMs = Date.now() + pull.waitMs
+    while (this.ready.length === 0 && Date.now() < endMs) await new Promise((resolve) => setTimeout(resolve, 5))
+    const { grants = [], templates = [] } = pull.offer.length > 0 ? (this.ready.shift() ?? {}) : {}
+    const reason = grants.length > 0 ? null : 'noWork'
+    return { sequence: this.#sequence, mark: this.mark, grants, templates, verdicts: [], reason, askAgainMs: 20 }
+  }
+
+  async onReport(_peer: unknown, report: Message<'report'>): Promise<Message<'reported'>> {
+    this.#mustKnow(report.session)
+    while (this.isDeaf) await new Promise((resolve) => setTimeout(resolve, 10))
+    this.results.push(...report.results)
+    const verdicts = report.results.map(({ campaign, step, index, fences }) => {
+      return { campaign, step, index, fences, verdict: 'accepted' as const }
+    })
+    return { mark: this.mark, verdicts }
+  }
+
+  async onBeat(_peer: unknown, beat: Message<'beat'>): Promise<Message<'orders'>> {
+    this.#mustKnow(beat.session)
+    this.beats.push(beat)
+    return { mark: this.mark, orders: this.orders.splice(0) }
+  }
+
+  async onInventory(): Promise<Message<'orders'>> {
+    return { mark: this.mark, orders: [] }
+  }
+
+  async onBye(_peer: unknown, bye: Message<'bye'>): Promise<Message<'farewell'>> {
+    this.byes.push(bye)
+    return { mark: this.mark }
+  }
+}
+
+beforeEach(async () => {
+  site = await new TestSite().open()
+  script = new ScriptedDispatcher()
+  pilots = []
+  lines = []
+})
+afterEach(async () => {
+  script.isDeaf = false
+  for (const pilot of pilots) {
+    void pilot.stop()
+    await pilot.stop()
+  }
+  await site.close()
+})
+
+async function start(args: Record<string, unknown> = {}, world: PilotWorld = {}): Promise<Pilot> {
+  const credential = join(site.folder, 'pilot.json')
+  const nats = { url: 'nats://unused', user: null, password: null, creds: null, ca: null, inboxPrefix: '_INBOX' }
+  const keys = site.signer.keys
+  writeCredential(credential, { kind: 'pilot', site: 'here', nats, files: { token: 'secret', ca: null }, keys })
+  const settings = {
+    ...{ credential, scratch: join(site.folder, 'scratch'), name: 'pilot1', node: 'node1', cores: 2 },
+    ...{ memory: '2GiB', containerRuntime: 'none', watchEvery: '100ms', payloadGrace: '300ms', drainGrace: '4s' },
+    ...args,
+  }
+  const log = pino({ level: 'debug' }, { write: (line: string) => void lines.push(JSON.parse(line)) })
+  const link = memoryLink({ site: 'here' }, frameHandler(script, silentLog))
+  const pilot = await startPilot(loadPilotConfig(settings, undefined, {}), log, { batch: BATCH, link, ...world })
+  pilots.push(pilot)
+  return pilot
+}
+
+let bundles = 0
+
+function grantOf(
+  template: Partial<TemplateBody>,
+  tasks: string,
+  bundle: Partial<BundleBody> = {},
+  signer = site.signer,
+) {
+  const name = `b${++bundles}`
+  const signed = signer.template(makeTemplate(template))
+  const digest = digestOf(signed.bytes)
+  const grant: Grant = {
+    bundle: signer.bundle(makeBundle({ bundle: name, template: digest, tasks, ...bundle })),
+    lease: { bundle: name, campaign: 'c0000000001', step: 'sim', fences: [100 + bundles, 7], tasks },
+    template: digest.slice(7, 23),
+    leaseMs: TIMINGS.leaseMs,
+    tries: {},
+    avoidNodes: [],
+    estimateMs: null,
+    capability: 'a capability',
+  }
+  return { grant, template: signed }
+}
+
+function give(
+  template: Partial<TemplateBody>,
+  tasks: string,
+  bundle: Partial<BundleBody> = {},
+  signer = site.signer,
+): Grant {
+  const made = grantOf(template, tasks, bundle, signer)
+  script.ready.push({ grants: [made.grant], templates: [made.template] })
+  return made.grant
+}
+
+const sh = (text: string) => ({ command: ['sh', '-c', text] })
+
+async function until<T>(look: () => T | undefined | false | null, timeout = 8000): Promise<T> {
+  return await vi.waitFor(
+    () => {
+      const found = look()
+      if (!found) throw new Error(`not yet: ${look.toString().slice(0, 200)}`)
+      return found
+    },
+    { timeout, interval: 10 },
+  )
+}
+
+describe('work', () => {
+  test('session - runs a bundle, reports every task, holds nothing, leaves when there is no more', async () => {
+    const pilot = await start({ idleAfter: '300ms' })
+    give(sh('echo $INDRAFT_INDEX'), '0-4')
+    await until(() => script.results.length === 5)
+    expect(script.results.map(({ index, end }) => `${index} ${end}`).sort()).toEqual(
+      [0, 1, 2, 3, 4].map((i) => `${i} done`),
+    )
+    expect(script.results[0]).toMatchObject({ site: 'here', node: 'node1', pilot: 'pilot1' })
+    expect(await pilot.finished).toBe(300)
+    expect(script.byes).toMatchObject([{ code: 300, reason: 'no more work', returned: [] }])
+    expect(script.beats.at(-1)).toMatchObject({ held: [], counters: { tasks_started: 5, tasks_done: 5 } })
+    expect(existsSync(join(site.folder, 'scratch', 'pilot1'))).toBe(false)
+  })
+
+  test('session - says what it started and what it uses, under one attempt name everywhere', async () => {
+    await start()
+    give(sh('sleep 5'), '3')
+    const beat = await until(() => script.beats.find(({ usage }) => usage.length > 0))
+    expect(beat.usage[0]!.attempt).toMatchObject({ index: 3, bundle: `b${bundles}` })
+    expect(beat.gauges).toMatchObject({ cores: 2, coresBusy: 1, running: 1 })
+    await until(() => script.beats.some(({ started }) => started.some(({ tasks }) => tasks === '3')))
+    expect(script.beats.at(-1)!.held).toMatchObject([{ bundle: `b${bundles}`, step: 'sim' }])
+    const history = lines.filter((line) => line.campaign === 'c0000000001' && line.task === 3)
+    expect(history.map(({ msg }) => msg)).toContain('attempt.started')
+    expect(history.every((line) => line.pilot === 'pilot1' && line.step === 'sim' && line.attempt)).toBe(true)
+  })
+
+  test('session - never runs more than the cores hold, and starts on without any acknowledgement', async () => {
+    script.isDeaf = true
+    await start()
+    const log = join(site.folder, 'order')
+    give(sh(`echo + >> ${log}; sleep 0.1; echo - >> ${log}`), '0-7')
+    await until(() => lines.filter(({ msg }) => msg === 'attempt.ended').length === 8)
+    const { readFileSync } = await import('node:fs')
+    let running = 0
+    let most = 0
+    for (const sign of readFileSync(log, 'utf8').trim().split('\n')) {
+      running += sign === '+' ? 1 : -1
+      most = Math.max(most, running)
+    }
+    expect([most, running]).toEqual([2, 0])
+    expect(script.results).toEqual([])
+    script.isDeaf = false
+    await until(() => script.results.length === 8)
+  })
+
+  test('session - asks for what is free beside what runs', async () => {
+    await start()
+    give({ ...sh('sleep 3'), needs: { ...makeTemplate().needs, memoryBytes: 2 ** 29 } }, '0')
+    await until(() => script.beats.some(({ usage }) => usage.length > 0))
+    const offer = await until(() => script.pulls.find(({ offer }) => offer[0]?.shape.cores === 1)?.offer[0])
+    expect(offer).toMatchObject({ count: 1, node: 'node1', shape: { memoryBytes: 1.5 * 2 ** 30, runtimes: ['host'] } })
+  })
+})
+
+describe('trust', () => {
+  const other = makeSigner(makeSigningKey())
+  const flip = (signed: Signed): Signed => {
+    const bytes = Uint8Array.from(signed.bytes)
+    bytes[bytes.length - 3]! ^= 1
+    return { ...signed, bytes }
+  }
+
+  test.each<[string, ErrorCode, () => { grant: Grant; template: Signed }]>([
+    [
+      'a changed bundle',
+      'signature.invalid',
+      () => {
+        const made = grantOf(sh('touch ran'), '0')
+        return { ...made, grant: { ...made.grant, bundle: flip(made.grant.bundle) } }
+      },
+    ],
+    [
+      'a changed template',
+      'signature.invalid',
+      () => {
+        const made = grantOf(sh('touch ran'), '0')
+        return { ...made, template: flip(made.template) }
+      },
+    ],
+    ['a key that is not in the credential', 'signature.invalid', () => grantOf(sh('touch ran'), '0', {}, other)],
+    ['work for another site', 'signature.invalid', () => grantOf({}, '0', { site: 'elsewhere' })],
+    ['work past its expiry', 'signature.expired', () => grantOf({}, '0', { expiresAtMs: Date.now() - 1 })],
+    [
+      'an envelope that names more tasks',
+      'envelope.widened',
+      () => {
+        const made = grantOf({}, '0')
+        return { ...made, grant: { ...made.grant, lease: { ...made.grant.lease, tasks: '0-1' } } }
+      },
+    ],
+    ['a template of another bundle', 'signature.invalid', () => grantOf({ step: 'other' }, '0')],
+    ['a group that the site does not allow', 'policy.refused', () => grantOf({ group: '/vo.example/production' }, '0')],
+  ])('trust - %s is refused with %s and nothing runs', async (_what, reason, make) => {
+    await start({ allowGroups: ['/vo.example/prod'] })
+    const { grant, template } = make()
+    script.ready.push({ grants: [grant], templates: [template] })
+    const result = await until(() => script.results[0])
+    expect(result).toMatchObject({ end: 'failed', reason, index: 0, wallMs: 0 })
+    expect(lines.some(({ msg }) => msg === 'attempt.started')).toBe(false)
+  })
+
+  test('trust - a welcome cannot bring keys of its own', async () => {
+    const welcome = script.onHello.bind(script)
+    script.onHello = async (peer, hello) => ({ ...(await welcome(peer, hello)), keys: other.keys })
+    await start()
+    give(sh('true'), '0', {}, other)
+    expect((await until(() => script.results[0])).reason).toBe('signature.invalid')
+  })
+})
+
+describe('orders', () => {
+  test('orders - a cancelled attempt ends, the rest of its bundle goes on', async () => {
+    await start()
+    const grant = give(sh('[ $INDRAFT_INDEX = 0 ] && exec sleep 30; true'), '0-1')
+    await until(() => script.beats.some(({ usage }) => usage.some(({ attempt }) => attempt.index === 0)))
+    script.orders.push({ kind: 'attempt.cancel', attempt: { ...grant.lease, index: 0 } })
+    await until(() => script.results.length === 2)
+    expect(Object.fromEntries(script.results.map(({ index, reason }) => [index, reason]))).toEqual({
+      0: 'attempt.cancelled',
+      1: null,
+    })
+  })
+
+  test('orders - a cancelled campaign: running ends, unstarted is given back', async () => {
+    await start()
+    give(sh('sleep 30'), '0-5')
+    await until(() => script.beats.some(({ usage }) => usage.length === 2))
+    script.orders.push({ kind: 'campaign.cancel', campaign: 'c0000000001', version: 2 })
+    await until(() => script.results.length === 2)
+    expect(script.results.every(({ reason }) => reason === 'attempt.cancelled')).toBe(true)
+    const returned = await until(() => script.pulls.flatMap((pull) => pull.returned)[0])
+    expect(returned.tasks).toBe('2-5')
+    await until(() => JSON.stringify(script.beats.at(-1)!.held) === '[]')
+  })
+
+  test('orders - told to drain: finishes what runs, gives back the rest, leaves with 200', async () => {
+    const pilot = await start()
+    give(sh('sleep 0.5'), '0-3')
+    await until(() => script.beats.some(({ usage }) => usage.length === 2))
+    script.orders.push({ kind: 'holder.drain' })
+    expect(await pilot.finished).toBe(200)
+    expect(script.results.map(({ end }) => end)).toEqual(['done', 'done'])
+    const given = [...script.pulls.flatMap((pull) => pull.returned), ...script.byes.flatMap((bye) => bye.returned)]
+    expect(given.map(({ tasks }) => tasks)).toContain('2-3')
+  })
+})
+
+describe('leaving', () => {
+  test('leaving - SIGTERM: payloads are ended, results say so, unstarted is given back, bye 700', async () => {
+    const pilot = await start()
+    give(sh('trap "" TERM; sleep 30'), '0-3')
+    await until(() => script.beats.some(({ usage }) => usage.length === 2))
+    expect(await pilot.stop('SIGTERM')).toBe(700)
+    expect(script.results.map(({ reason }) => reason)).toEqual(['node.ending', 'node.ending'])
+    const given = [...script.pulls.flatMap((pull) => pull.returned), ...script.byes.flatMap((bye) => bye.returned)]
+    expect(given.map(({ tasks }) => tasks)).toEqual(['2-3'])
+    expect(script.byes[0]).toMatchObject({ code: 700, reason: expect.stringContaining('SIGTERM') })
+  })
+
+  test('leaving - SIGTERM without work is 200', async () => {
+    const pilot = await start()
+    await until(() => script.pulls.length > 0)
+    expect(await pilot.stop('SIGINT')).toBe(200)
+  })
+
+  test('leaving - SIGUSR1 lets payloads finish, and ends them when the announced end comes', async () => {
+    const pilot = await start({ noticeTime: '800ms' })
+    give(sh('[ $INDRAFT_INDEX = 0 ] && exec sleep 0.2; exec sleep 30'), '0-1')
+    await until(() => script.beats.some(({ usage }) => usage.length === 2))
+    expect(await pilot.stop('SIGUSR1')).toBe(700)
+    expect(Object.fromEntries(script.results.map(({ index, reason }) => [index, reason]))).toEqual({
+      0: null,
+      1: 'node.ending',
+    })
+  })
+
+  test('leaving - no work from the start is 300', async () => {
+    expect(await (await start({ idleBefore: '200ms' })).finished).toBe(300)
+    expect(script.byes[0]).toMatchObject({ code: 300, reason: 'no work' })
+  })
+
+  test('leaving - too little time left is 300, and nothing is asked for', async () => {
+    const batch = { ...BATCH, slurmEndTimeS: Math.round(Date.now() / 1000) + 100 }
+    expect(await (await start({}, { batch })).finished).toBe(300)
+    expect(script.hellos[0]!.nodes[0]!.timeLeftMs).toBeLessThan(41_000)
+    expect(script.pulls).toEqual([])
+  })
+
+  test('leaving - a bad node is 500, said in the bye and where the batch system looks', async () => {
+    const jobOutputs = join(site.folder, 'joboutputs')
+    mkdirSync(jobOutputs)
+    const pilot = await start({ hostRuntime: 'false' }, { batch: { ...BATCH, jobOutputs } })
+    expect(await pilot.finished).toBe(500)
+    expect(script.byes[0]).toMatchObject({ code: 500, reason: expect.stringContaining('runtime') })
+    const { readFileSync } = await import('node:fs')
+    expect(readFileSync(join(jobOutputs, 'shutdown_message'), 'utf8')).toMatch(/^500 a runtime works: [^\n]+$/)
+    expect(script.pulls).toEqual([])
+  })
+
+  test('leaving - a site that was disabled is 400', async () => {
+    script.refuseHello = 'site.disabled'
+    expect(await (await start()).finished).toBe(400)
+  })
+
+  test('leaving - a dispatcher that never answers is 700', async () => {
+    const link = {
+      isUp: false,
+      request: () => Promise.reject(new IndraftError('link.noResponder')),
+      close: async () => {},
+    }
+    expect(await (await start({ goneAfter: '300ms' }, { link })).finished).toBe(700)
+  })
+
+  test('leaving - a STOP file drains', async () => {
+    const pilot = await start()
+    await until(() => script.pulls.length > 0)
+    writeFileSync(join(site.folder, 'scratch', 'STOP'), '')
+    expect(await pilot.finished).toBe(200)
+  })
+
+  test('leaving - a second SIGTERM hurries, and what was not delivered waits for the next pilot', async () => {
+    script.isDeaf = true
+    const pilot = await start()
+    give(sh('exit 4'), '0')
+    await until(() => lines.some(({ msg }) => msg === 'attempt.ended'))
+    void pilot.stop('SIGTERM')
+    const code = await pilot.stop('SIGTERM')
+    expect([code, script.results]).toEqual([200, []])
+    script.isDeaf = false
+    script.session = 's2'
+    await start({ name: 'pilot1' })
+    expect(await until(() => script.results.find(({ exitCode }) => exitCode === 4))).toMatchObject({ pilot: 'pilot1' })
+  })
+})
+
+describe('trouble', () => {
+  test('trouble - a lost session: what runs goes on and is reported in the new one, unstarted is dropped', async () => {
+    await start()
+    give(sh('sleep 1; exit 6'), '0-3')
+    await until(() => script.beats.some(({ usage }) => usage.length === 2))
+    script.dead.add('s1')
+    script.session = 's2'
+    await until(() => script.beats.some(({ session }) => session === 's2'))
+    expect(script.beats.at(-1)!.held).toEqual([])
+    await until(() => script.results.length === 2)
+    expect(script.results.map(({ exitCode }) => exitCode)).toEqual([6, 6])
+    expect(lines.filter(({ msg }) => msg === 'attempt.started')).toHaveLength(2)
+  })
+
+  test('trouble - a pilot that stood still says so and blames no payload for it', async () => {
+    let gapMs = 0
+    const clock: Clock = { ...systemClock, monotonicMs: () => systemClock.monotonicMs() + gapMs }
+    await start({}, { clock })
+    give({ ...sh('sleep 1'), needs: { ...makeTemplate().needs, walltimeMs: 20_000 } }, '0')
+    await until(() => script.beats.some(({ usage }) => usage.length === 1))
+    gapMs = 15_000
+    await until(() => lines.some(({ msg }) => msg === 'pilot.suspended'))
+    expect((await until(() => script.results[0])).end).toBe('done')
+    expect(script.beats.at(-1)!.counters.suspended).toBe(1)
+  })
+
+  test('trouble - two pilots of one name: the second is refused', async () => {
+    await start()
+    const owner = join(site.folder, 'scratch', 'pilot1', 'pilot.json')
+    const { readFileSync } = await import('node:fs')
+    const { startTicksOf } = await import('./processes.ts')
+    const record = JSON.parse(readFileSync(owner, 'utf8'))
+    writeFileSync(owner, JSON.stringify({ ...record, pid: process.ppid, startTicks: startTicksOf(process.ppid) }))
+    await expect(start()).rejects.toThrow('a pilot named pilot1 runs already')
+  })
+})
