@@ -62,9 +62,9 @@ async function untilOver(dispatcher: DispatcherUnderTest, signal: AbortSignal): 
   for (let turn = 0; !signal.aborted; turn++) {
     const outcome = await dispatcher.outcome()
     if ([...outcome.values()].every((state) => state === 'done' || state === 'failed')) return
-    // Real time may not be the dispatcher's: what has to fall due (a dead holder's leases) is helped along.
-    await dispatcher.clock.sleep(500)
-    if (turn > 20) await dispatcher.advance(200)
+    await dispatcher.clock.sleep(Math.max(500 * dispatcher.timeScale, 20))
+    // What has to fall due (a dead holder's leases) is helped along where time can be.
+    if (turn > 20) await dispatcher.advance(200 * dispatcher.timeScale)
   }
 }
 
@@ -103,7 +103,8 @@ async function liveSeveralLives(
 ): Promise<void> {
   for (let life = 0; !signal.aborted; life++) {
     const inner = await open()
-    const link = faultyLink(inner, dispatcher.clock, random, options.faults)
+    const delayMs = options.faults.delayMs.map((ms) => ms * dispatcher.timeScale) as [number, number]
+    const link = faultyLink(inner, dispatcher.clock, random, { ...options.faults, delayMs })
     try {
       await liveOnce(name, `i${life}`, dispatcher, link, random, options, signal)
     } catch (error) {
@@ -124,7 +125,7 @@ async function liveOnce(
   options: ChurnOptions,
   signal: AbortSignal,
 ): Promise<void> {
-  const { clock, role } = dispatcher
+  const { clock, role, timeScale } = dispatcher
   const life = new AbortController()
   const end = AbortSignal.any([signal, life.signal])
   const holder = new Holder({
@@ -136,7 +137,7 @@ async function liveOnce(
     incarnation,
     software: 'simulated/1',
     nodes: () => [{ ...NODE, node: `node-of-${name}` }],
-    requestTimeoutMs: 8000,
+    requestTimeoutMs: 8000 * timeScale,
   })
   end.addEventListener('abort', () => holder.stop(), { once: true })
   const held = new Map<string, LeasePart>()
@@ -152,7 +153,7 @@ async function liveOnce(
           offer: [{ shape, count: 1, timeLeftMs: null, aheadMs: 0, node: `node-of-${name}` }],
           finished: batch,
           returned: [],
-          waitMs: batch.length > 0 ? 0 : 5000,
+          waitMs: batch.length > 0 ? 0 : 5000 * timeScale,
           knows: [],
         })
         .catch((error: unknown) => {
@@ -201,7 +202,7 @@ async function beatAlong(
   end: AbortSignal,
 ): Promise<void> {
   while (!end.aborted) {
-    await clock.sleep(holder.welcome?.timings.beatMs ?? 1000, end)
+    await clock.sleep(holder.welcome?.timings.beatMs ?? 20, end)
     if (end.aborted || !holder.welcome) continue
     const leases = [...held.values()]
     const list = leases.map(({ bundle, campaign, step, fences }) => ({ bundle, campaign, step, fences }))

@@ -19,6 +19,7 @@ async function makeModel(): Promise<DispatcherUnderTest> {
     site: 'ALPHA',
     role: 'pilot',
     clock,
+    timeScale: 1,
     seed: async (count) => model.seed(count),
     outcome: async () => model.outcome(),
     invariants: async () => model.invariants(),

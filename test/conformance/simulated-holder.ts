@@ -215,24 +215,11 @@ export class SimulatedHolder {
     }
   }
 
-  /** Pulls and confirms until something is granted; the reply's leases. */
-  async takeSome(cores = NODE.cores, waitMs = this.timings.pullWaitMs): Promise<LeasePart[]> {
-    for (let turn = 0; turn < 50; turn++) {
-      const reply = await this.pull({ waitMs }, cores)
-      this.confirm()
-      if (reply.grants.length > 0) {
-        await this.beat()
-        return reply.grants.map((grant) => grant.lease)
-      }
-    }
-    throw new Error(`${this.name} was granted nothing in 50 pulls`)
-  }
-
-  /** Pulls without waiting until nothing more is granted. */
+  /** Pulls until nothing more is granted, waiting a little each time: a relay has to ask above for what it gives. */
   async takeAll(cores = 1000): Promise<LeasePart[]> {
     const leases: LeasePart[] = []
     for (let empty = 0; empty < 3; ) {
-      const reply = await this.pull({}, cores)
+      const reply = await this.pull({ waitMs: this.timings.confirmMs / 40 }, cores)
       this.confirm()
       empty = reply.grants.length === 0 ? empty + 1 : 0
       leases.push(...reply.grants.map((grant) => grant.lease))

@@ -25,6 +25,8 @@ export interface DispatcherUnderTest {
   role: 'pilot' | 'relay'
   /** The clock that links and holders use; the dispatcher's own where it takes one. */
   clock: Clock
+  /** How much shorter than usual its intervals are on that clock; faults and timeouts are shortened alike. */
+  timeScale: number
   /** Makes so many tasks of one core, with several infrastructure retries and no payload ones, ready to be granted. */
   seed(count: number): Promise<string[]>
   /** Of every seeded task, by `campaign/step/index`: done, failed, or another word while it is open. */
@@ -642,7 +644,7 @@ async function expectOutcome(dispatcher: DispatcherUnderTest, state: string): Pr
   for (let turn = 0; turn < 100; turn++) {
     open = [...(await dispatcher.outcome())].filter(([, is]) => is !== state)
     if (open.length === 0) break
-    await dispatcher.advance(100)
+    await dispatcher.advance(1000 * dispatcher.timeScale)
   }
   expect(open).toEqual([])
 }
