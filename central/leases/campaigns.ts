@@ -6,6 +6,7 @@ import { campaignState, type DesiredState, desiredTable, isCampaignOver, sumCoun
 import type { Log } from '../../shared/log.ts'
 import type { Signer } from '../../shared/signing.ts'
 import type { CampaignPlan, CampaignView, StepView } from '../campaigns/model.ts'
+import { ALL_GROUPS } from '../people.ts'
 import { GLOBAL, groupBase } from './keys.ts'
 import type { Feeding } from './leases.ts'
 import type { Mark } from './mark.ts'
@@ -59,7 +60,7 @@ export class Campaigns {
 
   async list(groups: readonly string[]): Promise<CampaignView[]> {
     const views: CampaignView[] = []
-    for (const group of groups) {
+    for (const group of await this.#named(groups)) {
       for (const id of await this.#parts.scripts.redis.zrevrange(`${groupBase(group)}:campaigns`, '0', '-1')) {
         const view = await this.view(id)
         if (view) views.push(view)
@@ -71,12 +72,16 @@ export class Campaigns {
   /** By id, or by name within any of the groups; null also where the id is of another group. */
   async find(nameOrId: string, groups: readonly string[]): Promise<CampaignView | null> {
     const byId = await this.view(nameOrId)
-    if (byId) return groups.includes(byId.group) ? byId : null
-    for (const group of groups) {
+    if (byId) return groups.includes(byId.group) || groups.includes(ALL_GROUPS) ? byId : null
+    for (const group of await this.#named(groups)) {
       const id = await this.#parts.scripts.redis.hget(`${groupBase(group)}:names`, nameOrId)
       if (id) return this.view(id)
     }
     return null
+  }
+
+  async #named(groups: readonly string[]): Promise<readonly string[]> {
+    return groups.includes(ALL_GROUPS) ? this.#parts.scripts.redis.smembers(GLOBAL.groups) : groups
   }
 
   async source(id: string): Promise<string> {

@@ -84,13 +84,17 @@ export class CentralDispatcher implements Dispatcher {
 
   /** Results first, then what is given back, then confirmation; only then new work. */
   async onPull(peer: Peer, pull: Message<'pull'>): Promise<ReplyTo<'pull'>> {
-    const { results, leases, sessions, waiting, mark, options } = this.#parts
+    const { results, leases, sessions, granting, waiting, mark, options } = this.#parts
     const [{ halted }, session, info] = await Promise.all([
       mark.check(pull.seen),
       sessions.touch(peer.site, pull.session, { sequence: pull.sequence }),
       options.siteOf(peer.site),
     ])
     return waiting.only(pull.session, async (turn) => {
+      if (pull.sequence === session.sequence) {
+        const kept = await sessions.keptReply(peer.site, session.id, pull.sequence)
+        if (kept) return { ...kept, grants: await granting.stillHeld(session, kept.grants) }
+      }
       const verdicts = await results.judge(peer.site, pull.finished)
       await leases.giveBack(peer.site, pull.returned)
       await this.#confirm(peer, session, pull.processed, pull.sequence)
@@ -154,14 +158,14 @@ export class CentralDispatcher implements Dispatcher {
     verdicts: Verdict[],
     info: SiteInfo | null,
   ): Promise<ReplyTo<'pull'>> {
-    const { envelopes, mark } = this.#parts
+    const { envelopes, mark, sessions } = this.#parts
     const leaseMs = info ? this.#timings(session.role, info).leaseMs : 0
     const grants: Grant[] = []
     for (const lease of granted.leases) {
       const grant = await envelopes.grant(peer.site, lease, leaseMs, session.role === 'pilot')
       if (grant) grants.push(grant)
     }
-    return {
+    const reply: ReplyTo<'pull'> = {
       sequence: pull.sequence,
       mark: await mark.advance(),
       grants,
@@ -170,6 +174,8 @@ export class CentralDispatcher implements Dispatcher {
       reason: grants.length > 0 ? null : (granted.reason ?? 'noWork'),
       askAgainMs: grants.length > 0 ? 0 : Math.round(ASK_AGAIN_MS * Math.min(1, this.#parts.options.timeScale)),
     }
+    if (grants.length + verdicts.length > 0) await sessions.keepReply(peer.site, session.id, reply)
+    return reply
   }
 
   async #confirm(peer: Peer, session: Session, processed: number, opened: number | null): Promise<void> {

@@ -5,7 +5,7 @@
 
 import { IndraftError } from '../../shared/errors.ts'
 import type { Log } from '../../shared/log.ts'
-import type { Message, OfferEntry, ReplyTo } from '../../shared/protocol/messages.ts'
+import type { Grant, Message, OfferEntry, ReplyTo } from '../../shared/protocol/messages.ts'
 import { countRanges, parseRanges } from '../../shared/ranges.ts'
 import { choose, type MatchContext, type Pick } from '../matching/choose.ts'
 import { Envelopes, type GrantedLease } from './envelope.ts'
@@ -70,6 +70,18 @@ export class Granting {
       ),
     )
     return answers.flatMap((answer) => (answer.outcome === 2 ? (answer.leases ?? []) : []))
+  }
+
+  /** Those of a kept reply's grants whose leases still are this session's. */
+  async stillHeld(session: Session, grants: Grant[]): Promise<Grant[]> {
+    const held: Grant[] = []
+    for (const grant of grants) {
+      const known = await this.#parts.plans.get(grant.lease.campaign)
+      if (!known) continue
+      const fence = await this.#parts.scripts.redis.hget(`${known.base}:leases:${session.id}`, grant.lease.bundle)
+      if (fence === String(grant.lease.fences[0])) held.push(grant)
+    }
+    return held
   }
 
   async grant(request: GrantRequest): Promise<{ leases: GrantedLease[]; reason: ReplyTo<'pull'>['reason'] }> {

@@ -151,7 +151,7 @@ export class Results {
   /** The task is done: by this attempt (a repeat), or by another one. */
   async #compareWithWinner(result: Result): Promise<'duplicate' | 'stale'> {
     const winner = await this.winner(result.campaign, result.step, result.index)
-    return winner?.fences[0] === result.fences[0] ? 'duplicate' : 'stale'
+    return result.end === 'done' && winner?.fences[0] === result.fences[0] ? 'duplicate' : 'stale'
   }
 
   #logResult(result: Result, verdict: Verdict['verdict']): void {

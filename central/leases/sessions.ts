@@ -5,10 +5,13 @@
 import { randomBytes } from 'node:crypto'
 import { IndraftError } from '../../shared/errors.ts'
 import { type Shape, shapeOf } from '../../shared/fit.ts'
-import type { Message, NodeFacts, Order, PilotSummary } from '../../shared/protocol/messages.ts'
+import { decode, encode } from '../../shared/protocol/codec.ts'
+import type { Message, NodeFacts, Order, PilotSummary, ReplyTo } from '../../shared/protocol/messages.ts'
 import type { HolderView, PilotView } from '../campaigns/model.ts'
 import { GLOBAL, siteBase } from './keys.ts'
 import { mapOf, type Scripts } from './scripts.ts'
+
+const REPLY_KEPT_SECONDS = 24 * 3600
 
 export interface Session {
   id: string
@@ -105,6 +108,19 @@ export class Sessions {
   /** All leases of an ended session are ended. */
   async forget(site: string, id: string): Promise<void> {
     await this.#scripts.run('session-end', siteBase(site), { session: id, forget: true })
+  }
+
+  /** Keeps an answered pull's reply until the next one: a repeat is given the same. */
+  async keepReply(site: string, id: string, reply: ReplyTo<'pull'>): Promise<void> {
+    const name = `${siteBase(site)}:reply:${id}`
+    await this.#scripts.redis.set(name, Buffer.from(encode('grants', reply)), 'EX', REPLY_KEPT_SECONDS)
+  }
+
+  /** The kept reply of exactly this sequence, or null. */
+  async keptReply(site: string, id: string, sequence: number): Promise<ReplyTo<'pull'> | null> {
+    const frame = await this.#scripts.redis.getBuffer(`${siteBase(site)}:reply:${id}`)
+    const reply = frame && (decode(frame).body as ReplyTo<'pull'>)
+    return reply?.sequence === sequence ? reply : null
   }
 
   /** Hands an order out with the session's next beats; three times, because a reply may be lost. */
