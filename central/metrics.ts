@@ -26,6 +26,8 @@ export interface Metrics {
   onApiRefused: (code: ErrorCode) => void
   /** From now on the store's state is read at every scrape. */
   watch(store: CampaignStore, condition: () => Promise<StoreCondition>): void
+  /** In Prometheus' text format. */
+  text(): Promise<string>
 }
 
 const SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
@@ -108,6 +110,7 @@ export function makeMetrics(log: Log): Metrics {
     for (const [name, value] of Object.entries(counters)) totals.set({ site, holder, name }, value)
   }
 
+  let readState = async (): Promise<void> => {}
   return {
     registry,
     dispatcherEvents: {
@@ -125,16 +128,16 @@ export function makeMetrics(log: Log): Metrics {
     },
     onApiRefused: (code) => apiRefused.inc({ code }),
     watch(store, condition) {
-      const read = async () => {
-        try {
-          await readStore(store, condition)
-        } catch (error) {
-          // The event counters are still worth having while the store is away.
-          log.warn({ err: error }, 'metrics.storeUnread')
-        }
+      readState = () => readStore(store, condition)
+    },
+    async text() {
+      try {
+        await readState()
+      } catch (error) {
+        // The event counters are still worth having while the store is away.
+        log.warn({ err: error }, 'metrics.storeUnread')
       }
-      // prom-client calls collect of every metric at a scrape; one of them reads for all.
-      ;(sequence as unknown as { collect: () => Promise<void> }).collect = read
+      return await registry.metrics()
     },
   }
 }
@@ -146,12 +149,12 @@ export interface MetricsListener {
 
 /** /metrics, /healthz (the process runs) and /readyz (it can do its work), plain HTTP without tokens. */
 export async function listenForMetrics(
-  { registry }: Metrics,
+  metrics: Metrics,
   at: { host: string; port: number },
   ready: () => Promise<void>,
 ): Promise<MetricsListener> {
   const pages: Record<string, () => Promise<[status: number, text: string, type: string]>> = {
-    '/metrics': async () => [200, await registry.metrics(), registry.contentType],
+    '/metrics': async () => [200, await metrics.text(), metrics.registry.contentType],
     '/healthz': async () => [200, 'ok\n', 'text/plain'],
     '/readyz': () =>
       ready().then(

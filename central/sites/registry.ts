@@ -18,18 +18,20 @@ export const siteNameSchema = z
   .regex(/^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$/, 'expected letters, digits, - and _, at most 63, as in CSC-LUMI')
 
 export const siteSettingsSchema = z.object({
-  labels: z.record(z.string().regex(/^[A-Za-z0-9._-]{1,63}$/), z.string().max(200)).default({}),
+  labels: z.record(z.string().regex(/^[A-Za-z0-9._-]{1,63}$/), z.string().max(200)),
   /** How long the link may be cut before the site's work goes to others, milliseconds; null: the usual two hours. */
-  outageMs: z.number().int().min(1000).nullable().default(null),
+  outageMs: z.number().int().min(1000).nullable(),
   /** Largest node shapes, for "would this fit anywhere" before the first pilot was seen. */
   shapes: z
     .array(nodeFactsSchema.omit({ node: true, timeLeftMs: true, labels: true }))
     .max(64)
     .default([]),
   /** Pilots speak to the centre without a relay. */
-  direct: z.boolean().default(false),
+  direct: z.boolean(),
 })
 export type SiteSettings = z.infer<typeof siteSettingsSchema>
+
+const UNSAID: SiteSettings = { labels: {}, outageMs: null, shapes: [], direct: false }
 
 export const siteSchema = siteSettingsSchema.extend({
   name: siteNameSchema,
@@ -60,9 +62,9 @@ export function openSiteRegistry(redis: Redis): SiteRegistry {
   return {
     get,
     async put(name, settings) {
-      const existing = await get(name)
+      const existing = (await get(name)) ?? { ...UNSAID, disabled: false, addedAtMs: Date.now() }
       const given = Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== undefined))
-      const site = siteSchema.parse({ name, disabled: false, addedAtMs: Date.now(), ...existing, ...given })
+      const site = siteSchema.parse({ ...existing, ...given, name })
       await redis.hset(SITES, name, JSON.stringify(site))
       return site
     },

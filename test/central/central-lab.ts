@@ -1,0 +1,81 @@
+/** Central in this process, on a Redis and a nats-server of its own, in a folder of its own; all end together. */
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { type Client, makeClient } from '../../central/api/client.ts'
+import { type CentralConfig, loadCentralConfig } from '../../central/config.ts'
+import { type RunningCentral, startCentral } from '../../central/main.ts'
+import { prepareNatsAccount } from '../../central/sites/nats-account.ts'
+import { silentLog } from '../../shared/log.ts'
+import { startNats } from '../../shared/servers/nats.ts'
+import { startRedis } from '../../shared/servers/redis.ts'
+
+export interface CentralLab {
+  central: RunningCentral
+  config: CentralConfig
+  natsUrl: string
+  redisUrl: string
+  adminToken: string
+  /** As the administrator. */
+  admin: Client
+  /** As whoever has this token; null: without one. */
+  as(token: string | null): Client
+  /** A person of these groups. */
+  person(subject: string, groups: string[], role?: 'read' | 'submit'): Promise<Client>
+  /** Stops central and starts it again on the same state. */
+  restart(): Promise<void>
+  stop(): Promise<void>
+}
+
+export async function startCentralLab(settings: Record<string, unknown> = {}): Promise<CentralLab> {
+  const folder = mkdtempSync(join(tmpdir(), 'indraft-central-'))
+  const ends: (() => Promise<unknown>)[] = [async () => rmSync(folder, { recursive: true, force: true })]
+  const stopAll = async () => {
+    for (const end of ends.reverse().splice(0)) await end()
+  }
+  try {
+    const account = await prepareNatsAccount(join(folder, 'central', 'nats-account'))
+    const redis = await startRedis({ dir: join(folder, 'redis') })
+    ends.push(() => redis.stop())
+    const nats = await startNats({ dir: join(folder, 'nats'), configText: account.configText })
+    ends.push(() => nats.stop())
+    const args = { state: join(folder, 'central'), redis: redis.url, nats: nats.url, apiPort: 0, metricsPort: 0 }
+    const config = loadCentralConfig({ env: {}, args: { ...args, timeScale: 0.1, ...settings } })
+    let central = await startCentral(config, silentLog)
+    ends.push(() => central.stop())
+    const adminToken = readFileSync(join(folder, 'central', 'admin.token'), 'utf8').trim()
+    const clients: Client[] = []
+    ends.push(() => Promise.all(clients.map((client) => client.close())))
+    const as = (token: string | null): Client => {
+      const client = makeClient({ url: central.apiUrl, token, ca: null })
+      clients.push(client)
+      return client
+    }
+    let admin = as(adminToken)
+    return {
+      get central() {
+        return central
+      },
+      get admin() {
+        return admin
+      },
+      config,
+      natsUrl: nats.url,
+      redisUrl: redis.url,
+      adminToken,
+      as,
+      async person(subject, groups, role = 'submit') {
+        return as((await admin.call('addToken', { body: { subject, groups, roles: [role] } })).token)
+      },
+      async restart() {
+        await central.stop()
+        central = await startCentral(config, silentLog)
+        admin = as(adminToken)
+      },
+      stop: stopAll,
+    }
+  } catch (error) {
+    await stopAll()
+    throw error
+  }
+}
