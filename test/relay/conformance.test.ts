@@ -3,6 +3,7 @@ import { frameHandler } from '../../shared/dispatcher.ts'
 import { memoryLink } from '../../shared/link.ts'
 import { silentLog } from '../../shared/log.ts'
 import { decode } from '../../shared/protocol/codec.ts'
+import type { Message } from '../../shared/protocol/messages.ts'
 import { ModelDispatcher } from '../conformance/model-dispatcher.ts'
 import { conformance, type DispatcherUnderTest } from '../conformance/suite.ts'
 import { fastClock } from '../fast-clock.ts'
@@ -26,12 +27,18 @@ async function makeRelay(): Promise<DispatcherUnderTest> {
   const breathe = (ms = 1) => new Promise((resolve) => setTimeout(resolve, ms))
   return {
     handler: async (peer, frame) => {
-      if (isPull(frame)) for (let turn = 0; turn < FETCH_TURNS && !isFetched(); turn++) await breathe()
+      if (pullsOnce(frame)) {
+        // At least once, so that holders that pull at the same time take turns.
+        let turn = 0
+        do await breathe()
+        while (turn++ < FETCH_TURNS && !isFetched())
+      }
       return await relay.handler(peer, frame)
     },
     site: 'ALPHA',
     role: 'pilot',
     clock,
+    timeScale: 1,
     seed: async (tasks) => model.seed(tasks),
     outcome: async () => model.outcome(),
     invariants: async () => model.invariants(),
@@ -46,12 +53,15 @@ async function makeRelay(): Promise<DispatcherUnderTest> {
   }
 }
 
-function isPull(frame: Uint8Array): boolean {
+/** A pull as scenarios make it: it neither waits nor hands anything in. */
+function pullsOnce(frame: Uint8Array): boolean {
   try {
-    return decode(frame).type === 'pull'
+    const { type, body } = decode(frame)
+    const { waitMs, finished } = body as Message<'pull'>
+    return type === 'pull' && waitMs === 0 && finished.length === 0
   } catch {
     return false
   }
 }
 
-conformance('the relay', makeRelay)
+conformance('the relay', makeRelay, { churnTasks: 120 })
