@@ -59,6 +59,7 @@ export class Sessions {
       'session-hello',
       siteBase(site),
       {
+        site,
         session: `s${randomBytes(9).toString('base64url')}`,
         holder: hello.holder,
         role: hello.role,
