@@ -127,9 +127,9 @@ async function runDemo(options: DemoOptions): Promise<boolean> {
     }
   } catch (error) {
     progress.end()
-    if (!stopping.isOver())
-      throw new Error(`the demo failed; logs are in ${join(folder, 'up', 'run')}`, { cause: error })
-    say('\nstopped')
+    const wasStopped = stopping.isOver()
+    say(wasStopped ? '\nstopped' : `\nthe demo failed; its state and logs stay in ${shown(join(folder, 'up'))}`)
+    if (!wasStopped) throw error
   } finally {
     await stack?.stop()
     stopping.done()
