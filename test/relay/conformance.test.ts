@@ -13,7 +13,7 @@ import { relayInParts } from './relay-in-parts.ts'
 const FETCH_TURNS = 200
 
 async function makeRelay(): Promise<DispatcherUnderTest> {
-  const clock = fastClock(100)
+  const clock = fastClock(50)
   const model = new ModelDispatcher(clock, 'relay')
   const relay = await relayInParts({
     clock,
