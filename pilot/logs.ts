@@ -6,6 +6,7 @@
  *
  * The file: bytes up to half the cap as they came, the rest round and round in the second half; put in order at the end.
  */
+import { randomUUID } from 'node:crypto'
 import { close, constants, openSync, unlinkSync } from 'node:fs'
 import { type FileHandle, mkdir, open, rename } from 'node:fs/promises'
 import { Socket } from 'node:net'
@@ -25,7 +26,6 @@ export interface Pipe {
 export class PipeMaker {
   readonly #folder: string
   readonly #ready: string[] = []
-  #made = 0
   #making: Promise<void> | undefined
 
   constructor(folder: string) {
@@ -46,7 +46,8 @@ export class PipeMaker {
 
   async #make(): Promise<void> {
     await mkdir(this.#folder, { recursive: true, mode: 0o700 })
-    const paths = Array.from({ length: FIFOS_AT_ONCE }, () => join(this.#folder, `${process.pid}-${this.#made++}`))
+    const batch = randomUUID()
+    const paths = Array.from({ length: FIFOS_AT_ONCE }, (_, number) => join(this.#folder, `${batch}-${number}`))
     await execa('mkfifo', ['-m', '600', ...paths], { stdin: 'ignore', timeout: 30_000 })
     this.#ready.push(...paths)
   }
@@ -111,7 +112,7 @@ export class CappedLog {
       const skipped = inHead > 0 ? 0 : Math.max(0, left - ring)
       const at = this.#position(this.#bytes + skipped)
       const room = inHead > 0 ? inHead : this.#capBytes - at
-      const length = Math.min(left - skipped, room)
+      const length = Math.max(0, Math.min(left - skipped, room))
       if (length > 0) await this.#store(chunk.subarray(offset + skipped, offset + skipped + length), at)
       offset += skipped + length
       this.#bytes += skipped + length

@@ -1,0 +1,81 @@
+import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterEach, beforeEach, expect, test, vi } from 'vitest'
+import { silentLog } from '../shared/log.ts'
+import type { Result } from '../shared/protocol/messages.ts'
+import { Outbox } from './outbox.ts'
+
+let folder: string
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'indraft-outbox-'))
+})
+afterEach(() => rmSync(folder, { recursive: true, force: true }))
+
+function result(index: number, more: Partial<Result> = {}): Result {
+  return {
+    ...{ campaign: 'c1', step: 'sim', index, bundle: 'b1', fences: [5, 6], end: 'done', reason: null, detail: null },
+    ...{ exitCode: 0, signal: null, site: 'here', node: 'n1', pilot: 'p1', wallMs: 1, cpuMs: 1, maxRssBytes: 0 },
+    ...{ stageInMs: 0, stageOutMs: 0, outputs: [], stdoutBytes: 0, stderrBytes: 0, tail: null },
+    ...more,
+  }
+}
+
+const files = () => readdirSync(folder).filter((name) => name.endsWith('.json'))
+
+test('outbox - results are on disk until each is acknowledged', async () => {
+  const outbox = await Outbox.open(folder, silentLog)
+  await Promise.all([outbox.add(result(0)), outbox.add(result(1))])
+  expect(files()).toHaveLength(1)
+  outbox.acknowledged([result(0), result(0), result(77)])
+  expect([outbox.size, files().length]).toEqual([1, 1])
+  outbox.acknowledged([result(1)])
+  await vi.waitFor(() => expect(files()).toEqual([]))
+})
+
+test('outbox - is read again by the next pilot, each attempt once', async () => {
+  await (await Outbox.open(folder, silentLog)).add(result(0))
+  const again = await Outbox.open(folder, silentLog)
+  expect(again.batch(10, 1e6)).toEqual([result(0)])
+  again.acknowledged([result(0)])
+  await vi.waitFor(() => expect(files()).toEqual([]))
+})
+
+test('outbox - torn, foreign and half-written files are put aside and lose nothing else', async () => {
+  await (await Outbox.open(folder, silentLog)).add(result(3))
+  writeFileSync(join(folder, 'a.json'), '[{"campaign":')
+  writeFileSync(join(folder, 'b.json'), '[{"campaign":"c1"}]')
+  writeFileSync(join(folder, 'c.json.tmp'), '[')
+  const outbox = await Outbox.open(folder, silentLog)
+  expect(outbox.batch(10, 1e6).map(({ index }) => index)).toEqual([3])
+  expect(readdirSync(folder).filter((name) => name.endsWith('.bad'))).toEqual(['a.json.bad', 'b.json.bad'])
+  expect(readdirSync(folder)).not.toContain('c.json.tmp')
+})
+
+test("outbox - a dead pilot's results are taken over", async () => {
+  const other = join(folder, 'other')
+  await (await Outbox.open(other, silentLog)).add(result(9))
+  mkdirSync(join(folder, 'mine'))
+  const outbox = await Outbox.open(join(folder, 'mine'), silentLog)
+  await outbox.adopt(other)
+  expect(outbox.batch(10, 1e6)).toEqual([result(9)])
+  expect(readdirSync(other)).toEqual([])
+})
+
+test('outbox - a batch keeps the order and both bounds, and is never empty while there is something', async () => {
+  const outbox = await Outbox.open(folder, silentLog)
+  for (let i = 0; i < 5; i++) await outbox.add(result(i, { tail: 'x'.repeat(1000), end: 'failed' }))
+  expect(outbox.batch(2, 1e6).map(({ index }) => index)).toEqual([0, 1])
+  expect(outbox.batch(10, 3500).map(({ index }) => index)).toEqual([0, 1])
+  expect(outbox.batch(10, 1).map(({ index }) => index)).toEqual([0])
+})
+
+test('outbox - a full disk is said, and the result is reported all the same', async () => {
+  const outbox = await Outbox.open(folder, silentLog)
+  rmSync(folder, { recursive: true })
+  writeFileSync(folder, 'a file in its place')
+  await outbox.add(result(0))
+  expect(outbox.batch(1, 1)).toHaveLength(1)
+  outbox.acknowledged([result(0)])
+  expect(outbox.size).toBe(0)
+})

@@ -1,0 +1,43 @@
+import { expect, test } from 'vitest'
+import { enforceFolder, enforcePolicy, type SitePolicy } from './policy.ts'
+
+const open: SitePolicy = { allowGroups: [], allowImages: [], hostRuntime: true, sharedFolders: [] }
+
+test.each<[string, Partial<SitePolicy>, { group: string; image: string }, boolean]>([
+  ['an open site takes all', {}, { group: '/vo', image: 'host' }, true],
+  ['its group', { allowGroups: ['/vo/prod'] }, { group: '/vo/prod', image: 'host' }, true],
+  ['a group below it', { allowGroups: ['/vo/prod'] }, { group: '/vo/prod/mc', image: 'host' }, true],
+  ['not one that only begins alike', { allowGroups: ['/vo/prod'] }, { group: '/vo/production', image: 'host' }, false],
+  ['not another', { allowGroups: ['/vo/prod'] }, { group: '/vo', image: 'host' }, false],
+  ['no host runtime', { hostRuntime: false }, { group: '/vo', image: 'host' }, false],
+  ['an image', { hostRuntime: false }, { group: '/vo', image: '/images/a.sif' }, true],
+  [
+    'an image by prefix',
+    { allowImages: ['docker://registry.example/'] },
+    { group: '/vo', image: 'docker://registry.example/a' },
+    true,
+  ],
+  [
+    'no other image',
+    { allowImages: ['docker://registry.example/'] },
+    { group: '/vo', image: 'docker://elsewhere/a' },
+    false,
+  ],
+  ['host beside image prefixes', { allowImages: ['/images/'] }, { group: '/vo', image: 'host' }, true],
+])('policy - %s', (_what, more, template, allowed) => {
+  const enforce = () => enforcePolicy({ ...open, ...more }, template)
+  if (allowed) expect(enforce).not.toThrow()
+  else expect(enforce).toThrow(expect.objectContaining({ code: 'policy.refused' }))
+})
+
+test.each<[string, string[], string, boolean]>([
+  ['anything where nothing is named', [], '/data/x', true],
+  ['below a shared folder', ['/data/'], '/data/x', true],
+  ['beside it', ['/data'], '/database/x', false],
+  ["the pilot's own folder", [], '/scratch/p1/outbox/x', false],
+  ['the credential itself', [], '/keys/pilot.json', false],
+])('policy - files: %s', (_what, sharedFolders, path, allowed) => {
+  const enforce = () => enforceFolder({ ...open, sharedFolders }, path, ['/scratch/p1', '/keys/pilot.json'])
+  if (allowed) expect(enforce).not.toThrow()
+  else expect(enforce).toThrow(expect.objectContaining({ code: 'policy.refused' }))
+})

@@ -1,0 +1,162 @@
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+import { silentLog } from '../shared/log.ts'
+import { Membership, type ProcessFacts, type ProcessSource, parseStat } from './processes.ts'
+import { folderBytes, Watcher } from './watch.ts'
+import { parseStatus } from './wrapper.ts'
+
+const RUN = 'run-1'
+
+/** A kernel that says what the test wants. */
+class ScriptedKernel implements ProcessSource {
+  processes: ProcessFacts[] = []
+  environments = new Map<number, string[] | null>()
+  readonly killed: string[] = []
+
+  add(pid: number, more: Partial<ProcessFacts> = {}, environment: string[] | null = ['A=b']): void {
+    const base = {
+      pid,
+      parent: 1,
+      group: pid,
+      session: pid,
+      startTicks: pid,
+      cpuMs: 0,
+      rssBytes: 4096,
+      isZombie: false,
+    }
+    this.processes.push({ ...base, ...more })
+    this.environments.set(pid, environment)
+  }
+  list() {
+    return this.processes
+  }
+  environment(pid: number) {
+    return this.environments.get(pid) ?? null
+  }
+  pssBytes() {
+    return null
+  }
+  kill(pid: number, signal: string) {
+    this.killed.push(`${pid} ${signal}`)
+  }
+}
+
+let kernel: ScriptedKernel
+beforeEach(() => {
+  kernel = new ScriptedKernel()
+})
+
+function membersOf(membership: Membership, attempt = 'a'): number[] {
+  return (membership.assign(new Map([[100, 'a']])).get(attempt) ?? []).map(({ pid }) => pid)
+}
+
+describe('membership', () => {
+  test('watch - session, group, children and marked processes belong to the attempt, others do not', () => {
+    const mark = [`INDRAFT_PILOT_RUN=${RUN}`, 'INDRAFT_ATTEMPT=a']
+    kernel.add(100)
+    kernel.add(101, { session: 100 })
+    kernel.add(102, { parent: 101, session: 102 })
+    kernel.add(103, {}, mark)
+    kernel.add(104, {}, ['INDRAFT_PILOT_RUN=another', 'INDRAFT_ATTEMPT=a'])
+    kernel.add(105, {}, null)
+    kernel.add(106, { session: 100, isZombie: true })
+    expect(membersOf(new Membership(kernel, RUN), 'a')).toEqual([100, 101, 102, 103])
+  })
+
+  test('watch - a process that was known stays known after it left its parent, until its pid is reused', () => {
+    const membership = new Membership(kernel, RUN)
+    kernel.add(100)
+    kernel.add(200, { parent: 100 }, [])
+    expect(membersOf(membership)).toEqual([100, 200])
+    kernel.processes = []
+    kernel.add(200, { parent: 1 }, [])
+    expect(membersOf(membership)).toEqual([200])
+    kernel.processes = []
+    kernel.add(200, { parent: 1, startTicks: 9 })
+    expect(membersOf(membership)).toEqual([])
+  })
+
+  test('watch - a process that is just being loaded is asked again', () => {
+    const membership = new Membership(kernel, RUN)
+    kernel.add(300, {}, [])
+    expect(membersOf(membership)).toEqual([])
+    kernel.environments.set(300, [`INDRAFT_PILOT_RUN=${RUN}`, 'INDRAFT_ATTEMPT=a'])
+    expect(membersOf(membership)).toEqual([300])
+  })
+})
+
+test('watch - a process that survives SIGKILL is told once, and its attempt need not wait for it', async () => {
+  const told: string[] = []
+  let nowMs = 0
+  const clock = {
+    wallMs: () => nowMs,
+    monotonicMs: () => nowMs,
+    sleep: async (ms: number) => {
+      nowMs += ms
+    },
+  }
+  const onUnkillable = (attempt: string, pid: number) => void told.push(`${attempt} ${pid}`)
+  const watcher = new Watcher({ source: kernel, clock, log: silentLog, run: RUN, everyMs: 60_000, onUnkillable })
+  kernel.add(100)
+  kernel.add(150, { parent: 100 })
+  const limits = { walltimeMs: 1, memoryBytes: 0, scratchBytes: 0, stalledAfterMs: null }
+  const watched = watcher.watch({
+    attempt: 'a',
+    pid: 100,
+    folders: [],
+    limits,
+    outputBytes: () => 0,
+    onViolated: () => {},
+  })
+  await watcher.end(watched, 1000, new AbortController().signal)
+  expect(told).toEqual(['a 100'])
+  expect(kernel.killed.slice(0, 4)).toEqual(['-100 SIGTERM', '150 SIGTERM', '-100 SIGKILL', '150 SIGKILL'])
+  expect(nowMs).toBeGreaterThanOrEqual(11_000)
+  watcher.release(watched)
+  watcher.close()
+})
+
+test('watch - a stat line with an odd name is read', () => {
+  const rest = 'S 7 8 9 0 -1 0 0 0 0 0 10 20 30 40 20 0 1 0 777 1000 5 0'
+  expect(parseStat(`42 (a) b (c) ${rest}`, 4096)).toEqual({
+    ...{ pid: 42, parent: 7, group: 8, session: 9, startTicks: 777 },
+    ...{ cpuMs: 1000, rssBytes: 5 * 4096, isZombie: false },
+  })
+})
+
+describe('measuring folders', () => {
+  let folder: string
+  beforeEach(() => {
+    folder = mkdtempSync(join(tmpdir(), 'indraft-watch-'))
+    mkdirSync(join(folder, 'a', 'b'), { recursive: true })
+    for (let i = 0; i < 20; i++) writeFileSync(join(folder, 'a', 'b', `f${i}`), Buffer.alloc(8192, 1))
+  })
+  afterEach(() => rmSync(folder, { recursive: true, force: true }))
+
+  test('watch - adds up what lies below, stops beyond the limit, survives what is gone', async () => {
+    const all = await folderBytes([folder, join(folder, 'gone')], 1e9, 1000)
+    expect(all).toBeGreaterThanOrEqual(20 * 8192)
+    const some = await folderBytes([folder], 10_000, 1000)
+    expect(some).toBeLessThan(all)
+    expect(some).toBeGreaterThan(10_000)
+  })
+})
+
+test.each([
+  ['', { started: false, noCommand: false, exitCode: null, cpuMs: 0 }],
+  ['started\n', { started: true, noCommand: false, exitCode: null, cpuMs: 0 }],
+  ['started\nexit 0\n', { started: true, noCommand: false, exitCode: null, cpuMs: 0 }],
+  ['started\nnone\nend\n', { started: true, noCommand: true, exitCode: null, cpuMs: 0 }],
+  [
+    'started\nexit 255\n0m0.00s 0m0.00s\n1m1.50s 0m0.25s\nend\n',
+    { started: true, noCommand: false, exitCode: 255, cpuMs: 61_750 },
+  ],
+  [
+    'started\nexit 1\n0m0,00s 0m0,00s\n0m0,50s 0m0,00s\nend\n',
+    { started: true, noCommand: false, exitCode: 1, cpuMs: 500 },
+  ],
+])('wrapper - status %j', (text, expected) => {
+  expect(parseStatus(text)).toEqual(expected)
+})
