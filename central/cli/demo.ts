@@ -243,12 +243,14 @@ async function patiently<T>(ask: () => Promise<T>): Promise<T | undefined> {
 /** The files of the merge step, into `results`. @returns their names */
 async function fetchOutputs(client: Client, campaign: string, results: string): Promise<string[]> {
   const { outputs } = await client.call('listOutputs', { params: { campaign }, query: { step: 'merge' } })
-  for (const { step, index, path } of outputs) {
+  // Logs are outputs too, under a name that no task can give.
+  const files = outputs.filter(({ path }) => !path.startsWith('.log/'))
+  for (const { step, index, path } of files) {
     const file = await client.file('getOutput', { params: { campaign, step, index, '*': path } })
     if (!('body' in file)) throw new Error(`${path} is not there yet`)
     await pipeline(file.body, createWriteStream(join(results, path)))
   }
-  return outputs.map(({ path }) => path)
+  return files.map(({ path }) => path)
 }
 
 function isGood({ state, tasks, done, findings, agrees }: Outcome): boolean {
