@@ -150,17 +150,14 @@ describe('docs - commands', () => {
   })
 })
 
-/** Whether a command (with arguments at its end, perhaps) is one: its help names it as its usage. */
+/** Whether these words are a command, with arguments after it perhaps: a group of commands takes no arguments. */
 function isCommand(program: string, words: string[]): boolean {
   const entry = program === 'indraft' ? 'central/cli/indraft.mjs' : 'pilot/indraft-pilot.mjs'
   for (let length = words.length; length > 0; length--) {
     const path = words.slice(0, length)
-    try {
-      const help = execFileSync(process.execPath, [join(root, entry), ...path, '--help'], { cwd: root, stdio: 'pipe' })
-      if (help.toString().includes(`Usage: ${program} ${path.join(' ')} `)) return true
-    } catch {}
-    // Only the last words may be arguments, and of those only names and files.
-    if (length <= 1) return false
+    const help = execFileSync(process.execPath, [join(root, entry), ...path, '--help'], { cwd: root }).toString()
+    if (!help.includes(`Usage: ${program} ${path.join(' ')} `)) continue
+    return length === words.length || !/^Commands:$/m.test(help)
   }
   return false
 }
