@@ -66,13 +66,19 @@ export function siteSubject(site: string): string {
   return `indraft.site.${site}`
 }
 
-/** The asking end at `site`. Owns the connection: close() ends it. */
+/**
+ * The asking end at `site`. Owns the connection: close() ends it. A request under way when the connection breaks ends
+ * with link.timeout at once: its reply could only come to an address that nobody remembers.
+ */
 export function natsLink(connection: NatsConnection, site: string): Link {
   let up = true
+  const waiting = new Set<(error: IndraftError) => void>()
   void (async () => {
     for await (const status of connection.status()) {
-      if (status.type === 'disconnect') up = false
       if (status.type === 'reconnect') up = true
+      if (status.type !== 'disconnect') continue
+      up = false
+      for (const fail of waiting) fail(new IndraftError('link.timeout', 'the connection broke'))
     }
   })()
   return {
@@ -80,10 +86,17 @@ export function natsLink(connection: NatsConnection, site: string): Link {
       return up && !connection.isClosed()
     },
     async request(frame, timeoutMs) {
+      const broken = Promise.withResolvers<never>()
+      waiting.add(broken.reject)
       try {
-        return (await connection.request(siteSubject(site), frame, { timeout: timeoutMs })).data
+        const reply = connection.request(siteSubject(site), frame, { timeout: timeoutMs })
+        reply.catch(() => {})
+        return (await Promise.race([reply, broken.promise])).data
       } catch (cause) {
+        if (cause instanceof IndraftError) throw cause
         throw new IndraftError(linkCode(cause), undefined, { cause })
+      } finally {
+        waiting.delete(broken.reject)
       }
     },
     async close() {
