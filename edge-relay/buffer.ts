@@ -59,6 +59,11 @@ export function templateName(digest: string): string {
   return digest.replace(/^sha256:/, '').slice(0, 16)
 }
 
+/** Of the newest run time in the running mean of a step. */
+const NEWEST_WEIGHT = 0.1
+/** Run times of so many steps are remembered when nothing of them is held. */
+const MOST_STEPS = 1000
+
 const leaseKey = (bundle: string, fence: number) => `${bundle}#${fence}`
 
 export class Buffer {
@@ -68,8 +73,9 @@ export class Buffer {
   readonly #subLeases = new Map<number, SubLease>()
   readonly #bySession = new Map<string, Set<SubLease>>()
   readonly #templates: Map<string, Signed>
-  /** What a task of a step is expected to take, as the last grant said. */
+  /** What a task of a step is expected to take: as it went here; until one ended, as the last grant said. */
   readonly #estimates = new Map<string, number>()
+  readonly #observed = new Map<string, number>()
   #lastFence: number
   #lastArrival = 0
   /** There may be something to give out that was not there before. */
@@ -165,7 +171,16 @@ export class Buffer {
   }
 
   estimateMs(lease: Lease): number | null {
-    return this.#estimates.get(`${lease.campaign}/${lease.step}`) ?? null
+    const step = `${lease.campaign}/${lease.step}`
+    return this.#observed.get(step) ?? this.#estimates.get(step) ?? null
+  }
+
+  /** A task went well and took this long, transfers included. */
+  observe(result: Pick<Result, 'campaign' | 'step' | 'wallMs' | 'stageInMs' | 'stageOutMs'>): void {
+    const step = `${result.campaign}/${result.step}`
+    const tookMs = result.wallMs + result.stageInMs + result.stageOutMs
+    const before = this.#observed.get(step)
+    this.#observed.set(step, before === undefined ? tookMs : before + (tookMs - before) * NEWEST_WEIGHT)
   }
 
   /** Every lease, oldest first. */
@@ -362,13 +377,17 @@ export class Buffer {
     return counts
   }
 
-  /** Drops templates that no lease names. */
-  forgetTemplates(): void {
+  /** Drops templates that no lease names, and run times of steps long gone. */
+  forgetUnused(): void {
     const used = new Set([...this.#leases.values()].map((lease) => templateName(lease.grant.template)))
     for (const name of [...this.#templates.keys()]) {
       if (used.has(name)) continue
       this.#templates.delete(name)
       this.#journal.dropTemplate(name)
+    }
+    const steps = new Set([...this.#leases.values()].map((lease) => `${lease.campaign}/${lease.step}`))
+    for (const known of [this.#estimates, this.#observed]) {
+      for (const step of known.keys()) if (!steps.has(step) && known.size > MOST_STEPS) known.delete(step)
     }
   }
 

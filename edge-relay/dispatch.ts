@@ -326,6 +326,7 @@ export class RelayDispatcher implements Dispatcher {
     if (isOurs) buffer.endTask(part, result.index)
     if (outgoing.knows(result) || outgoing.isWonByOther(result)) return 'duplicate'
     if (isOurs) {
+      if (result.end === 'done') buffer.observe(result)
       outgoing.add(result)
       return 'accepted'
     }
@@ -468,7 +469,7 @@ export class RelayDispatcher implements Dispatcher {
     for (const session of this.#logOrders.keys()) if (!sessions.find(session)) this.#logOrders.delete(session)
     cancels.forgetDone()
     sessions.forgetOld()
-    buffer.forgetTemplates()
+    buffer.forgetUnused()
   }
 
   /** Answers every waiting pull and grants nothing more. */
