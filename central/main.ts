@@ -20,7 +20,6 @@ import { outputHandlers } from './api/outputs.ts'
 import { buildServer } from './api/server.ts'
 import { siteHandlers } from './api/sites.ts'
 import { folderBlobs } from './blobs.ts'
-import type { CampaignStore } from './campaigns/model.ts'
 import { CENTRAL_SETTINGS, type CentralConfig, centralPaths } from './config.ts'
 import { readCapabilityKey, readSigningKey } from './keys.ts'
 import { GLOBAL } from './leases/keys.ts'
@@ -33,6 +32,7 @@ import { siteFiles } from './sites/files.ts'
 import type { JoinFacts } from './sites/join.ts'
 import { prepareNatsAccount } from './sites/nats-account.ts'
 import { openSiteRegistry, type SiteRegistry } from './sites/registry.ts'
+import { notingShapes, openSeenShapes, type SeenShapes } from './sites/shapes.ts'
 
 export interface RunningCentral {
   apiUrl: string
@@ -59,6 +59,7 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
     await ensureAdminToken(redis, paths.adminToken)
     const people = openPeople(redis)
     const sites = openSiteRegistry(redis)
+    const seen = openSeenShapes(redis)
     const signer = makeSigner(readSigningKey(paths.signingKey))
     const capabilityKey = readCapabilityKey(paths.capabilityKey)
     const blobs = folderBlobs(paths.blobs)
@@ -78,7 +79,14 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
       outputsDir: paths.outputs,
       siteOf: async (name) => {
         const site = await sites.get(name)
-        return site && { labels: site.labels, disabled: site.disabled, outageMs: site.outageMs ?? undefined }
+        return (
+          site && {
+            labels: site.labels,
+            disabled: site.disabled,
+            outageMs: site.outageMs ?? undefined,
+            shapes: site.shapes,
+          }
+        )
       },
       siteNames: async () => (await sites.list()).map(({ name }) => name),
       filesUrl: () => publicUrl() || null,
@@ -124,7 +132,7 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
       ready,
       onRefused: metrics.onApiRefused,
       handlers: {
-        ...campaignHandlers({ store, siteShapes: () => knownShapes(store, sites) }),
+        ...campaignHandlers({ store, siteShapes: () => knownShapes(seen, sites) }),
         ...outputHandlers({ store, attempts, logRetryMs: timingsFor('relay', config.timeScale).beatMs }),
         ...siteHandlers({
           store,
@@ -143,7 +151,8 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
     apiUrl = `${config.tlsCert === null ? 'http' : 'https'}://${config.host.includes(':') ? `[${config.host}]` : config.host}:${port}`
 
     // Only now: a relay that is welcomed is told where files are.
-    const link = serveNats(nats, frameHandler(dispatcher, log, metrics.dispatcherEvents), log)
+    const noting = notingShapes(dispatcher, seen, (error) => log.warn({ err: error }, 'site.shapesUnkept'))
+    const link = serveNats(nats, frameHandler(noting, log, metrics.dispatcherEvents), log)
     begun.push(() => link.close())
     await work.start()
     begun.push(() => work.stop())
@@ -167,14 +176,14 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
   }
 }
 
-/** Shapes seen by the store and declared at registration, of sites that may take work. */
-async function knownShapes(store: CampaignStore, sites: SiteRegistry): Promise<SiteShapes[]> {
-  const seen = new Map((await store.siteShapes()).map((one) => [one.site, one.shapes]))
+/** Shapes seen and declared, of sites that may take work. */
+async function knownShapes(seen: SeenShapes, sites: SiteRegistry): Promise<SiteShapes[]> {
+  const offered = await seen.all()
   const open = (await sites.list()).filter((site) => !site.disabled)
   return open.map(({ name, labels, shapes }) => ({
     site: name,
     labels,
-    shapes: [...shapes, ...(seen.get(name) ?? [])],
+    shapes: [...shapes, ...(offered.get(name) ?? [])],
   }))
 }
 

@@ -36,7 +36,10 @@ export function outputHandlers(parts: OutputParts): Pick<Handlers, 'taskLog' | '
         page.rows.map((row) => store.task(campaign.id as CampaignId, row.step, row.index)),
       )
       const outputs = tasks.flatMap((task) =>
-        (task?.outputs ?? []).map((output) => ({ step: task!.step, index: task!.index, ...output })),
+        (task?.outputs ?? [])
+          // Logs are kept like outputs, and may still lie at the site: taskLog asks for them.
+          .filter(({ path }) => !path.startsWith('.log/'))
+          .map((output) => ({ step: task!.step, index: task!.index, ...output })),
       )
       return { outputs, next: writeCursor(page.next) }
     },

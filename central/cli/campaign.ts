@@ -250,7 +250,7 @@ function campaignText(view: Reply<'showCampaign'>): string[] {
     ...view.steps.map(({ name, needs }) => {
       const gpus = needs.gpus > 0 ? `, ${needs.gpus} GPUs` : ''
       const scratch = needs.scratchBytes > 0 ? `, scratch ${formatBytes(needs.scratchBytes)}` : ''
-      return `${name} needs ${needs.cores} cores, ${formatBytes(needs.memoryBytes)}${gpus}${scratch}, ${formatDuration(needs.walltimeMs)}`
+      return `${name} needs ${count(needs.cores, 'core')}, ${formatBytes(needs.memoryBytes)}${gpus}${scratch}, ${formatDuration(needs.walltimeMs)}`
     }),
   ]
   if (view.failures.length > 0) lines.push('', 'failed attempts')

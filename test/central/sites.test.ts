@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto'
 import { join } from 'node:path'
-import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest'
 import { siteInboxPrefix } from '../../central/sites/nats-account.ts'
 import { relayCredentialSchema } from '../../shared/credentials.ts'
 import { isIndraftError } from '../../shared/errors.ts'
@@ -123,6 +123,26 @@ describe('sites - a credential opens that site alone', () => {
     }
     const text = await (await fetch(`${lab.central.metricsUrl}/metrics`)).text()
     expect(text).toContain('indraft_messages_refused_total{code="message.garbled",site="GARBAGE"} 1')
+  })
+})
+
+test('sites - what a holder says of its nodes is what warnings name', async () => {
+  const { nats } = await credentialOf('SEEN')
+  const link = natsLink(await connectAs('SEEN', nats.creds), 'SEEN')
+  const node = { node: 'n1', cores: 64, memoryBytes: 2 ** 36, scratchBytes: 0, gpus: 0, gpuMemoryBytes: 0 }
+  const facts = { ...node, arch: 'x86_64', runtimes: ['host' as const], network: 'none' as const, timeLeftMs: null }
+  try {
+    await link.request(encode('hello', { ...hello, nodes: [{ ...facts, labels: {} }] }), 5000)
+  } finally {
+    await link.close()
+  }
+  const source =
+    'indraft: 1\nname: big\ngroup: /f\ndefaults: {image: host}\nsteps: {sim: {command: [x], resources: {cores: 65}}}\n'
+  await vi.waitFor(async () => {
+    const { warnings } = await lab.admin.call('submitCampaign', { body: { source, dryRun: true } })
+    expect(warnings[0]?.message).toBe(
+      'no registered site can run sim; the nearest is SEEN (cores: 65 wanted, 64 there)',
+    )
   })
 })
 
