@@ -68,15 +68,21 @@ export function siteSubject(site: string): string {
 
 /**
  * The asking end at `site`. Owns the connection: close() ends it. A request under way when the connection breaks ends
- * with link.timeout at once: its reply could only come to an address that nobody remembers.
+ * with link.timeout at once, because its reply is lost; one made while there is none leaves when it is back, because
+ * what the client is given meanwhile it drops.
  */
 export function natsLink(connection: NatsConnection, site: string): Link {
   let up = true
+  let back = Promise.withResolvers<void>()
   const waiting = new Set<(error: IndraftError) => void>()
   void (async () => {
     for await (const status of connection.status()) {
-      if (status.type === 'reconnect') up = true
+      if (status.type === 'reconnect') {
+        up = true
+        back.resolve()
+      }
       if (status.type !== 'disconnect') continue
+      if (up) back = Promise.withResolvers<void>()
       up = false
       for (const fail of waiting) fail(new IndraftError('link.timeout', 'the connection broke'))
     }
@@ -86,10 +92,13 @@ export function natsLink(connection: NatsConnection, site: string): Link {
       return up && !connection.isClosed()
     },
     async request(frame, timeoutMs) {
+      const endsAtMs = performance.now() + timeoutMs
+      if (!up) await within(timeoutMs, back.promise)
       const broken = Promise.withResolvers<never>()
       waiting.add(broken.reject)
       try {
-        const reply = connection.request(siteSubject(site), frame, { timeout: timeoutMs })
+        const leftMs = Math.max(1, endsAtMs - performance.now())
+        const reply = connection.request(siteSubject(site), frame, { timeout: leftMs })
         reply.catch(() => {})
         return (await Promise.race([reply, broken.promise])).data
       } catch (cause) {
@@ -101,7 +110,19 @@ export function natsLink(connection: NatsConnection, site: string): Link {
     },
     async close() {
       await connection.close()
+      back.resolve()
     },
+  }
+}
+
+/** @throws IndraftError link.timeout when it takes longer */
+async function within(ms: number, event: Promise<void>): Promise<void> {
+  const late = Promise.withResolvers<never>()
+  const timer = setTimeout(() => late.reject(new IndraftError('link.timeout', 'there is no connection')), ms)
+  try {
+    await Promise.race([event, late.promise])
+  } finally {
+    clearTimeout(timer)
   }
 }
 
