@@ -91,7 +91,7 @@ export class CentralDispatcher implements Dispatcher {
       options.siteOf(peer.site),
     ])
     return waiting.only(pull.session, async (turn) => {
-      if (pull.sequence === session.sequence) {
+      if (pull.sequence === session.sequence || !turn.isFirst) {
         const kept = await sessions.keptReply(peer.site, session.id, pull.sequence)
         if (kept) return { ...kept, grants: await granting.stillHeld(session, kept.grants) }
       }
@@ -131,7 +131,6 @@ export class CentralDispatcher implements Dispatcher {
     const confirmMs = this.#timings(session.role, info).confirmMs
     const deadlineMs = this.#clock.monotonicMs() + waitMs
     for (;;) {
-      turn.mustBeCurrent()
       const startMs = performance.now()
       const granted = await granting.grant({
         site: peer.site,

@@ -8,15 +8,18 @@ import { IndraftError } from '../../shared/errors.ts'
 const TICK_MS = 1000
 
 export interface Turn {
-  /** @throws IndraftError dispatcher.busy when a newer pull came, or at the end of this process */
-  mustBeCurrent(): void
-  /** Resolves when woken, at the tick, or after `ms`. */
+  /** No other pull of the session was under way when this one came. */
+  isFirst: boolean
+  /**
+   * Resolves when woken, at the tick, or after `ms`.
+   * @throws IndraftError dispatcher.busy when a newer pull came, or at the end of this process
+   */
   next(ms: number): Promise<void>
 }
 
 export class Waiting {
   readonly #clock: Clock
-  readonly #bySession = new Map<string, AbortController>()
+  readonly #bySession = new Map<string, { own: AbortController; ended: Promise<void> }>()
   #bell = new AbortController()
   #closed = false
 
@@ -35,20 +38,31 @@ export class Waiting {
     rung.abort()
   }
 
-  /** Runs a session's pull; an older one that still waits gives up. */
+  /**
+   * Runs a session's pulls one after the other; one that waits for work gives up for the next. So a repeat that comes
+   * while the first is still at work finds that one's reply, not its results half judged.
+   */
   async only<T>(session: string, run: (turn: Turn) => Promise<T>): Promise<T> {
-    this.#bySession.get(session)?.abort()
+    const before = this.#bySession.get(session)
     const own = new AbortController()
-    this.#bySession.set(session, own)
+    const ended = Promise.withResolvers<void>()
+    const entry = { own, ended: ended.promise }
+    this.#bySession.set(session, entry)
+    before?.own.abort()
+    await before?.ended
     try {
       return await run({
-        mustBeCurrent: () => {
+        isFirst: before === undefined,
+        next: async (ms) => {
+          if (!own.signal.aborted && !this.#closed) {
+            await this.#clock.sleep(Math.min(ms, TICK_MS), AbortSignal.any([own.signal, this.#bell.signal]))
+          }
           if (own.signal.aborted || this.#closed) throw new IndraftError('dispatcher.busy', 'its turn is over')
         },
-        next: (ms) => this.#clock.sleep(Math.min(ms, TICK_MS), AbortSignal.any([own.signal, this.#bell.signal])),
       })
     } finally {
-      if (this.#bySession.get(session) === own) this.#bySession.delete(session)
+      ended.resolve()
+      if (this.#bySession.get(session) === entry) this.#bySession.delete(session)
     }
   }
 
