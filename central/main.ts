@@ -120,7 +120,8 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
       filesCa: readOptional(config.tlsCa) ?? null,
       keys: signer.keys,
     }
-    const campaignExists = async (id: string) => (await store.find(id, ['*'])) !== null
+    // Asked for every file: the view of a whole campaign would be too much.
+    const campaignExists = async (id: string) => (await redis.hexists(GLOBAL.campaigns, id)) === 1
     const api = await buildServer({
       people,
       log,
