@@ -6,6 +6,15 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync
 import { hostname, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { z } from 'zod'
+import {
+  afterEntrySchema,
+  campaignFileSchema,
+  inputSchema,
+  outputSchema,
+  resourcesSchema,
+  retriesSchema,
+  stepSchema,
+} from '../central/campaigns/format.ts'
 import { environmentName, type Setting, type Settings } from '../shared/config.ts'
 import { ERRORS } from '../shared/errors.ts'
 import {
@@ -107,6 +116,7 @@ function commentsOf(source: string): Map<string, { sentence: string; fields: Map
 }
 
 interface JsonSchema {
+  description?: string
   type?: string | string[]
   enum?: unknown[]
   const?: unknown
@@ -175,6 +185,33 @@ ${table(['request', 'reply'], requests)}
 ${parts.join('\n')}`
 }
 
+function campaignPage(): string {
+  const kinds: [string, string, z.ZodType][] = [
+    ['At the top', '', campaignFileSchema],
+    ['A step', 'What is under `defaults` holds for every step that does not say otherwise.', stepSchema],
+    ['`resources`', 'Per task.', resourcesSchema],
+    ['`retries`', 'Further tries, not attempts in all.', retriesSchema],
+    ['An entry of `inputs`', 'Exactly one of `url` and `from`.', inputSchema],
+    ['An entry of `outputs`', '', outputSchema],
+    ['`after`', 'A step name, one of these, or a list of them.', afterEntrySchema],
+  ]
+  const parts = kinds.map(([title, note, schema]) => {
+    const json = z.toJSONSchema(schema, { io: 'input', unrepresentable: 'any' }) as JsonSchema
+    const required = new Set(json.required)
+    const rows = Object.entries(json.properties ?? {}).map(([key, field]) => [
+      required.has(key) ? `\`${key}\` (needed)` : `\`${key}\``,
+      field.description ?? '',
+    ])
+    return `## ${title}\n\n${note === '' ? '' : `${note}\n\n`}${table(['key', 'meaning'], rows)}`
+  })
+  return `# Keys of the campaign file
+
+Unknown keys are refused with their path and the nearest known one. How the keys play together is told in
+[campaign-file.md](../campaign-file.md); the schema is \`central/campaigns/format.ts\`.
+
+${parts.join('\n')}`
+}
+
 function settingRow(name: string, setting: Setting): string[] {
   const limits: string[] = []
   if ('min' in setting && setting.min !== undefined) limits.push(`from ${setting.min}`)
@@ -233,6 +270,7 @@ const pages = new Map<string, string>([
   ['errors.md', errorsPage()],
   ['messages.md', messagesPage()],
   ['states.md', statesPage()],
+  ['campaign.md', campaignPage()],
   ...(await configPages()),
 ])
 

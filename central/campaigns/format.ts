@@ -99,9 +99,12 @@ const common = {
   image: text.optional().describe('`host`, or a path or URL of a SIF, or docker://...@sha256:...'),
   arch: listOf(choice('x86_64', 'aarch64'), 'architectures').optional().describe('Any of these. Default: any.'),
   network: choice('none', 'proxy', 'outgoing').optional().describe('What the payload can reach. Default none.'),
-  retries: retriesSchema.optional(),
-  resources: resourcesSchema.optional(),
-  env: z.record(z.string().regex(NAME, 'a variable name'), word, { error: 'NAME: value' }).optional(),
+  retries: retriesSchema.optional().describe('What happens after failures, see below.'),
+  resources: resourcesSchema.optional().describe('What a task needs, see below.'),
+  env: z
+    .record(z.string().regex(NAME, 'a variable name'), word, { error: 'NAME: value' })
+    .optional()
+    .describe('Environment variables of the payload.'),
   stalled_after: duration.optional().describe('Ends a task that used no processor and wrote nothing for so long.'),
   log_limit: size.optional().describe('Each of standard output and error is cut to this. Default 10MiB.'),
 }
@@ -141,40 +144,55 @@ export const stepSchema = z.strictObject({
     .union([text, afterEntrySchema, z.array(z.union([text, afterEntrySchema]))], {
       error: 'a step, {step: NAME, accept: 98%}, or a list of these',
     })
-    .optional(),
-  inputs: listOf(inputSchema, 'inputs').max(100, 'at most 100 inputs').optional(),
-  outputs: listOf(outputSchema, 'outputs').max(100, 'at most 100 outputs').optional(),
+    .optional()
+    .describe('The steps that must be over first, see below.'),
+  inputs: listOf(inputSchema, 'inputs')
+    .max(100, 'at most 100 inputs')
+    .optional()
+    .describe('Files put into the task folder first, see below.'),
+  outputs: listOf(outputSchema, 'outputs')
+    .max(100, 'at most 100 outputs')
+    .optional()
+    .describe('Files that a task promises, see below.'),
 })
 
 export const campaignFileSchema = z.strictObject({
-  indraft: z.literal(1, { error: '1, the version of this format' }),
+  indraft: z.literal(1, { error: '1, the version of this format' }).describe('Version of the format: 1.'),
   name: z
     .string({ error: 'a name' })
-    .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$/, 'letters, digits, . _ and -, at most 100'),
+    .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$/, 'letters, digits, . _ and -, at most 100')
+    .describe('Unique in its group; the same name with the same content is the same campaign.'),
   group: z
     .string({ error: 'a group such as /vo.example/prod' })
     .max(200, 'at most 200 characters')
-    .regex(/^(\/[A-Za-z0-9._-]+)+$/, 'a group such as /vo.example/prod'),
+    .regex(/^(\/[A-Za-z0-9._-]+)+$/, 'a group such as /vo.example/prod')
+    .describe("Whose work it is: a group of your token's, such as /vo.example/prod."),
   activity: choice('production', 'analysis').optional().describe('Default production.'),
   priority: whole(-1000, 1000).optional().describe('Higher first, inside the group. Default 0.'),
   deadline: z
     .union([z.iso.datetime({ offset: true }), z.iso.datetime()], { error: 'a time such as 2026-12-15T00:00:00Z' })
-    .optional(),
+    .optional()
+    .describe('When it should be over. Shown and kept; nothing is killed.'),
   max_running: whole(1, MAX_TASKS).optional().describe('Most tasks running at a time.'),
-  labels: z.record(z.string().max(63), word, { error: 'key: value' }).optional(),
+  labels: z
+    .record(z.string().max(63), word, { error: 'key: value' })
+    .optional()
+    .describe('Names and values of your own.'),
   sites: z
     .strictObject({
       allow: listOf(siteRuleSchema, 'sites or labels').optional(),
       deny: listOf(siteRuleSchema, 'sites or labels').optional(),
     })
-    .optional(),
+    .optional()
+    .describe('`allow` and `deny`: site names, or label:key=value. Without `allow` every site may.'),
   defaults: defaultsSchema.optional().describe('For every step that does not say otherwise.'),
   steps: z
     .record(z.string().regex(/^[A-Za-z][A-Za-z0-9_-]{0,63}$/, 'a name of letters, digits, _ and -'), stepSchema, {
       error: 'NAME: step',
     })
     .refine((steps) => Object.keys(steps).length > 0, 'at least one step')
-    .refine((steps) => Object.keys(steps).length <= 100, 'at most 100 steps'),
+    .refine((steps) => Object.keys(steps).length <= 100, 'at most 100 steps')
+    .describe('By name, in any order.'),
 })
 export type CampaignFile = z.infer<typeof campaignFileSchema>
 export type StepFile = CampaignFile['steps'][string]
