@@ -181,7 +181,11 @@ describe('limits', () => {
     await vi.waitFor(() => expect(running.state).toBe('running'))
     running.end('attempt.cancelled', 'no longer wanted')
     running.end('node.ending', 'a second reason')
-    expect(await end).toMatchObject({ reason: 'attempt.cancelled', detail: 'no longer wanted', signal: 'SIGTERM' })
+    expect(await end).toMatchObject({
+      reason: 'attempt.cancelled',
+      detail: 'no longer wanted',
+      signal: expect.stringMatching(/^SIG(TERM|KILL)$/),
+    })
     const early = site.attempt({ command: ['sleep', '60'] })
     early.end('attempt.cancelled', null)
     expect(await early.run()).toMatchObject({ reason: 'attempt.cancelled', wallMs: 0 })
@@ -196,7 +200,7 @@ describe('limits', () => {
     expect(kept.endsWith('last\n')).toBe(true)
     expect(kept.length).toBeLessThan(1100)
     expect(process.memoryUsage.rss() - before).toBeLessThan(100 * 2 ** 20)
-  })
+  }, 60_000)
 })
 
 describe('outputs', () => {

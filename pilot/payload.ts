@@ -184,6 +184,10 @@ export class Attempt {
       wallMs: result.wallMs,
     })
     void removeFolder(this.#folder, this.#log)
+    // An attempt waits for its acknowledgement, perhaps long: not with buffers in hand.
+    this.#stdout = undefined
+    this.#stderr = undefined
+    this.#watched = undefined
     return result
   }
 

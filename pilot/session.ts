@@ -182,10 +182,13 @@ export class Session {
   // --- hello
 
   async #connect(): Promise<void> {
-    try {
-      await this.#holder.connect()
-    } catch (error) {
-      return this.#onRefused(error)
+    for (let isWelcome = false; !isWelcome; ) {
+      try {
+        await this.#holder.connect()
+        isWelcome = true
+      } catch (error) {
+        if (!(await this.#isPassing(error))) return this.#onRefused(error)
+      }
     }
     for (const loop of [this.#beatLoop(), this.#pullLoop(), this.#reportLoop()]) {
       loop.catch((error) => {
@@ -205,6 +208,14 @@ export class Session {
     this.#started.clear()
     const facts = { pilot: name, session: welcome.session, site: welcome.site, incarnation, dropped }
     log.info(facts, isFirst ? 'pilot.ready' : 'session.renewed')
+  }
+
+  /** A lost session was greeted anew already; a link that closed under us may come back. Neither is a refusal. */
+  async #isPassing(error: unknown): Promise<boolean> {
+    if (this.#stopped.signal.aborted || isIndraftError(error, 'session.unknown')) return !this.#stopped.signal.aborted
+    if (!isIndraftError(error, 'link.closed')) return false
+    await this.#options.clock.sleep(TICK_MS, this.#stopped.signal)
+    return !this.#stopped.signal.aborted
   }
 
   /** What a dispatcher refuses for good ends the pilot: 400 where the site is meant, 600 where we are at fault. */
@@ -368,10 +379,9 @@ export class Session {
         const pauseMs = await this.#pullOnce(entry, returned)
         if (pauseMs > 0) await clock.sleep(pauseMs, this.#stopped.signal)
       } catch (error) {
-        if (isIndraftError(error, 'session.unknown')) continue
+        if (await this.#isPassing(error)) continue
         if (!(error instanceof IndraftError)) throw error
-        this.#onRefused(error)
-        return
+        return this.#onRefused(error)
       }
     }
   }
@@ -530,7 +540,7 @@ export class Session {
         most = REPORT_MOST
         if (verdicts.length < results.length) await clock.sleep(TICK_MS, this.#stopped.signal)
       } catch (error) {
-        if (isIndraftError(error, 'session.unknown')) continue
+        if (await this.#isPassing(error)) continue
         if (!(error instanceof IndraftError)) throw error
         if (error.code === 'message.tooLarge' && results.length > 1) most = Math.ceil(results.length / 2)
         else if (error.code === 'message.tooLarge') await this.#shrink(results[0]!)

@@ -1,0 +1,96 @@
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { execa } from 'execa'
+import { afterEach, beforeEach, expect, test, vi } from 'vitest'
+import { silentLog } from '../shared/log.ts'
+import { adoptDead, startGuard, takeHome } from './home.ts'
+import { Outbox } from './outbox.ts'
+import { RUN_VARIABLE } from './processes.ts'
+import { PATH } from './testbench.ts'
+
+let folder: string
+let sleepers: number[]
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'indraft-home-'))
+  sleepers = []
+})
+afterEach(() => {
+  for (const pid of sleepers) {
+    try {
+      process.kill(pid, 'SIGKILL')
+    } catch {
+      // As it should be.
+    }
+  }
+  rmSync(folder, { recursive: true, force: true })
+})
+
+function isRunning(pid: number): boolean {
+  try {
+    return !/^\d+ \(.*\) [ZX]/.test(readFileSync(`/proc/${pid}/stat`, 'latin1'))
+  } catch {
+    return false
+  }
+}
+
+/** A process that takes a home, with or without a guard, starts a marked payload in a session of its own, and waits. */
+async function startDoomed(
+  name: string,
+  run: string,
+  guarded: boolean,
+): Promise<{ kill: () => void; payload: number }> {
+  const code = `
+    import { spawn } from 'node:child_process'
+    import { pino } from 'pino'
+    import { startGuard, takeHome } from ${JSON.stringify(fileURLToPath(new URL('./home.ts', import.meta.url)))}
+    const home = await takeHome(${JSON.stringify(folder)}, '${name}', 'n1', '${run}', pino({ level: 'silent' }))
+    ${guarded ? `await startGuard(home, '${run}', '${PATH}')` : ''}
+    const env = { PATH: '${PATH}', ${RUN_VARIABLE}: '${run}' }
+    // The clean environment of its child is no way out: the group goes with its leader.
+    const payload = spawn('/bin/sh', ['-c', 'env -i /bin/sleep 300; :'], { detached: true, stdio: 'ignore', env })
+    console.log(payload.pid)
+    setInterval(() => {}, 1000)`
+  const child = execa(process.execPath, ['--input-type=module', '-e', code], {
+    cwd: fileURLToPath(new URL('..', import.meta.url)),
+    reject: false,
+    buffer: false,
+  })
+  const payload = await new Promise<number>((resolve, reject) => {
+    child.stdout.once('data', (data) => resolve(Number(data)))
+    child.stderr.once('data', (data) => reject(new Error(String(data))))
+  })
+  sleepers.push(payload)
+  return { kill: () => void child.kill('SIGKILL'), payload }
+}
+
+test('home - payloads of a killed pilot are ended by its guard', async () => {
+  const doomed = await startDoomed('p1', 'run-guarded', true)
+  expect(isRunning(doomed.payload)).toBe(true)
+  doomed.kill()
+  await vi.waitFor(() => expect(isRunning(doomed.payload)).toBe(false), { timeout: 10_000 })
+})
+
+test('home - without a guard the next pilot of the node ends them and takes over what was not delivered', async () => {
+  const doomed = await startDoomed('p1', 'run-bare', false)
+  const mine = await takeHome(folder, 'p2', 'n1', 'run-2', silentLog)
+  const outbox = await Outbox.open(mine.outboxFolder, silentLog)
+  await adoptDead(folder, mine, 'n1', outbox, silentLog)
+  expect(isRunning(doomed.payload)).toBe(true)
+  doomed.kill()
+  await vi.waitFor(async () => {
+    await adoptDead(folder, mine, 'n1', outbox, silentLog)
+    expect(isRunning(doomed.payload)).toBe(false)
+  })
+})
+
+test('home - a guard that is dismissed ends nothing', async () => {
+  const home = await takeHome(folder, 'p1', 'n1', 'run-3', silentLog)
+  const guard = await startGuard(home, 'run-3', PATH)
+  const payload = execa('sleep', ['60'], { env: { [RUN_VARIABLE]: 'run-3' }, reject: false })
+  await guard.dismiss()
+  expect(isRunning(payload.pid!)).toBe(true)
+  payload.kill('SIGKILL')
+  await payload
+})
