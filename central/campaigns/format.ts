@@ -172,7 +172,7 @@ export const campaignFileSchema = z.strictObject({
   deadline: z
     .union([z.iso.datetime({ offset: true }), z.iso.datetime()], { error: 'a time such as 2026-12-15T00:00:00Z' })
     .optional()
-    .describe('When it should be over. Shown and kept; nothing is killed.'),
+    .describe('When it should be over. Kept with the campaign; nothing is killed.'),
   max_running: whole(1, MAX_TASKS).optional().describe('Most tasks running at a time.'),
   labels: z
     .record(z.string().max(63), word, { error: 'key: value' })
