@@ -293,6 +293,30 @@ describe('holder - pull', () => {
   })
 })
 
+describe('holder - one that kept its memory over a restart', () => {
+  const resume = { session: 's1', processed: 5, seen: { epoch: 'e1', sequence: 9000 } }
+
+  it('goes on in its session and confirms only what it had kept', async () => {
+    const { holder, sent } = makeHolder([welcomes('s1', 7), orders, grants], { resume })
+    await holder.connect()
+    await holder.beat(BEAT)
+    await holder.pull(PULL)
+    expect(sent[0]!.body.seen).toEqual({ epoch: 'e1', sequence: 9000 })
+    expect(sent[1]!.body).toMatchObject({ session: 's1', processed: 5 })
+    expect(sent[2]!.body).toMatchObject({ sequence: 8, processed: 5 })
+  })
+
+  it('begins anew where the session is another', async () => {
+    const news: boolean[] = []
+    const onWelcome = (_: unknown, isNew: boolean) => void news.push(isNew)
+    const { holder, sent } = makeHolder([welcomes('s2'), grants], { resume, onWelcome })
+    await holder.connect()
+    await holder.pull(PULL)
+    expect(news).toEqual([true])
+    expect(sent[1]!.body).toMatchObject({ session: 's2', sequence: 1, processed: 0 })
+  })
+})
+
 describe('holder - leases count from the sending', () => {
   it('of the request that was answered, not from its answer', async () => {
     const { clock, holder } = makeHolder([
