@@ -1,8 +1,13 @@
-/** Runs every vitest project and counts what became of each test; run.mjs finds the Node for it. */
-import { existsSync } from 'node:fs'
+/**
+ * Runs the tests and counts what became of each; run.mjs finds the Node for it. Without arguments all but the site tests
+ * under test/lab, which build whole operating systems first: `npm run lab`.
+ */
+import { execFileSync } from 'node:child_process'
+import { fileURLToPath } from 'node:url'
 import { startVitest, type TestModule } from 'vitest/node'
 
-const bundler = new URL('../pilot/bundle.ts', import.meta.url)
+const bundler = fileURLToPath(new URL('../pilot/build.mjs', import.meta.url))
+const filters = process.argv.slice(2)
 
 const counts = { passed: 0, failed: 0, skipped: 0 }
 const started = performance.now()
@@ -25,12 +30,13 @@ function keyOf(state: 'passed' | 'failed' | 'skipped' | 'pending'): keyof typeof
 }
 
 try {
-  if (existsSync(bundler)) {
-    console.log('building the pilot bundle')
-    const { bundlePilot } = (await import(bundler.href)) as { bundlePilot: () => Promise<unknown> }
-    await bundlePilot()
-  }
-  const vitest = await startVitest('test', process.argv.slice(2), { watch: false, reporters: ['default', counter] })
+  console.log('building the pilot bundle')
+  execFileSync(process.execPath, [bundler], { stdio: 'inherit' })
+  const vitest = await startVitest('test', filters, {
+    watch: false,
+    reporters: ['default', counter],
+    ...(filters.length === 0 ? { project: ['unit', 'whole'] } : {}),
+  })
   await vitest.close()
 } catch (error) {
   console.error(error)

@@ -1,4 +1,4 @@
-/** What the demo kills in the middle of its work, and how many tasks had to run again because of it. */
+/** What the demo kills in the middle of its work. */
 import type { Client } from '../../api/client.ts'
 import type { Stack } from '../up/stack.ts'
 
@@ -38,19 +38,4 @@ export async function causeAccident(
     service: service.name,
     line: `killed pilot ${service.name} with ${tasks} running (process ${part?.pid}, SIGKILL)`,
   }
-}
-
-/** Tasks that took more than one attempt. */
-export async function repeatedTasks(
-  client: Client,
-  campaign: string,
-): Promise<{ step: string; index: number; attempts: number }[]> {
-  const repeated: { step: string; index: number; attempts: number }[] = []
-  let from: string | undefined
-  do {
-    const page = await client.call('listTasks', { params: { campaign }, query: { from, limit: 1000 } })
-    repeated.push(...page.tasks.filter(({ attempts }) => attempts > 1))
-    from = page.next ?? undefined
-  } while (from !== undefined)
-  return repeated
 }
