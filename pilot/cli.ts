@@ -5,7 +5,7 @@ import { IndraftError } from '../shared/errors.ts'
 import { type LogLevel, makeLog } from '../shared/log.ts'
 import { formatBytes, formatDuration } from '../shared/quantity.ts'
 import { loadPilotConfig, PILOT_SETTINGS } from './config.ts'
-import { examineNode, startPilot } from './main.ts'
+import { examineNode, SOFTWARE, startPilot } from './main.ts'
 
 function optionName(setting: string): string {
   return setting.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)
@@ -57,6 +57,7 @@ async function showNode({ config: file, json, ...args }: Record<string, unknown>
 
 const program = new Command('indraft-pilot')
   .description('Draws tasks from a relay (or the centre) and runs them on this node.')
+  .version(SOFTWARE)
   .showHelpAfterError('(indraft-pilot --help says more)')
 
 withSettings(program.command('run').description('Be a pilot until there is no more work, the time is up, or a signal.'))
