@@ -75,6 +75,9 @@ export function natsLink(connection: NatsConnection, site: string): Link {
   let up = true
   let back = Promise.withResolvers<void>()
   const waiting = new Set<(error: IndraftError) => void>()
+  const failAll = (why: string) => {
+    for (const fail of waiting) fail(new IndraftError('link.timeout', why))
+  }
   void (async () => {
     for await (const status of connection.status()) {
       if (status.type === 'reconnect') {
@@ -84,7 +87,7 @@ export function natsLink(connection: NatsConnection, site: string): Link {
       if (status.type !== 'disconnect') continue
       if (up) back = Promise.withResolvers<void>()
       up = false
-      for (const fail of waiting) fail(new IndraftError('link.timeout', 'the connection broke'))
+      failAll('the connection broke')
     }
   })()
   return {
@@ -103,7 +106,11 @@ export function natsLink(connection: NatsConnection, site: string): Link {
         return (await Promise.race([reply, broken.promise])).data
       } catch (cause) {
         if (cause instanceof IndraftError) throw cause
-        throw new IndraftError(linkCode(cause), undefined, { cause })
+        const code = linkCode(cause)
+        waiting.delete(broken.reject)
+        // Nobody serves this subject now, so whoever took the other requests is gone with them.
+        if (code === 'link.noResponder') failAll('nobody is there to answer any more')
+        throw new IndraftError(code, undefined, { cause })
       } finally {
         waiting.delete(broken.reject)
       }
