@@ -8,7 +8,7 @@ type Brand<T, B extends string> = T & { readonly [brand]: B }
 /** `c` and ten base-32 characters, derived from (group, name): submitting the same campaign twice names the same one. */
 export type CampaignId = Brand<string, 'CampaignId'>
 export type StepName = Brand<string, 'StepName'>
-/** `b` and a number counted up per group. */
+/** `b`, a number counted up per group, and eight digits that name the group: unique over all groups. */
 export type BundleId = Brand<string, 'BundleId'>
 /** Given by a dispatcher in its welcome; a new hello makes a new one. */
 export type SessionId = Brand<string, 'SessionId'>

@@ -9,6 +9,7 @@ local queue = key('queue', c .. '|' .. s .. '|' .. args.class .. '|')
 local room = args.window - redis.call('ZCARD', queue)
 local bundles = 0
 local now = nowMs()
+-- Fractions of the score keep the order of tasks among bundles of one call: ids would sort as text.
 while bundles < room do
   local spans, wanted = {}, args.size
   while wanted > 0 and #spans < 50 do
@@ -23,7 +24,7 @@ while bundles < room do
     wanted = wanted - (last - a + 1)
   end
   if #spans == 0 then break end
-  enqueue(newBundle({ campaign = c, step = s, class = args.class, avoid = '', state = 'queued', spans = spans }), now)
+  enqueue(newBundle({ campaign = c, step = s, class = args.class, avoid = '', state = 'queued', spans = spans }), now + bundles / 1000)
   bundles = bundles + 1
 end
 return answer({ outcome = 1, bundles = bundles, left = redis.call('EXISTS', ready) == 1 })

@@ -270,8 +270,10 @@ local function dequeue(record)
   if redis.call('EXISTS', key('queue', id)) == 0 then redis.call('SREM', key('queues'), id) end
 end
 
+-- A holder may hold bundles of several groups, so their ids say which.
 local function newBundle(record)
-  record.id = 'b' .. text(redis.call('HINCRBY', key('counters'), 'bundle', 1))
+  local number = text(redis.call('HINCRBY', key('counters'), 'bundle', 1))
+  record.id = 'b' .. number .. '.' .. string.sub(redis.sha1hex(base), 1, 8)
   record.remaining = format(record.spans)
   redis.call('HSET', key('bundle', record.id), 'campaign', record.campaign, 'step', record.step, 'class', record.class,
     'avoid', record.avoid, 'until', text(record['until'] or 0), 'nodes', record.nodes or '', 'state', record.state,

@@ -1,0 +1,333 @@
+/** The store under faults, each test named for its own: what is lost, late, doubled or dead, and what holds then. */
+import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from 'vitest'
+import { IndraftError } from '../../shared/errors.ts'
+import { decode } from '../../shared/protocol/codec.ts'
+import type { LeasePart } from '../../shared/protocol/messages.ts'
+import { EXIT_3, TestHolder } from './store-holder.ts'
+import { GROUP, openStoreLab, planOf, type StoreLab, startRedisForTests } from './store-lab.ts'
+
+/** A pilot is lost after 60 s, a grant taken back after 60 s: here after 600 ms. */
+const TIME_SCALE = 0.01
+
+let redis: { url: string; stop(): Promise<void> }
+let lab: StoreLab
+beforeAll(async () => {
+  redis = await startRedisForTests()
+})
+afterAll(() => redis.stop())
+beforeEach(async () => {
+  lab = await openStoreLab(redis.url, { timeScale: TIME_SCALE })
+  await lab.settle()
+})
+afterEach(() => lab.end())
+
+const clean = async () => expect(await lab.store.verify()).toEqual([])
+const counts = async (id: string) =>
+  Object.fromEntries(Object.entries((await lab.store.find(id, [GROUP]))!.counts).filter(([, count]) => count > 0))
+
+async function seed(size: number, name = 'faulty') {
+  const plan = planOf(name, { a: { size } })
+  await lab.store.create(plan)
+  await lab.settle()
+  return plan.id
+}
+/** Sweeps until so many tasks are queued again; `others` beat meanwhile. */
+const queuedAgain = (id: string, queued: number, ...others: TestHolder[]) =>
+  vi.waitFor(
+    async () => {
+      for (const other of others) await other.beat()
+      await lab.settle()
+      expect(await counts(id)).toMatchObject({ queued })
+    },
+    { timeout: 10_000, interval: 100 },
+  )
+
+test('lost grant reply - the repeated pull gets the same leases, and nothing is granted twice', async () => {
+  const id = await seed(10)
+  let lose = true
+  const pilot = new TestHolder(lab.dispatcher, {
+    around: (handler) => async (peer, frame) => {
+      const reply = await handler(peer, frame)
+      if (lose && decode(frame).type === 'pull') {
+        lose = false
+        throw new IndraftError('link.timeout')
+      }
+      return reply
+    },
+  })
+  await pilot.hello()
+  const { grants } = await pilot.pull(4)
+  expect(grants).toHaveLength(4)
+  expect(await counts(id)).toEqual({ queued: 6, assigned: 4 })
+  expect(await pilot.verdicts(pilot.allResults())).toEqual(Array(4).fill('accepted'))
+  await clean()
+})
+
+test('lost grant reply and a crash of the centre - another process gives the same leases', async () => {
+  const id = await seed(10)
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  const body = {
+    session: pilot.holder.welcome!.session,
+    sequence: 1,
+    processed: 0,
+    seen: null,
+    offer: [],
+    finished: [],
+    returned: [],
+    waitMs: 0,
+    knows: [],
+  }
+  const { timeLeftMs: _left, labels: _labels, node, ...shape } = pilot.facts
+  const offer = [{ shape, count: 1, timeLeftMs: null, aheadMs: 0, node }]
+  const first = await lab.dispatcher.onPull({ site: 'ALPHA' }, { ...body, offer })
+  // As if it had died before it kept the whole reply: the leases alone are enough.
+  await lab.redis.del(`indraft:{site:ALPHA}:reply:${body.session}`)
+  const other = await lab.reopen()
+  const again = await other.dispatcher.onPull({ site: 'ALPHA' }, { ...body, offer })
+  expect(again.grants.map((grant) => grant.lease)).toEqual(first.grants.map((grant) => grant.lease))
+  expect(await counts(id)).toEqual({ queued: 2, assigned: 8 })
+  await clean()
+})
+
+test('provisional grant never confirmed - it is taken back while the session lives on', async () => {
+  const id = await seed(4)
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  const session = pilot.holder.welcome!.session
+  await pilot.pull(4)
+  await vi.waitFor(
+    async () => {
+      await lab.dispatcher.onBeat(
+        { site: 'ALPHA' },
+        {
+          session,
+          processed: 0,
+          seen: null,
+          incarnation: 'i',
+          draining: false,
+          started: [],
+          held: [],
+          counters: {},
+          gauges: {},
+          pilots: [],
+          usage: [],
+        },
+      )
+      await lab.settle()
+      expect(await counts(id)).toEqual({ queued: 4 })
+    },
+    { timeout: 10_000, interval: 100 },
+  )
+  expect((await lab.store.holders())[0]).toMatchObject({ state: 'active' })
+  await clean()
+})
+
+test('dead session - its leases go to others, running tasks are charged, and it must say hello', async () => {
+  const id = await seed(4)
+  const dead = await new TestHolder(lab.dispatcher, { name: 'dead' }).hello()
+  const alive = await new TestHolder(lab.dispatcher, { name: 'alive' }).hello()
+  await dead.pull(4)
+  await dead.beat({ started: [...dead.leases.values()].slice(0, 1) })
+  await queuedAgain(id, 4, alive)
+  await clean()
+  expect((await lab.store.holders()).find((one) => one.holder === 'dead')).toMatchObject({ state: 'lost' })
+  expect((await lab.store.task(id, 'a', 0))!.history).toMatchObject([{ reason: 'node.lost', site: 'ALPHA' }])
+  await expect(dead.beat()).rejects.toMatchObject({ code: 'session.unknown' })
+  const tries: number[] = []
+  await vi.waitFor(async () => {
+    await lab.settle()
+    for (const grant of (await alive.pull(8)).grants) tries.push(...Object.values(grant.tries))
+    expect(tries).toEqual([1])
+  }, 5000)
+  await clean()
+})
+
+test('late success after expiry - it wins over the retry, whose attempt is ordered to end', async () => {
+  const id = await seed(3)
+  const slow = await new TestHolder(lab.dispatcher, { name: 'slow' }).hello()
+  const quick = await new TestHolder(lab.dispatcher, { name: 'quick' }).hello()
+  await slow.pull(3)
+  await slow.startAll()
+  const old = [...slow.leases.values()]
+  await queuedAgain(id, 3, quick)
+  await vi.waitFor(async () => {
+    await lab.settle()
+    await quick.pull(2 - quick.leases.size)
+    expect(quick.leases.size).toBe(2)
+  }, 5000)
+  await quick.startAll()
+  expect(await counts(id)).toEqual({ queued: 1, running: 2 })
+  await slow.hello()
+  // One waits, one runs anew, one runs anew and has another result later.
+  expect(await slow.verdicts(old.flatMap((lease) => slow.results(lease)))).toEqual(Array(3).fill('accepted'))
+  expect(await counts(id)).toEqual({ done: 3 })
+  await clean()
+  const { orders } = await quick.beat()
+  expect(orders.map((order) => order.kind)).toEqual(['attempt.cancel', 'attempt.cancel'])
+  expect(await quick.verdicts(quick.allResults())).toEqual(['stale', 'stale'])
+  const { history, winner } = (await lab.store.task(id, 'a', 0))!
+  expect(history.at(-1)).toMatchObject({ end: 'done', pilot: 'slow' })
+  expect(winner!.fences).toEqual(old.find((lease) => lease.tasks === '0')!.fences)
+  await clean()
+})
+
+test('late success of tasks that were given back - it is found wherever the task now is', async () => {
+  const id = await seed(4)
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  await pilot.pull(4)
+  const old = [...pilot.leases.values()]
+  await pilot.pull(0, { returned: old })
+  expect(await counts(id)).toEqual({ queued: 4 })
+  const results = old.flatMap((lease) => pilot.results(lease))
+  // Two while they are only ready, two after they were bundled again.
+  expect(await pilot.verdicts(results.slice(0, 2))).toEqual(['accepted', 'accepted'])
+  await clean()
+  await lab.settle()
+  expect(await pilot.verdicts(results.slice(2))).toEqual(['accepted', 'accepted'])
+  expect(await counts(id)).toEqual({ done: 4 })
+  await clean()
+})
+
+test('late failure after expiry - only the cause of its own attempt is corrected', async () => {
+  const id = await seed(1)
+  const slow = await new TestHolder(lab.dispatcher, { name: 'slow' }).hello()
+  await slow.pull(1)
+  await slow.startAll()
+  const [lease] = slow.leases.values() as unknown as [LeasePart]
+  await queuedAgain(id, 1)
+  await slow.hello()
+  const late = slow.results(lease, EXIT_3)
+  expect(await slow.verdicts(late)).toEqual(['stale'])
+  expect(await slow.verdicts(late)).toEqual(['duplicate'])
+  expect((await lab.store.task(id, 'a', 0))!).toMatchObject({
+    state: 'queued',
+    attempts: 1,
+    history: [{ reason: 'payload.exit', exitCode: 3 }],
+  })
+  await clean()
+})
+
+test('duplicate result - in one message, in the next, and of a failure, it counts once', async () => {
+  const id = await seed(2)
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  await pilot.pull(2)
+  const [good, bad] = pilot.allResults()
+  const failed = { ...bad!, ...EXIT_3 }
+  expect(await pilot.verdicts([good!, good!, failed, failed])).toEqual([
+    'accepted',
+    'duplicate',
+    'accepted',
+    'duplicate',
+  ])
+  expect(await pilot.verdicts([good!, failed])).toEqual(['duplicate', 'duplicate'])
+  expect((await lab.store.find(id, [GROUP]))!.failures).toMatchObject([{ count: 1 }])
+  await clean()
+})
+
+test('stale fence - a result under a fence that was never given, or of another site, changes nothing', async () => {
+  lab.sites.set('BETA', { labels: {}, disabled: false })
+  const id = await seed(2)
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  const thief = await new TestHolder(lab.dispatcher, { site: 'BETA', name: 'thief' }).hello()
+  await pilot.pull(2)
+  const results = [...pilot.leases.values()].flatMap((lease) => pilot.results(lease))
+  const forged = results.map((result) => ({ ...result, fences: [result.fences[0]! + 1] }))
+  expect(await pilot.verdicts(forged)).toEqual(['refused', 'refused'])
+  expect(await thief.verdicts(results)).toEqual(['refused', 'refused'])
+  expect(await counts(id)).toEqual({ assigned: 2 })
+  expect(await pilot.verdicts(results)).toEqual(['accepted', 'accepted'])
+  await clean()
+})
+
+test('cancel in flight - a lease that ends by silence is cancelled, not retried', async () => {
+  const id = await seed(4)
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  await pilot.pull(2)
+  await pilot.beat({ started: [...pilot.leases.values()].slice(0, 1) })
+  await lab.store.setDesired(id, 'cancelled')
+  await vi.waitFor(
+    async () => {
+      await lab.settle()
+      expect(await counts(id)).toEqual({ cancelled: 4 })
+    },
+    { timeout: 10_000, interval: 100 },
+  )
+  expect((await lab.store.find(id, [GROUP]))!.state).toBe('cancelled')
+  await clean()
+})
+
+test('rollback - a holder that has seen more than the store knows stops granting until a person lifts it', async () => {
+  const id = await seed(4)
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  await pilot.pull(2)
+  await lab.redis.hset('indraft:mark', 'sequence', 1)
+  const reply = await pilot.pull(2, { finished: pilot.allResults() })
+  expect(reply).toMatchObject({ grants: [], reason: 'halted' })
+  expect(reply.verdicts.map((one) => one.verdict)).toEqual(['accepted', 'accepted'])
+  const { offer, ...body } = { offer: [], finished: [], returned: [], waitMs: 0, knows: [], seen: null, processed: 0 }
+  const pull = { ...body, offer, session: pilot.holder.welcome!.session, sequence: 99 }
+  await expect(lab.dispatcher.onPull({ site: 'ALPHA' }, pull)).rejects.toMatchObject({ code: 'dispatcher.halted' })
+  expect((await pilot.beat()).orders).toContainEqual({ kind: 'holder.inventory' })
+  await lab.liftHalt()
+  await lab.redis.hset('indraft:mark', 'sequence', 1_000_000)
+  await expect(lab.dispatcher.onPull({ site: 'ALPHA' }, { ...pull, sequence: 100 })).resolves.toMatchObject({
+    grants: [],
+  })
+  expect(await counts(id)).toEqual({ queued: 2, done: 2 })
+  await clean()
+})
+
+test('store full - new campaigns and new bundles are refused, completions go on', async () => {
+  const id = await seed(100)
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  await pilot.pull(2)
+  const used = Number(/used_memory:(\d+)/.exec(await lab.redis.info('memory'))![1])
+  await lab.redis.config('SET', 'maxmemory', Math.round(used * 1.15))
+  try {
+    // What was measured a moment ago is believed for half a second.
+    await vi.waitFor(
+      async () => {
+        await pilot.beat()
+        await expect(lab.store.create(planOf('more', { a: {} }))).rejects.toMatchObject({ code: 'store.full' })
+      },
+      { timeout: 5000, interval: 150 },
+    )
+    const before = await lab.redis.hget(`indraft:{${GROUP}}:counters`, 'bundle')
+    await lab.settle()
+    expect(await lab.redis.hget(`indraft:{${GROUP}}:counters`, 'bundle')).toBe(before)
+    expect(await pilot.verdicts(pilot.allResults())).toEqual(['accepted', 'accepted'])
+  } finally {
+    await lab.redis.config('SET', 'maxmemory', '0')
+  }
+  expect(await counts(id)).toEqual({ queued: 98, done: 2 })
+})
+
+test('restart of the centre - nobody is dead for what we could not hear', async () => {
+  const id = await seed(2)
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  await pilot.pull(2)
+  await pilot.beat()
+  // The last sweep was long ago, and so was the last beat.
+  await lab.redis.hset('indraft:mark', 'sweptMs', 1000, 'graceMs', 1000)
+  await lab.redis.hset(`indraft:{site:ALPHA}:session:${pilot.holder.welcome!.session}`, 'seenMs', '1000')
+  await lab.work.sweep()
+  expect(await counts(id)).toEqual({ assigned: 2 })
+  await queuedAgain(id, 2)
+  await clean()
+})
+
+test('background work that never ran - the sweep alone finds all that is due', async () => {
+  const id = await seed(200)
+  await lab.redis.del('indraft-jobs:indraft-work:wait')
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  await vi.waitFor(
+    async () => {
+      await lab.work.sweep()
+      await pilot.pull(50)
+      const results = pilot.allResults()
+      if (results.length > 0) await pilot.verdicts(results)
+      expect(await counts(id)).toEqual({ done: 200 })
+    },
+    { timeout: 10_000 },
+  )
+  await clean()
+})
