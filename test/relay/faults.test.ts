@@ -165,8 +165,8 @@ describe('relay - a crash of its own', () => {
     await buffered(1)
     await until('a beat that confirms', () => centre.beats.some((beat) => beat.processed > 0))
     const { incarnation } = centre.hellos[0]!
-    const kept = centre.sequence
     await relay.crash()
+    const kept = centre.sequence
     // The centre answered one more pull, whose reply the crash swallowed.
     centre.sequence = kept + 5
     const beats = centre.beats.length

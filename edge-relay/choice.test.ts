@@ -1,0 +1,118 @@
+import { describe, expect, it } from 'vitest'
+import type { NodeFacts, OfferEntry } from '../shared/protocol/messages.ts'
+import { formatRanges, parseRanges } from '../shared/ranges.ts'
+import { sampleNeeds } from '../test/sample-messages.ts'
+import type { Lease } from './buffer.ts'
+import { type ChoiceInput, chooseWork } from './choice.ts'
+import { aggregateOffer } from './offer.ts'
+import type { Session } from './sessions.ts'
+
+const shape: OfferEntry['shape'] = {
+  cores: 4,
+  memoryBytes: 8 * 2 ** 30,
+  scratchBytes: 0,
+  gpus: 0,
+  gpuMemoryBytes: 0,
+  arch: 'x86_64',
+  runtimes: ['host'],
+  network: 'none',
+}
+const facts: NodeFacts = { ...shape, node: 'n1', timeLeftMs: null, labels: {} }
+const offer: OfferEntry = { shape, count: 1, timeLeftMs: null, aheadMs: 0, node: 'n1' }
+
+function lease(tasks: string, change: Partial<Lease['needs']> = {}, grant: Partial<Lease['grant']> = {}): Lease {
+  return {
+    bundle: 'b',
+    campaign: 'c',
+    step: 's',
+    gone: false,
+    free: parseRanges(tasks),
+    needs: { ...sampleNeeds, denySites: [], walltimeMs: 60_000, ...change },
+    expiresAtMs: 10_000,
+    grant: { leaseMs: 1000, avoidNodes: [], template: 't', bundle: { bytes: new Uint8Array(500) }, ...grant },
+  } as unknown as Lease
+}
+
+function choose(leases: Lease[], change: Partial<ChoiceInput> = {}) {
+  return chooseWork({
+    leases,
+    offer: [offer],
+    node: 'n1',
+    others: [],
+    estimateMs: () => null,
+    leaseLeftMs: () => 1000,
+    wallMs: 0,
+    templateBytes: () => 0,
+    ...change,
+  })
+}
+const chosen = (...args: Parameters<typeof choose>) => choose(...args).picked.map(({ tasks }) => formatRanges(tasks))
+
+describe('buffer choice', () => {
+  it('buffer choice - fills what is free, oldest lease first', () => {
+    expect(chosen([lease('0-2'), lease('10-12'), lease('20')])).toEqual(['0-2', '10'])
+  })
+  it('buffer choice - a lease that does not fit lets later ones pass', () => {
+    expect(chosen([lease('0', { cores: 5 }), lease('1')])).toEqual(['1'])
+    expect(choose([lease('0', { cores: 5 })]).reason).toBe('nothingFits')
+    expect(choose([]).reason).toBe('noWork')
+  })
+  it('buffer choice - takes ahead only as much as run times are known for', () => {
+    const ahead = [{ ...offer, aheadMs: 10_000 }]
+    expect(chosen([lease('0-99')], { offer: ahead })).toEqual(['0-3'])
+    expect(chosen([lease('0-99')], { offer: ahead, estimateMs: () => 5000 })).toEqual(['0-11'])
+    const ending = [{ ...offer, aheadMs: 10_000, timeLeftMs: 60_000 }]
+    expect(chosen([lease('0-99', { walltimeMs: 60_000 })], { offer: ending, estimateMs: () => 55_000 })).toEqual([
+      '0-3',
+    ])
+  })
+  it('buffer choice - what does not end in the time left is not given', () => {
+    expect(chosen([lease('0')], { offer: [{ ...offer, timeLeftMs: 59_999 }] })).toEqual([])
+  })
+  it.each([
+    [101, ['0']],
+    [100, []],
+  ])('buffer choice - with %i of 1000 ms left gives %j', (leftMs, expected) => {
+    expect(chosen([lease('0')], { leaseLeftMs: () => leftMs })).toEqual(expected)
+  })
+  it('buffer choice - nothing of a bundle past its signed end', () => {
+    expect(chosen([lease('0')], { wallMs: 10_000 })).toEqual([])
+  })
+  it('buffer choice - an avoided node gets it only when no other live node could', () => {
+    const avoiding = [lease('0', {}, { avoidNodes: ['n1'] })]
+    expect(chosen(avoiding, { others: [{ ...facts, node: 'n2' }] })).toEqual([])
+    expect(chosen(avoiding, { others: [{ ...facts, node: 'n2', cores: 0 }] })).toEqual(['0'])
+    expect(chosen(avoiding, { others: [{ ...facts, node: 'n1' }] })).toEqual(['0'])
+  })
+  it('buffer choice - a reply stays under what a message may have', () => {
+    const many = Array.from({ length: 4 }, () => lease('0', {}, { bundle: { bytes: new Uint8Array(15_000) } as never }))
+    expect(chosen(many)).toHaveLength(2)
+    const one = [lease('0', {}, { bundle: { bytes: new Uint8Array(45_000) } as never })]
+    expect(chosen(one)).toHaveLength(1)
+  })
+})
+
+describe('relay offer', () => {
+  const pilot = (change: Partial<Session> = {}) => ({ facts, offer, isWaiting: false, ...change }) as unknown as Session
+  const ask = (pilots: Session[], leases: Lease[], aheadMs: number, estimate: number | null = null) =>
+    aggregateOffer({ pilots, leases, estimateMs: () => estimate, aheadMs })
+
+  it('relay offer - without pilots nothing', () => {
+    expect(ask([], [], 60_000)).toEqual([])
+  })
+  it('relay offer - pilots of one shape are one entry', () => {
+    expect(ask([pilot(), pilot()], [], 60_000)).toMatchObject([{ count: 2, aheadMs: 60_000, node: null }])
+    expect(ask([pilot()], [], 60_000)).toMatchObject([{ count: 1, node: 'n1' }])
+  })
+  it('relay offer - a full buffer asks for nothing, one used by a quarter for what is missing', () => {
+    // 4 cores, 60 s ahead: 240 core-seconds, so 24 tasks of 10 s.
+    expect(ask([pilot()], [lease('0-23')], 60_000, 10_000)).toEqual([])
+    expect(ask([pilot()], [lease('0-18')], 60_000, 10_000)).toEqual([])
+    expect(ask([pilot()], [lease('0-11')], 60_000, 10_000)).toMatchObject([{ aheadMs: 30_000 }])
+  })
+  it('relay offer - a pilot that waits for what the buffer lacks is asked for all the same', () => {
+    const big = lease('0-999', { cores: 100 })
+    expect(ask([pilot({ isWaiting: true })], [big], 60_000, 10_000)).toMatchObject([{ shape, aheadMs: 0 }])
+    expect(ask([pilot({ isWaiting: true })], [], 0)).toMatchObject([{ shape, aheadMs: 0 }])
+  })
+})

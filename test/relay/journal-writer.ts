@@ -1,0 +1,20 @@
+/** Writes results into a journal for ever and says each one that is committed on standard output; killed by its test. */
+import { writeSync } from 'node:fs'
+import { Journal } from '../../edge-relay/journal.ts'
+import { silentLog } from '../../shared/log.ts'
+import { sampleResult } from '../sample-messages.ts'
+
+const journal = Journal.open(process.argv[2]!, silentLog, (error) => {
+  throw error
+})
+const WRITERS = 100
+
+async function writeForEver(writer: number): Promise<void> {
+  for (let count = 0; ; count++) {
+    const name = `w${writer}/${count}`
+    journal.putResult(name, { ...sampleResult, index: count })
+    await journal.committed()
+    writeSync(1, `${name}\n`)
+  }
+}
+for (let writer = 0; writer < WRITERS; writer++) void writeForEver(writer)
