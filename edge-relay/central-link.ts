@@ -62,7 +62,7 @@ export function centralLink(credential: RelayCredential, name: string, clock: Cl
     },
     async close() {
       stop.abort()
-      await connection?.close()
+      await (link ?? connection)?.close()
     },
   }
 }

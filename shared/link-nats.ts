@@ -116,6 +116,7 @@ export function natsLink(connection: NatsConnection, site: string): Link {
       }
     },
     async close() {
+      failAll('the link was closed')
       await connection.close()
       back.resolve()
     },
