@@ -150,7 +150,6 @@ export class Feeder {
     const { redis } = this.#scripts
     const [seconds] = await redis.time()
     await redis.hsetnx(`${base}:campaign:${campaign}`, 'endedMs', Number(seconds) * 1000)
-    await redis.srem(`${base}:active`, campaign)
     await redis.srem(`${base}:cancelling`, campaign)
     await redis.publish(GLOBAL.wake, base)
     this.#log.info({ campaign, name: plan.name }, 'campaign.ended')

@@ -7,7 +7,7 @@ import { IndraftError } from '../../shared/errors.ts'
 import type { Log } from '../../shared/log.ts'
 import type { Grant, Message, OfferEntry, ReplyTo } from '../../shared/protocol/messages.ts'
 import { countRanges, parseRanges } from '../../shared/ranges.ts'
-import { choose, type MatchContext, type Pick } from '../matching/choose.ts'
+import { choose, type MatchContext, type Pick, type QueueEntry } from '../matching/choose.ts'
 import { Envelopes, type GrantedLease } from './envelope.ts'
 import { groupBase } from './keys.ts'
 import type { Feeding } from './leases.ts'
@@ -85,20 +85,32 @@ export class Granting {
   }
 
   async grant(request: GrantRequest): Promise<{ leases: GrantedLease[]; reason: ReplyTo<'pull'>['reason'] }> {
-    const { index, mark } = this.#parts
+    const { index, mark, feeding } = this.#parts
     const { entries, shares } = await index.queues()
-    const chosen = choose(entries, request.offer, { ...(await this.#context(request)), shares })
-    if (chosen.picks.length === 0) {
-      const isFull = chosen.reason === 'noWork' && (await mark.isFull())
-      return { leases: [], reason: isFull ? 'storeFull' : chosen.reason }
+    const context = { ...(await this.#context(request)), shares }
+    // What was picked may be gone by now, or avoid this very node: then what comes next is looked at.
+    const empty = new Set<QueueEntry>()
+    for (;;) {
+      const chosen = choose(
+        entries.filter((queue) => !empty.has(queue)),
+        request.offer,
+        context,
+      )
+      if (chosen.picks.length === 0) {
+        const isFull = chosen.reason === 'noWork' && (await mark.isFull())
+        return { leases: [], reason: isFull ? 'storeFull' : chosen.reason }
+      }
+      const leases: GrantedLease[] = []
+      for (const [group, picks] of await this.#limitSize(chosen.picks, request)) {
+        leases.push(...(await this.#grantInGroup(group, picks, request)))
+      }
+      index.forget()
+      for (const { queue } of chosen.picks) {
+        empty.add(queue)
+        feeding.want('feed', queue.campaign, queue.step)
+      }
+      if (leases.length > 0) return { leases, reason: null }
     }
-    const leases: GrantedLease[] = []
-    for (const [group, picks] of await this.#limitSize(chosen.picks, request)) {
-      leases.push(...(await this.#grantInGroup(group, picks, request)))
-    }
-    index.forget()
-    for (const { queue } of chosen.picks) this.#parts.feeding.want('feed', queue.campaign, queue.step)
-    return { leases, reason: leases.length > 0 ? null : 'noWork' }
   }
 
   async #context(request: GrantRequest): Promise<Omit<MatchContext, 'shares'>> {

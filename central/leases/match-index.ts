@@ -132,7 +132,8 @@ export class MatchIndex {
       needs: needsOf(known.step, matchClass),
       priority: known.plan.priority,
       createdMs: Number(createdMs ?? 0),
-      tasks: Number(queued ?? 0),
+      // One task a bundle until run times are known; afterwards what is queued is the only bound.
+      tasks: wallCount > 0 ? Number(queued ?? 0) : Math.min(bundles, Number(queued ?? 0)),
       remaining: Number(queued ?? 0),
       meanWallMs: wallCount > 0 ? wallMs / wallCount : null,
       room: Math.min(ofCampaign, ofGroup),

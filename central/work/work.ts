@@ -152,16 +152,20 @@ export class Work {
     for (const group of await scripts.redis.smembers(GLOBAL.groups)) {
       const base = groupBase(group)
       for (const campaign of await scripts.redis.smembers(`${base}:active`)) {
-        await feeder.advance(campaign)
+        const isOpen = await feeder.advance(campaign)
+        let results = 0
         const known = await plans.get(campaign)
         for (const step of known?.plan.steps ?? []) {
           const counts = await readCounts(scripts.redis, base, campaign, step.name)
           if (counts.queued > 0) await feeder.feed(campaign, step.name)
           const kept = await scripts.redis.hlen(`${base}:results:${campaign}:${step.name}`)
+          results += kept
           if (kept >= BLOCK_TASKS || (kept > 0 && openTasks(counts) === 0)) {
             this.#queue.want('compact', campaign, step.name)
           }
         }
+        // What is over stays listed until nothing more has to be done for it.
+        if (!isOpen && results === 0) await scripts.redis.srem(`${base}:active`, campaign)
       }
       const waiting = await scripts.redis.srandmember(`${base}:publish`)
       if (waiting) await this.publish(waiting.slice(0, waiting.indexOf('|')))

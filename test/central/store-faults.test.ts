@@ -331,3 +331,28 @@ test('background work that never ran - the sweep alone finds all that is due', a
   )
   await clean()
 })
+
+test('a node that fails everything - its retries go to another node, and it gets other work meanwhile', async () => {
+  const bad = await new TestHolder(lab.dispatcher, { name: 'bad' }).hello()
+  const good = await new TestHolder(lab.dispatcher, { name: 'good' }).hello()
+  await lab.settle()
+  const first = await seed(1, 'first')
+  await bad.pull(1)
+  await bad.verdicts(bad.allResults(EXIT_3))
+  await vi.waitFor(async () => {
+    await lab.settle()
+    expect(await lab.redis.scard(`indraft:{${GROUP}}:queues`)).toBe(1)
+  }, 5000)
+  const second = await seed(1, 'second')
+  // What is known of live nodes may be a second old.
+  await vi.waitFor(async () => {
+    await good.beat()
+    const { grants } = await bad.pull(1)
+    expect(grants.map(({ lease }) => lease.campaign)).toEqual([second])
+  }, 5000)
+  expect((await bad.pull(1)).grants).toEqual([])
+  const { grants } = await good.pull(1)
+  expect(grants.map(({ lease }) => lease.campaign)).toEqual([first])
+  expect(grants[0]).toMatchObject({ tries: { '0': 1 }, avoidNodes: ['n-bad'] })
+  await clean()
+})

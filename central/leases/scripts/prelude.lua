@@ -5,7 +5,7 @@
 -- Keys of a group:
 --   names                hash   campaign name -> id
 --   campaigns            zset   id by time of creation, ms
---   active               set    ids of campaigns with open tasks
+--   active               set    ids of campaigns with open tasks, or with results to be compacted
 --   cancelling           set    ids of cancelled campaigns that may still have leased tasks
 --   campaign:<c>         hash   the campaign: plan digest, desired state, version
 --   failures:<c>         hash   step|reason|detail -> how often an attempt ended so
