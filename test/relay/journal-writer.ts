@@ -7,7 +7,8 @@ import { sampleResult } from '../sample-messages.ts'
 const journal = Journal.open(process.argv[2]!, silentLog, (error) => {
   throw error
 })
-const WRITERS = 100
+// Fewer than a commit takes at once, so that each waits for a commit and not for the others.
+const WRITERS = 10
 
 async function writeForEver(writer: number): Promise<void> {
   for (let count = 0; ; count++) {
