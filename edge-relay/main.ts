@@ -302,7 +302,6 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
       async stop(how = {}) {
         if (isStopping) return
         isStopping = true
-        log.info({ drain: how.drain ?? false }, 'relay.stopping')
         clearInterval(sweep)
         clearInterval(tidy)
         dispatcher.stop()

@@ -83,7 +83,7 @@ function orUsage<T>(load: () => T): T | undefined {
 async function serve(
   program: string,
   level: LogLevel,
-  start: (log: Log) => Promise<{ stop(): Promise<void> }>,
+  start: (log: Log) => Promise<{ stop(): Promise<void>; failed?: Promise<Error> }>,
 ): Promise<void> {
   const log = makeLog(program, level)
   let stop: (() => Promise<void>) | undefined
@@ -106,6 +106,8 @@ async function serve(
   try {
     const running = await start(log)
     stop = () => running.stop()
+    // What it holds in memory may be ahead of its disk: whoever keeps it alive starts it again from the disk.
+    void running.failed?.then(() => process.exit(EXIT.failed))
   } catch (error) {
     log.error({ err: error }, `${program}.startFailed`)
     console.error(`indraft: ${program} could not start: ${error instanceof Error ? error.message : String(error)}`)
