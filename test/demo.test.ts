@@ -8,7 +8,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest'
 
 const run = promisify(execFile)
 const INDRAFT = join(import.meta.dirname, '..', 'central', 'cli', 'indraft.mjs')
-const SEEDS = 6
+const SEEDS = 4
 
 let dir: string
 const digests = new Set<string>()

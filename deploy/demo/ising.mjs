@@ -2,7 +2,7 @@
  * One task of the demo: the two-dimensional Ising model at one temperature (units of J/k, no field), simulated with
  * Wolff's cluster updates on a periodic square lattice. Writes what it measured as JSON.
  *
- *   node ising.mjs --temperature 2.0 --seed 1 --size 64 --sweeps 600 --out result.json
+ *   node ising.mjs --temperature 2.0 --seed 1 --size 64 --sweeps 500 --out result.json
  *
  * The same arguments give the same numbers wherever and however often the task runs.
  *
@@ -20,7 +20,7 @@ const { values } = parseArgs({
     temperature: { type: 'string' },
     seed: { type: 'string' },
     size: { type: 'string', default: '64' },
-    sweeps: { type: 'string', default: '600' },
+    sweeps: { type: 'string', default: '500' },
     out: { type: 'string', default: 'result.json' },
     attempt: { type: 'string', default: '1' },
     'fails-first': { type: 'string', default: '' },
