@@ -98,6 +98,10 @@ export class Outgoing {
     remember(this.#settled, attempt, result.end)
   }
 
+  isWaiting(attempt: string): boolean {
+    return this.#waiting.has(attempt)
+  }
+
   get waiting(): number {
     return this.#waiting.size
   }

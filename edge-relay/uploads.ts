@@ -107,7 +107,9 @@ export class Uploads {
   async release(attempt: AttemptName): Promise<void> {
     const { outbox, cache } = this.#options
     for (const path of await outbox.list(attempt)) {
-      await cache.adopt(attemptKey(`${attemptFolder(attempt)}/${path}`), outbox.locate(attempt, path))
+      const name = `${attemptFolder(attempt)}/${path}`
+      // A log that is just going up stays where it is read; it follows when it is up.
+      if (!this.#logs.has(name)) await cache.adopt(attemptKey(name), outbox.locate(attempt, path))
     }
     await outbox.dropEmpty(attempt)
   }
@@ -132,6 +134,8 @@ export class Uploads {
       }
       this.#logs.delete(name)
       this.#options.journal.dropPending('upload', name)
+      const isSettled = !this.#options.outgoing.isWaiting(attemptFolder(attempt))
+      if (isSettled) await this.release(attempt)
     })
   }
 

@@ -109,6 +109,7 @@ export async function relayInParts(options: PartsOptions): Promise<RelayInParts>
     dispatcher: () => dispatcher,
     counters: () => ({}),
     gauges: () => ({}),
+    onSettled: (result) => void uploads.release(result),
   })
   uploads.start(kept.pending)
   upstream.start()

@@ -1,0 +1,135 @@
+/** Outputs on their way up: a result never goes before its files, and says so when they cannot. */
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { createServer, type Server } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { Readable } from 'node:stream'
+import { afterEach, beforeEach, expect, it } from 'vitest'
+import { frameHandler } from '../../shared/dispatcher.ts'
+import { IndraftError } from '../../shared/errors.ts'
+import { AttemptFiles } from '../../shared/files/attempt-files.ts'
+import { fileHandler } from '../../shared/files/server.ts'
+import { memoryLink } from '../../shared/link.ts'
+import { silentLog } from '../../shared/log.ts'
+import type { LeasePart, OutputRecord } from '../../shared/protocol/messages.ts'
+import { failedWith, resultOf, SimulatedHolder } from '../conformance/simulated-holder.ts'
+import { fastClock } from '../fast-clock.ts'
+import { type RelayInParts, relayInParts, until } from './relay-in-parts.ts'
+import { ScriptedCentre } from './scripted-centre.ts'
+
+const clock = fastClock(20)
+let folder: string
+let centre: ScriptedCentre
+let relay: RelayInParts
+let pilot: SimulatedHolder
+let lease: LeasePart
+let atCentre: AttemptFiles
+let server: Server
+/** What the centre's file server answers instead of doing it. */
+let refusal: IndraftError | undefined
+let asked: number
+
+beforeEach(async () => {
+  folder = mkdtempSync(join(tmpdir(), 'indraft-uploads-'))
+  atCentre = new AttemptFiles(join(folder, 'centre'))
+  refusal = undefined
+  asked = 0
+  const service = {
+    authorize() {
+      asked++
+      if (refusal) throw refusal
+    },
+    findBlob: async () => null,
+    findAttemptFile: (...args: Parameters<AttemptFiles['find']>) => atCentre.find(...args),
+    putAttemptFile: (...args: Parameters<AttemptFiles['put']>) => atCentre.put(...args),
+  }
+  server = createServer(fileHandler(service, silentLog))
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
+  centre = new ScriptedCentre()
+  await start()
+  const link = memoryLink({ site: 'ALPHA' }, (peer, frame) => relay.handler(peer, frame), clock)
+  pilot = new SimulatedHolder(link, 'pilot', 'a')
+  await pilot.hello()
+  centre.give({ tasks: '0' })
+  await until('work', () => relay.buffer.counts().free === 1)
+  lease = (await pilot.takeAll())[0]!
+})
+afterEach(async () => {
+  await relay.crash()
+  server.closeAllConnections()
+  await new Promise((resolve) => server.close(resolve))
+  rmSync(folder, { recursive: true, force: true })
+})
+
+async function start(): Promise<void> {
+  const link = memoryLink({ site: 'ALPHA' }, frameHandler(centre, silentLog), clock)
+  const centralUrl = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
+  relay = await relayInParts({ clock, link, folder, centralUrl })
+}
+
+const attempt = () => ({ campaign: lease.campaign, step: lease.step, index: 0, fences: lease.fences })
+
+/** As the relay's file server takes it from a pilot. */
+async function handIn(path: string, content: string): Promise<OutputRecord> {
+  const outbox = new AttemptFiles(join(folder, 'outbox'))
+  const { sizeBytes, checksum } = await outbox.put(attempt(), path, Readable.from([Buffer.from(content)]), null)
+  const url = `store:${lease.campaign}/${lease.step}/0/${lease.fences.join('.')}/${path}`
+  return { path, sizeBytes, checksum, url }
+}
+
+it('upload - the result goes after its outputs, which then lie where they may be dropped', async () => {
+  const outputs = [await handIn('a.txt', 'one'), await handIn('sub/b.txt', 'two')]
+  await pilot.report([resultOf(lease, 0, { outputs })])
+  await until('the result', () => centre.results.length === 1)
+  expect(centre.results[0]).toMatchObject({ end: 'done', outputs })
+  expect(readFileSync(atCentre.locate(attempt(), 'sub/b.txt'), 'utf8')).toBe('two')
+  await until(
+    'the outbox is empty',
+    async () => (await new AttemptFiles(join(folder, 'outbox')).attempts()).length === 0,
+  )
+})
+
+it('upload - with the file server away the result waits, over a crash too', async () => {
+  refusal = new IndraftError('dispatcher.busy')
+  const outputs = [await handIn('a.txt', 'one')]
+  await pilot.report([resultOf(lease, 0, { outputs })])
+  await until('a try', () => asked > 0)
+  expect(centre.results).toEqual([])
+  await relay.crash()
+  await start()
+  refusal = undefined
+  await until('the result', () => centre.results.length === 1)
+  expect(readFileSync(atCentre.locate(attempt(), 'a.txt'), 'utf8')).toBe('one')
+})
+
+it('upload - what central refuses turns the success into a failure that is not charged to the payload', async () => {
+  refusal = new IndraftError('auth.forbidden')
+  const outputs = [await handIn('a.txt', 'one')]
+  await pilot.report([resultOf(lease, 0, { outputs })])
+  await until('the result', () => centre.results.length === 1)
+  expect(centre.results[0]).toMatchObject({ end: 'failed', reason: 'stage.outFailed', outputs: [] })
+})
+
+it('upload - an output that is at the relay no more turns the success into a failure', async () => {
+  const output = await handIn('a.txt', 'one')
+  rmSync(join(folder, 'outbox'), { recursive: true })
+  await pilot.report([resultOf(lease, 0, { outputs: [output] })])
+  await until('the result', () => centre.results.length === 1)
+  expect(centre.results[0]).toMatchObject({ end: 'failed', reason: 'stage.outFailed' })
+})
+
+it('upload - the log of a failed attempt goes up at once, that of a good one when it is wanted', async () => {
+  await handIn('.log/stderr', 'it broke')
+  await pilot.report([resultOf(lease, 0, failedWith('payload.exit'))])
+  await until('the log', async () => (await atCentre.find(attempt(), '.log/stderr')) !== null)
+  centre.give({ bundle: 'b2', tasks: '0', fence: 2000 })
+  await until('work', () => relay.buffer.counts().free === 1)
+  lease = (await pilot.takeAll())[0]!
+  await handIn('.log/stdout', 'all good')
+  await pilot.report([resultOf(lease, 0)])
+  await until('the result', () => centre.results.length === 2)
+  expect(await atCentre.find(attempt(), '.log/stdout')).toBeNull()
+  centre.orders.push({ kind: 'log.send', attempt: { ...attempt(), bundle: 'b2' }, stream: 'stdout' })
+  await until('the log', async () => (await atCentre.find(attempt(), '.log/stdout')) !== null)
+})
