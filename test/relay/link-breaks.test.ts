@@ -37,9 +37,9 @@ async function silentDispatcher() {
     taken.resolve()
     return new Promise<never>(() => {})
   }
-  serveNats(served, takeOnly, silentLog, 'ALPHA')
+  const serving = serveNats(served, takeOnly, silentLog, 'ALPHA')
   await served.flush()
-  return { taken: taken.promise, die: () => served.close() }
+  return { taken: taken.promise, die: () => serving.close() }
 }
 
 it('link over NATS - a request under way when the nats-server dies ends at once', async () => {
