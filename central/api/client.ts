@@ -75,21 +75,25 @@ export function makeClient(options: ClientOptions): Client {
       throw new Unreachable(`cannot reach central at ${options.url} (${why})`, { cause })
     }
   }
-  const refusalOf = async ({ body, statusCode }: Dispatcher.ResponseData): Promise<Error> => {
-    const text = await body.text()
+  const readText = ({ body }: Dispatcher.ResponseData): Promise<string> =>
+    body.text().catch((cause) => {
+      throw new Unreachable(`central at ${options.url} broke off its answer`, { cause })
+    })
+  const refusalOf = async (response: Dispatcher.ResponseData): Promise<Error> => {
+    const text = await readText(response)
     const parsed = errorSchema.safeParse(safeJson(text))
     if (parsed.success) return new ApiRefusal(parsed.data)
-    return new Unreachable(`${options.url} answered ${statusCode} in another language: is it central?`)
+    return new Unreachable(`${options.url} answered ${response.statusCode} in another language: is it central?`)
   }
   return {
     async call(name, sent) {
       const response = await send(name, sent as Parts)
       if (response.statusCode !== 200) throw await refusalOf(response)
-      return (await response.body.json()) as never
+      return JSON.parse(await readText(response)) as never
     },
     async file(name, sent) {
       const response = await send(name, sent as Parts)
-      if (response.statusCode === 202) return (await response.body.json()) as { retryAfterMs: number }
+      if (response.statusCode === 202) return JSON.parse(await readText(response)) as { retryAfterMs: number }
       if (response.statusCode !== 200) throw await refusalOf(response)
       const length = response.headers['content-length']
       return { body: response.body, sizeBytes: typeof length === 'string' ? Number(length) : null }

@@ -4,6 +4,7 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Command } from 'commander'
+import { ERRORS, IndraftError } from '../../shared/errors.ts'
 import { isCampaignOver } from '../../shared/lifecycle.ts'
 import { type Client, Unreachable } from '../api/client.ts'
 import { EXIT, type Options, withCentral, withClient } from './command.ts'
@@ -45,8 +46,8 @@ export async function watchCampaign(client: Client, name: string, options: Optio
   }
   for (;;) {
     const watched = await lookAt(client, name).catch((error: unknown) => {
-      // A centre that is started again is worth waiting for, one that was never there is not.
-      if (everSeen && error instanceof Unreachable) return undefined
+      // A centre or a store that is started again is worth waiting for, one that was never there is not.
+      if (everSeen && isPassing(error)) return undefined
       throw error
     })
     if (watched) {
@@ -70,6 +71,10 @@ export async function watchCampaign(client: Client, name: string, options: Optio
     }
     await sleep(EVERY_MS)
   }
+}
+
+function isPassing(error: unknown): boolean {
+  return error instanceof Unreachable || (error instanceof IndraftError && ERRORS[error.code].retry)
 }
 
 async function lookAt(client: Client, name: string): Promise<Watched> {
