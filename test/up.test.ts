@@ -57,7 +57,7 @@ async function startUp(...more: string[]): Promise<Up> {
   const lines: Record<string, unknown>[] = []
   const parts = new Map<string, ProcessRecord>()
   createInterface({ input: child.stdout! }).on('line', (line) => {
-    const said = JSON.parse(line) as Record<string, unknown>
+    const said = readLine(line)
     lines.push(said)
     const record = said.event === 'running' ? recordOf(said.pid as number) : undefined
     if (record) parts.set(said.name as string, record)
@@ -74,6 +74,15 @@ async function startUp(...more: string[]): Promise<Up> {
   const client = makeClient(JSON.parse(readFileSync(join(home, 'client.json'), 'utf8')))
   endings.push(() => client.close())
   return { process: child, lines, parts, client, said }
+}
+
+/** A refusal at the start is one JSON document over several lines. */
+function readLine(line: string): Record<string, unknown> {
+  try {
+    return JSON.parse(line) as Record<string, unknown>
+  } catch {
+    return { text: line }
+  }
 }
 
 async function runCampaign(client: Client, name: string): Promise<void> {

@@ -118,12 +118,13 @@ function shortPath(path: string): string {
   return path.startsWith(`${homedir()}/`) ? `~${path.slice(homedir().length)}` : path
 }
 
-function nextSteps({ apiUrl, clientPath }: Stack, home: string, tookMs: number): string {
+function nextSteps({ apiUrl, metricsUrl, clientPath }: Stack, home: string, tookMs: number): string {
   const isDefault = resolve(home) === join(homedir(), '.indraft')
   const prefix = isDefault ? 'npx indraft' : `INDRAFT_HOME=${resolve(home)} npx indraft`
   return [
     '',
     `ready after ${formatDuration(tookMs)}: ${apiUrl}   (token and authority: ${shortPath(clientPath)})`,
+    `metrics: ${metricsUrl}/metrics`,
     '',
     'In another terminal:',
     `  ${prefix} campaign submit deploy/demo/ising.yaml`,

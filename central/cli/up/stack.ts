@@ -23,10 +23,13 @@ import { type RunningPart, Service, type ServiceEvents } from './service.ts'
 
 const HOST = '127.0.0.1'
 const MEMORY_SHARE = 0.8
+const PORT_TRIES = 4
 const STOP_GRACE_MS = { pilot: 12_000, relay: 10_000, central: 10_000 }
 
 export interface Stack {
   apiUrl: string
+  /** Central's, without a path. */
+  metricsUrl: string
   /** What the command reads: URL, token, authority. */
   clientPath: string
   token: string
@@ -146,13 +149,14 @@ async function startServices(
   })
   await Promise.all([redis.start(), nats.start()])
 
-  const ports = await keptPorts(join(folder, 'ports.json'), { api: config.apiPort })
-  const apiUrl = `https://${HOST}:${ports.api}`
+  const portsPath = join(folder, 'ports.json')
+  let ports = await keptPorts(portsPath, config.apiPort)
   const launcher = (path: string) => fileURLToPath(new URL(`../../../${path}`, import.meta.url))
   const indraft = launcher('central/cli/indraft.mjs')
   const common = { INDRAFT_LOG_LEVEL: config.logLevel }
-  const central = keep('central', () =>
-    startProgram({
+  let metricsUrl = ''
+  const startCentral = async () => {
+    const started = await startProgram({
       name: 'central',
       launcher: indraft,
       words: ['central', 'run'],
@@ -172,11 +176,16 @@ async function startServices(
         INDRAFT_TIME_SCALE: String(config.timeScale),
       },
       readyMessage: 'central.ready',
-      address: () => apiUrl,
+      address: (ready) => String(ready.apiUrl),
       stopGraceMs: STOP_GRACE_MS.central,
-    }),
-  )
-  await central.start()
+    })
+    metricsUrl = String(started.ready.metricsUrl)
+    return started
+  }
+  await startOnFreePort(keep('central', startCentral), async () => {
+    ports = await keptPorts(portsPath, config.apiPort)
+  })
+  const apiUrl = `https://${HOST}:${ports.api}`
   const token = readFileSync(join(state('central'), 'admin.token'), 'utf8').trim()
   const clientPath = join(home, 'client.json')
   writePrivately(clientPath, `${JSON.stringify({ url: apiUrl, token, ca: authority.ca }, null, 2)}\n`)
@@ -243,7 +252,7 @@ async function startServices(
     ),
   )
   await Promise.all(pilots.map((pilot) => pilot.start()))
-  return { apiUrl, clientPath, token, ca: authority.ca }
+  return { apiUrl, metricsUrl, clientPath, token, ca: authority.ca }
 }
 
 function serverPart(server: RunningServer): RunningPart {
@@ -258,13 +267,26 @@ function serverPart(server: RunningServer): RunningPart {
   }
 }
 
+/** Between choosing a port and listening on it another program may have taken it: then others are chosen. */
+async function startOnFreePort(service: Service, chooseAgain: () => Promise<void>): Promise<void> {
+  for (let tries = 1; ; tries++) {
+    try {
+      await service.start()
+      return
+    } catch (error) {
+      if (tries === PORT_TRIES || !(error instanceof Error) || !error.message.includes('EADDRINUSE')) throw error
+      await chooseAgain()
+    }
+  }
+}
+
 /** Ports that stay the same from one start to the next, as long as nobody else took them. */
-async function keptPorts(path: string, wanted: { api: number }): Promise<{ api: number; metrics: number }> {
+async function keptPorts(path: string, wantedApi: number): Promise<{ api: number; metrics: number }> {
   const kept = existsSync(path)
     ? (JSON.parse(readFileSync(path, 'utf8')) as Partial<{ api: number; metrics: number }>)
     : {}
   const ports = {
-    api: wanted.api || (await freePort(HOST, kept.api)),
+    api: wantedApi || (await freePort(HOST, kept.api)),
     metrics: await freePort(HOST, kept.metrics),
   }
   writePrivately(path, `${JSON.stringify(ports)}\n`)
