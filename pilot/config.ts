@@ -82,6 +82,12 @@ export const PILOT_SETTINGS = {
     meaning: 'apptainer or singularity by path; found on PATH when not given; `none` switches containers off.',
   },
   probeImage: { type: 'text', default: null, meaning: 'An image (folder or SIF) that the node test starts.' },
+  imageFolder: {
+    type: 'text',
+    default: null,
+    meaning:
+      'Where images fetched by URL are kept; on the shared file system all pilots of the site share them (default: images in scratch).',
+  },
   binds: { type: 'list', default: [], meaning: 'Site folders that containers see, as src[:dst[:ro]].' },
   allowGroups: {
     type: 'list',

@@ -6,7 +6,8 @@ import { chmodSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { silentLog } from '../shared/log.ts'
-import { explainContainer, ISOLATIONS, probeContainer } from './container.ts'
+import { explainContainer, ISOLATIONS } from './container.ts'
+import { probeContainer } from './container-probe.ts'
 import { PATH, TestSite } from './testbench.ts'
 
 let site: TestSite
@@ -72,7 +73,7 @@ describe('payloads', () => {
     const runtime = (await probe(standIn('apptainer version 1.4.5')))!
     const result = await site
       .attempt(
-        { image: '/bin', command: ['echo', '$$(id)'], env: { PATH: '/bin:/usr/bin', A: '`id`' } },
+        { image: '/', command: ['echo', '$$(id)'], env: { PATH: '/bin:/usr/bin', A: '`id`' } },
         {},
         { runtimes: [runtime] },
       )
@@ -80,7 +81,7 @@ describe('payloads', () => {
     expect(result).toMatchObject({ end: 'done', exitCode: 0 })
     expect(await site.stored(result, '.log/stdout')).toBe('$(id)\n')
     expect(called()).toEqual(
-      expect.arrayContaining(['--containall', '--no-eval', '--no-mount', '--home', '--cwd', '/work', '/bin']),
+      expect.arrayContaining(['--containall', '--no-eval', '--no-mount', '--home', '--cwd', '/work', '/']),
     )
     const environment = readFileSync(join(site.folder, 'environment'), 'utf8')
     expect(environment).toContain('APPTAINERENV_A=`id`')
@@ -91,7 +92,7 @@ describe('payloads', () => {
 
   test('container - Singularity gets its own names and options', async () => {
     const runtime = (await probe(standIn('singularity-ce version 4.1.0')))!
-    await site.attempt({ image: '/bin', env: { A: 'b' } }, {}, { runtimes: [runtime] }).run()
+    await site.attempt({ image: '/', env: { A: 'b' } }, {}, { runtimes: [runtime] }).run()
     expect(called()).toContain('--pwd')
     expect(called()).not.toContain('--no-eval')
     expect(readFileSync(join(site.folder, 'environment'), 'utf8')).toContain('SINGULARITYENV_A=b')
@@ -102,7 +103,7 @@ describe('payloads', () => {
     ['exit 0', { reason: null, exitCode: 0 }],
   ])("container - a payload's own %s is the payload's", async (script, expected) => {
     const runtime = (await probe(standIn('apptainer version 1.4.5')))!
-    const attempt = site.attempt({ image: '/bin', command: ['/bin/sh', '-c', script] }, {}, { runtimes: [runtime] })
+    const attempt = site.attempt({ image: '/', command: ['/bin/sh', '-c', script] }, {}, { runtimes: [runtime] })
     expect(await attempt.run()).toMatchObject(expected)
   })
 
@@ -113,10 +114,12 @@ describe('payloads', () => {
       "FATAL:   While checking: the image's architecture (arm64) could not run on the host's (amd64)",
       'image.architecture',
     ],
+    ['FATAL:   could not open image /x.sif: image format not recognized', 'image.damaged'],
+    ['FATAL:   while mounting: lseek: input/output error', 'image.damaged'],
     ['FATAL:   while extracting: no space left on device', 'node.scratchFull'],
   ])('container - "%s" is %s, never the payload', async (said, reason) => {
     const runtime = (await probe(standIn('apptainer version 1.4.5', '--nothing', `echo "${said}" >&2; exit 255`)))!
-    const result = await site.attempt({ image: '/bin' }, {}, { runtimes: [runtime] }).run()
+    const result = await site.attempt({ image: '/' }, {}, { runtimes: [runtime] }).run()
     expect(result).toMatchObject({ end: 'failed', reason })
     expect(explainContainer(said).reason).toBe(reason)
   })
@@ -128,7 +131,7 @@ describe('payloads', () => {
   })
 
   test('container - a node without a runtime says so', async () => {
-    expect((await site.attempt({ image: '/bin' }).run()).reason).toBe('container.failed')
+    expect((await site.attempt({ image: '/' }).run()).reason).toBe('container.failed')
   })
 })
 
@@ -141,6 +144,8 @@ describe('the real Apptainer', () => {
     const runtime = await probeContainer({ ...options, binaries, binds })
     if (!runtime) return context.skip('this machine has no Apptainer or Singularity that works')
     const image = join(folder, 'probe-image')
+    // What is bound over it; the pilot looks for it before.
+    writeFileSync(join(image, 'bin', 'sh'), '')
     const script = 'pwd; echo $HOME; echo made > out; ls /'
     const outputs = [{ path: 'out', url: null, optional: false }]
     const attempt = site.attempt({ image, command: ['/bin/sh', '-c', script], outputs }, {}, { runtimes: [runtime] })

@@ -6,11 +6,11 @@
  * A payload on the host runs as the pilot's own account: what it writes outside its folder cannot be prevented, only
  * not collected. Sites that mind set hostRuntime to false.
  */
-import { access, chmod, mkdir, readFile, writeFile } from 'node:fs/promises'
+import { mkdir, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { execa } from 'execa'
 import type { ErrorCode } from '../shared/errors.ts'
-import type { Log } from '../shared/log.ts'
+import { checkImage, type ImageRefusal, isSif } from './sif.ts'
 import { WRAPPER } from './wrapper.ts'
 
 export interface Launch {
@@ -25,6 +25,8 @@ export interface Launch {
   work: string
   temporary: string
   control: string
+  /** Where the container runtime unpacks an image that it cannot mount. */
+  unpack: string
   /** File descriptors. */
   stdout: number
   stderr: number
@@ -47,12 +49,12 @@ export interface Runtime {
   readonly kind: 'host' | 'container'
   readonly name: string
   /** What keeps this image from being started here, as far as it can be told beforehand. */
-  refusal(image: string): Promise<{ reason: ErrorCode; detail: string } | null>
+  refusal(image: string): Promise<ImageRefusal | null>
   start(launch: Launch): Started
   /** Folders as the payload sees them. */
   view(launch: Pick<Launch, 'work' | 'temporary'>): { work: string; temporary: string }
   /** Why the payload was never reached, from what the runtime said. */
-  explain(said: string): { reason: ErrorCode; detail: string }
+  explain(said: string): ImageRefusal
 }
 
 export const STATUS_NAME = 'status'
@@ -117,9 +119,20 @@ export interface ContainerOptions {
   version: string
   /** The first of ISOLATIONS that worked in the probe. */
   isolation: readonly string[]
+  /** How image files are run here, and why so. */
+  sif: SifWay
   binds: readonly string[]
   /** For the runtime itself, not for payloads. */
   env: Readonly<Record<string, string>>
+}
+
+/**
+ * mounted: by FUSE, the runtime's own way. unpacked: it cannot mount and unpacks of its own accord. unsquash: it has to be
+ * told to unpack, as where the program for mounting is there and the device is not. none: only unpacked folders run.
+ */
+export interface SifWay {
+  how: 'mounted' | 'unpacked' | 'unsquash' | 'none'
+  why: string
 }
 
 /** From the most to the least sealed: the process namespace is what most often cannot be had inside containers. */
@@ -140,12 +153,10 @@ export function containerRuntime(options: ContainerOptions): Runtime {
     kind: 'container',
     name: options.version,
     refusal: async (image) => {
-      const path = imagePath(image)
-      if (path === null) return null
-      return await access(path).then(
-        () => null,
-        (error: NodeJS.ErrnoException) => ({ reason: 'image.missing', detail: `${path}: ${error.code}` }) as const,
-      )
+      if (!image.startsWith('/')) return null
+      const refused = await checkImage(image)
+      if (refused || options.sif.how !== 'none' || !(await isSif(image))) return refused
+      return { reason: 'container.failed', detail: `only unpacked images run on this node: ${options.sif.why}` }
     },
     start: (launch) => {
       const inside: Record<string, string> = {}
@@ -157,6 +168,7 @@ export function containerRuntime(options: ContainerOptions): Runtime {
         '--quiet',
         'exec',
         ...containerArguments(options, isApptainer),
+        ...(options.sif.how === 'unsquash' ? ['--unsquash'] : []),
         '--workdir',
         launch.temporary,
         '--home',
@@ -165,20 +177,24 @@ export function containerRuntime(options: ContainerOptions): Runtime {
         INSIDE.work,
         '--bind',
         `${launch.control}:${INSIDE.control}`,
-        imagePath(launch.image) ?? launch.image,
+        launch.image,
         '/bin/sh',
         `${INSIDE.control}/${WRAPPER_NAME}`,
         `${INSIDE.control}/${STATUS_NAME}`,
         ...launch.argv,
       ]
-      return spawn(binary, args, { ...env, ...inside, ...launch.marker }, launch)
+      const unpack = { APPTAINER_TMPDIR: launch.unpack, SINGULARITY_TMPDIR: launch.unpack }
+      return spawn(binary, args, { ...unpack, ...env, ...inside, ...launch.marker }, launch)
     },
     view: () => ({ work: INSIDE.work, temporary: INSIDE.temporary }),
     explain: explainContainer,
   }
 }
 
-function containerArguments(options: Pick<ContainerOptions, 'isolation' | 'binds'>, isApptainer: boolean): string[] {
+export function containerArguments(
+  options: Pick<ContainerOptions, 'isolation' | 'binds'>,
+  isApptainer: boolean,
+): string[] {
   return [
     ...options.isolation,
     // Without this, values of the environment would be run by a shell inside.
@@ -189,84 +205,23 @@ function containerArguments(options: Pick<ContainerOptions, 'isolation' | 'binds
   ]
 }
 
-/** The file or folder that an image names, or null for one from a registry. */
-function imagePath(image: string): string | null {
-  if (image.startsWith('file://')) return image.slice('file://'.length)
-  return image.startsWith('/') ? image : null
-}
-
 /** What the runtimes print, by what it means; the first that fits. */
 const SAID: readonly (readonly [RegExp, ErrorCode])[] = [
   [/no space left on device|disk quota exceeded/i, 'node.scratchFull'],
   [/image.*architecture|exec format error|could not run on the host/i, 'image.architecture'],
+  // Before image.missing: a file that is no image "could not be opened" as well.
   [
-    /could not open image|no such image|manifest unknown|unauthorized|toomanyrequests|requested access.*denied|not found in (?:library|registry)|unable to (?:pull|get) |conveyor failed|failed to get checksum/i,
+    /image format not recognized|squashfs image|squashfs superblock|filesystem corruption|input\/output error|invalid SIF|not a valid (?:SIF|image)/i,
+    'image.damaged',
+  ],
+  [
+    /could not open image|not readable by the current user|no such image|manifest unknown|unauthorized|toomanyrequests|requested access.*denied|not found in (?:library|registry)|unable to (?:pull|get) |conveyor failed|failed to get checksum/i,
     'image.missing',
   ],
 ]
 
-export function explainContainer(said: string): { reason: ErrorCode; detail: string } {
+export function explainContainer(said: string): ImageRefusal {
   const known = SAID.find(([pattern]) => pattern.test(said))
   const line = said.split('\n').find((text) => /FATAL|ERROR/.test(text)) ?? said.trim().split('\n').at(-1) ?? ''
   return { reason: known?.[1] ?? 'container.failed', detail: line.slice(0, 400) }
-}
-
-export interface ProbeOptions {
-  /** Candidates by path, in order. */
-  binaries: readonly string[]
-  folder: string
-  probeImage: string | null
-  binds: readonly string[]
-  env: Readonly<Record<string, string>>
-  log: Log
-}
-
-/** The container runtime of this node, with the most sealed form that works; null where none does. */
-export async function probeContainer(options: ProbeOptions): Promise<Runtime | null> {
-  const { log, folder, binds } = options
-  const env = {
-    APPTAINER_CONFIGDIR: join(folder, 'config'),
-    SINGULARITY_CONFIGDIR: join(folder, 'config'),
-    ...options.env,
-  }
-  for (const binary of options.binaries) {
-    const asked = await execa(binary, ['--version'], { env, extendEnv: false, reject: false, timeout: 20_000 })
-    if (asked.failed) {
-      log.debug({ binary, detail: asked.shortMessage }, 'container.absent')
-      continue
-    }
-    const version = String(asked.stdout).trim()
-    const image = options.probeImage ?? (await makeProbeImage(join(folder, 'probe-image')))
-    for (const isolation of ISOLATIONS) {
-      const startMs = performance.now()
-      const args = [
-        'exec',
-        ...containerArguments({ isolation, binds }, /apptainer/.test(version)),
-        // The made image is empty: it borrows the programs of the host.
-        ...(options.probeImage ? [] : HOST_PROGRAMS.flatMap((path) => ['--bind', `${path}:${path}:ro`])),
-        image,
-        '/bin/true',
-      ]
-      const tried = await execa(binary, args, { env, extendEnv: false, reject: false, timeout: 60_000 })
-      const took = { isolation, version, ms: Math.round(performance.now() - startMs) }
-      if (!tried.failed) {
-        log.info(took, 'container.found')
-        return containerRuntime({ binary, version, isolation, binds, env })
-      }
-      log.info({ ...took, detail: String(tried.stderr).slice(-500) }, 'container.probeFailed')
-    }
-  }
-  return null
-}
-
-const HOST_PROGRAMS = ['/bin', '/usr', '/lib', '/lib64']
-
-async function makeProbeImage(folder: string): Promise<string> {
-  for (const name of ['bin', 'usr', 'lib', 'lib64', 'proc', 'sys', 'dev', 'tmp', 'var/tmp', 'etc', 'root', 'home']) {
-    await mkdir(join(folder, name), { recursive: true, mode: 0o755 })
-  }
-  await writeFile(join(folder, 'etc', 'passwd'), 'root:x:0:0:root:/root:/bin/sh\n')
-  await writeFile(join(folder, 'etc', 'group'), 'root:x:0:\n')
-  await chmod(folder, 0o755)
-  return folder
 }

@@ -16,8 +16,10 @@ import type { Log } from '../shared/log.ts'
 import type { NodeFacts } from '../shared/protocol/messages.ts'
 import { importKeys } from '../shared/signing.ts'
 import { type BatchEnvironment, type PilotConfig, readBatchEnvironment } from './config.ts'
-import { hostRuntime, probeContainer, type Runtime } from './container.ts'
+import { hostRuntime, type Runtime } from './container.ts'
+import { probeContainer } from './container-probe.ts'
 import { adoptDead, startGuard, takeHome } from './home.ts'
+import { ImageStore } from './images.ts'
 import { Leases } from './leases.ts'
 import { PipeMaker } from './logs.ts'
 import { type Check, nodeFacts, TimeLeft, testScratch } from './node.ts'
@@ -93,6 +95,8 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     everyMs: config.watchEvery,
     onUnkillable: (attempt) => session?.closeSlot(attempt),
   })
+  const images = new ImageStore({ folder: resolve(config.imageFolder ?? join(scratch, 'images')), clock, log })
+  void images.tidy()
   const around: PayloadAround = {
     site: credential.site,
     node: config.node,
@@ -102,6 +106,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     own: [home.folder, resolve(config.credential)],
     policy,
     runtimes,
+    images,
     pipes: new PipeMaker(home.pipesFolder),
     watcher,
     files,

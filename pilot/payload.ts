@@ -8,7 +8,7 @@
  */
 
 import { close } from 'node:fs'
-import { lstat, mkdir, realpath, writeFile } from 'node:fs/promises'
+import { lstat, mkdir, realpath, statfs, writeFile } from 'node:fs/promises'
 import { constants as osConstants } from 'node:os'
 import { dirname, join } from 'node:path'
 import type { Clock } from '../shared/clock.ts'
@@ -25,6 +25,7 @@ import type { BundleBody, TemplateBody } from '../shared/protocol/work.ts'
 import { type Launch, prepareControl, type Runtime, readStatus } from './container.ts'
 import { fetchInput, fetchManifest, storeOutput, type Transfer } from './drivers.ts'
 import { removeFolder } from './home.ts'
+import type { ImageStore } from './images.ts'
 import { CappedLog, type PipeMaker, tailOf } from './logs.ts'
 import type { SitePolicy } from './policy.ts'
 import { ATTEMPT_VARIABLE, RUN_VARIABLE } from './processes.ts'
@@ -55,6 +56,7 @@ export interface PayloadAround {
   own: readonly string[]
   policy: SitePolicy
   runtimes: readonly Runtime[]
+  images: ImageStore
   pipes: PipeMaker
   watcher: Watcher
   files: FileClient
@@ -73,6 +75,9 @@ const LOG_GIVE_UP_MS = 30_000
 const LOG_LEAVING_MS = 3000
 
 let foldersMade = 0
+
+/** Everything of a launch but where its output goes. */
+type Prepared = Omit<Launch, 'stdout' | 'stderr'>
 
 interface EndReason {
   reason: ErrorCode
@@ -234,9 +239,13 @@ export class Attempt {
 
     this.#event('attempt.fetching')
     const launch = await this.#prepare(runtime, argv, launchEnv)
-    await this.#fetchInputs(values)
-    const refused = await runtime.refusal(template.image)
+    const transfer = this.#transfer(this.#ending.signal)
+    // Before the inputs: an image that cannot be had or run makes them useless.
+    const image = runtime.kind === 'host' ? template.image : await this.#around.images.locate(template.image, transfer)
+    launch.image = image
+    const refused = await runtime.refusal(image)
     if (refused) throw new IndraftError(refused.reason, refused.detail)
+    await this.#fetchInputs(values, transfer)
     this.#result.stageInMs = Math.round(clock.monotonicMs() - this.#acceptedAtMs)
     this.#stopIfEnding()
 
@@ -244,7 +253,7 @@ export class Attempt {
     const exitedAtMs = clock.monotonicMs()
     try {
       const logs = await this.#finishLogs()
-      this.#judge(status, runtime, logs.said)
+      await this.#judge(status, runtime, launch.image, logs.said)
       await this.#storeOutputs(outputs)
       Object.assign(this.#result, { end: 'done', reason: null, detail: null })
     } catch (error) {
@@ -282,19 +291,17 @@ export class Attempt {
     })
   }
 
-  async #prepare(
-    runtime: Runtime,
-    argv: string[],
-    env: Record<string, string>,
-  ): Promise<Omit<Launch, 'stdout' | 'stderr'>> {
+  async #prepare(runtime: Runtime, argv: string[], env: Record<string, string>): Promise<Prepared> {
     const work = join(this.#folder, 'work')
     const temporary = join(this.#folder, 'tmp')
     const control = join(this.#folder, 'control')
+    const unpack = join(this.#folder, 'unpack')
     await mkdir(this.#folder, { recursive: true, mode: 0o700 })
-    await Promise.all([mkdir(work, { mode: 0o700 }), mkdir(temporary, { mode: 0o700 }), prepareControl(control)])
+    const folders = [work, temporary, unpack].map((folder) => mkdir(folder, { mode: 0o700 }))
+    await Promise.all([...folders, prepareControl(control)])
     const marker = { [ATTEMPT_VARIABLE]: this.path, [RUN_VARIABLE]: this.#around.run }
     this.#log.debug({ runtime: runtime.name, folder: this.#folder }, 'attempt.prepared')
-    return { image: this.work.template.image, argv, env, marker, work, temporary, control }
+    return { image: this.work.template.image, argv, env, marker, work, temporary, control, unpack }
   }
 
   #transfer(signal: AbortSignal, giveUpAfterMs = this.#around.stageTimeoutMs): Transfer {
@@ -312,9 +319,8 @@ export class Attempt {
     }
   }
 
-  async #fetchInputs(values: Values): Promise<void> {
+  async #fetchInputs(values: Values, transfer: Transfer): Promise<void> {
     const { template, bundle } = this.work
-    const transfer = this.#transfer(this.#ending.signal)
     const work = join(this.#folder, 'work')
     for (const [position, input] of template.inputs.entries()) {
       const path = expand(input.path, values)
@@ -345,7 +351,7 @@ export class Attempt {
     }
   }
 
-  async #runPayload(runtime: Runtime, prepared: Omit<Launch, 'stdout' | 'stderr'>): Promise<WrapperStatus> {
+  async #runPayload(runtime: Runtime, prepared: Prepared): Promise<WrapperStatus> {
     const { pipes, watcher, clock, trace } = this.#around
     const { template, ref } = this.work
     const [out, err] = [await pipes.take(), await pipes.take()]
@@ -429,18 +435,24 @@ export class Attempt {
   }
 
   /** @throws IndraftError with the reason, where the payload did not end well */
-  #judge(status: WrapperStatus, runtime: Runtime, said: string): void {
+  async #judge(status: WrapperStatus, runtime: Runtime, image: string, said: string): Promise<void> {
     this.#result.tail = said === '' ? null : said
     this.#stopIfEnding()
     const { signal, exitCode } = this.#result
     if (!status.started) {
       const { reason, detail } = runtime.explain(said)
+      if (reason === 'image.damaged') await this.#around.images.distrust(image)
       throw new IndraftError(reason, detail)
     }
     if (status.noCommand) throw new IndraftError('payload.noCommand', `no command "${this.work.template.command[0]}"`)
     if (signal !== null) throw new IndraftError('payload.signal', `ended by ${signal}`)
     if (exitCode === null) throw new IndraftError('payload.signal', 'ended without an exit status')
-    if (exitCode !== 0) throw new IndraftError('payload.exit', `exit status ${exitCode}`)
+    if (exitCode !== 0) {
+      // A program that fails on a full disk is not to blame for the disk.
+      if (await isFull(this.#folder))
+        throw new IndraftError('node.scratchFull', `exit status ${exitCode}, no space left`)
+      throw new IndraftError('payload.exit', `exit status ${exitCode}`)
+    }
     this.#result.tail = null
   }
 
@@ -510,6 +522,14 @@ async function checkOutput(location: string, path: string): Promise<number | nul
     if (['ENOENT', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? '')) return null
     throw error
   }
+}
+
+/** Less than this is left on the file system for an ordinary user. */
+const FULL_BYTES = 64 * 1024
+
+async function isFull(folder: string): Promise<boolean> {
+  const disk = await statfs(folder).catch(() => null)
+  return disk !== null && disk.blocks > 0 && disk.bavail * disk.bsize < FULL_BYTES
 }
 
 function signalOf(exitCode: number | null): string | null {

@@ -115,11 +115,22 @@ export class Membership {
 
   /**
    * The processes of each attempt, zombies left out.
-   * @param leaders attempt by the pid of its first process
+   * @param living attempt by the pid of its first process
+   * @param ended the same, of first processes that have ended: what they left in their session (a FUSE server of a
+   * container that was killed, say) is still theirs
    */
-  assign(leaders: ReadonlyMap<number, string>): Map<string, ProcessFacts[]> {
+  assign(
+    living: ReadonlyMap<number, string>,
+    ended: ReadonlyMap<number, string> = new Map(),
+  ): Map<string, ProcessFacts[]> {
     const all = this.#source.list()
     const byPid = new Map(all.map((facts) => [facts.pid, facts]))
+    const leaders = new Map(living)
+    for (const [pid, attempt] of ended) {
+      // A pid is not given out again while its session lives; one that is there now is somebody else's.
+      const now = byPid.get(pid)
+      if ((!now || now.isZombie) && !leaders.has(pid)) leaders.set(pid, attempt)
+    }
     const before = this.#known
     this.#known = new Map()
     const members = new Map<string, ProcessFacts[]>()

@@ -17,6 +17,7 @@ import type { Result } from '../shared/protocol/messages.ts'
 import type { BundleBody, TemplateBody } from '../shared/protocol/work.ts'
 import { digestOf, makeSigner, makeSigningKey } from '../shared/signing.ts'
 import { hostRuntime } from './container.ts'
+import { ImageStore } from './images.ts'
 import { PipeMaker } from './logs.ts'
 import { Attempt, type PayloadAround } from './payload.ts'
 import { linuxProcesses } from './processes.ts'
@@ -138,6 +139,7 @@ export class TestSite {
       own: [join(this.folder, 'own')],
       policy: { allowGroups: [], allowImages: [], hostRuntime: true, sharedFolders: [] },
       runtimes: [hostRuntime(PATH)],
+      images: new ImageStore({ folder: join(this.folder, 'images'), clock: systemClock, log: this.#log }),
       pipes: this.#pipes,
       watcher: this.#watcher,
       files: this.#client,

@@ -65,6 +65,14 @@ describe('membership', () => {
     expect(membersOf(new Membership(kernel, RUN), 'a')).toEqual([100, 101, 102, 103])
   })
 
+  test('watch - what a first process left in its session before any scan is its own, until its pid is given out again', () => {
+    kernel.add(201, { session: 200, group: 201 }, null)
+    const left = () => new Membership(kernel, RUN).assign(new Map(), new Map([[200, 'a']])).get('a')
+    expect(left()?.map(({ pid }) => pid)).toEqual([201])
+    kernel.add(200)
+    expect(left()).toBeUndefined()
+  })
+
   test('watch - a process that was known stays known after it left its parent, until its pid is reused', () => {
     const membership = new Membership(kernel, RUN)
     kernel.add(100)

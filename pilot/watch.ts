@@ -86,6 +86,8 @@ export class Watcher {
   readonly #options: WatcherOptions
   readonly #membership: Membership
   readonly #watched = new Map<string, Watched>()
+  /** First processes of attempts that ended since the last scan; what they started may be in no scan yet. */
+  readonly #released = new Map<number, string>()
   /** Attempts that are over but had processes at the last scan: since when. */
   readonly #leftovers = new Map<string, { sinceMs: number; told: boolean }>()
   #timer: NodeJS.Timeout | undefined
@@ -108,6 +110,7 @@ export class Watcher {
   release(watched: Watched): void {
     const { attempt, pid } = watched.target
     this.#watched.delete(attempt)
+    this.#released.set(pid, attempt)
     this.#options.source.kill(-pid, 'SIGKILL')
     this.#scansDue = 2
     this.#schedule(this.#options.everyMs)
@@ -174,7 +177,8 @@ export class Watcher {
   #scan(): void {
     const leaders = new Map<number, string>()
     for (const watched of this.#watched.values()) leaders.set(watched.target.pid, watched.target.attempt)
-    const members = this.#membership.assign(leaders)
+    const members = this.#membership.assign(leaders, this.#released)
+    this.#released.clear()
     for (const watched of this.#watched.values()) {
       const { usage } = watched
       watched.processes = members.get(watched.target.attempt) ?? []

@@ -87,6 +87,8 @@ export const ERRORS = {
   'stage.inFailed': entry(0, true, 'site', 'An input could not be fetched.'),
   'stage.outFailed': entry(0, true, 'site', 'An output could not be stored.'),
   'image.missing': entry(0, true, 'site', 'The container image is not there or cannot be read.'),
+  // Whose copy is bad cannot be told at the node: another site may have a good one, so it is not charged to the payload.
+  'image.damaged': entry(0, true, 'site', 'The container image is not whole, not the promised one, or not an image.'),
   'image.architecture': entry(0, false, 'user', 'The container image is for another processor architecture.'),
   'container.failed': entry(0, true, 'site', 'The container runtime could not start the payload.'),
   'node.lost': entry(0, true, 'site', 'The pilot or its node was not heard of any more.'),

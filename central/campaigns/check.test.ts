@@ -76,6 +76,8 @@ describe('campaign file - what is refused', () => {
       /expected host/,
     ],
     ['an image tag', step('image: docker://busybox:latest'), 'steps.sim.image', /digest/],
+    ['an image by URL without checksum', step('image: https://h/x.sif'), 'steps.sim.image', /checksum/],
+    ['an image by relative path', step('image: x.sif'), 'steps.sim.image', /a path/],
     ['count and sweep', step('count: 2\nsweep: {T: [1]}'), 'steps.sim.sweep', /only one of/],
     ['a sweep over a built-in name', step('sweep: {index: [1]}'), 'steps.sim.sweep.index', /built in/],
     ['an empty range', step('sweep: {T: 5..1}'), 'steps.sim.sweep.T', /has no values/],

@@ -96,7 +96,9 @@ export const afterEntrySchema = z.strictObject({
 })
 
 const common = {
-  image: text.optional().describe('`host`, or a path or URL of a SIF, or docker://...@sha256:...'),
+  image: text
+    .optional()
+    .describe('`host`, a path of a SIF or unpacked folder, https://.../x.sif#sha256:..., or docker://...@sha256:...'),
   arch: listOf(choice('x86_64', 'aarch64'), 'architectures').optional().describe('Any of these. Default: any.'),
   network: choice('none', 'proxy', 'outgoing').optional().describe('What the payload can reach. Default none.'),
   retries: retriesSchema.optional().describe('What happens after failures, see below.'),

@@ -5,6 +5,7 @@
 import { isIndraftError } from '../../shared/errors.ts'
 import { axisSize, BUILT_IN_NAMES, expand, namesIn, sweepSize } from '../../shared/expand.ts'
 import type { CampaignId, StepName } from '../../shared/ids.ts'
+import { parseImageName } from '../../shared/image-name.ts'
 import { pack } from '../../shared/protocol/codec.ts'
 import type { Axis, Input, Needs, Output, TemplateBody } from '../../shared/protocol/work.ts'
 import { parseBytes, parseDuration } from '../../shared/quantity.ts'
@@ -98,11 +99,8 @@ export function planStep(name: string, step: StepFile, spread: Spread, context: 
   const image = step.image ?? defaults.image
   const imageAt: FieldPath =
     step.image === undefined && defaults.image !== undefined ? ['defaults', 'image'] : [...at, 'image']
-  if (image === undefined)
-    report(imageAt, 'is missing: expected host, a path or URL of a SIF, or docker://...@sha256:...')
-  else if (image.startsWith('docker://') && !/@sha256:[0-9a-f]{64}$/.test(image)) {
-    report(imageAt, 'expected a digest (docker://...@sha256:...): a tag may change under a running campaign')
-  }
+  const known = image === undefined ? `is missing: ${parseImageName('')}` : parseImageName(image)
+  if (typeof known === 'string') report(imageAt, known)
   const needs = needsOf(step, file, image)
   if (step.resources?.gpu_memory !== undefined && needs.gpus === 0) {
     report([...at, 'resources', 'gpu_memory'], 'without gpus: expected gpus of at least 1')
