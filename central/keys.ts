@@ -10,7 +10,7 @@ export function readSigningKey(path: string): KeyObject {
   return createPrivateKey(readFileSync(path, 'utf8'))
 }
 
-/** HMAC key of the file capabilities that pilots of direct sites get. */
+/** HMAC key of the file capabilities that go with leases. A new one closes the files of every lease given before. */
 export function readCapabilityKey(path: string): Buffer {
   if (!existsSync(path)) writePrivately(path, randomBytes(32).toString('base64'))
   return Buffer.from(readFileSync(path, 'utf8'), 'base64')

@@ -90,8 +90,8 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
       },
       siteNames: async () => (await sites.list()).map(({ name }) => name),
       filesUrl: () => publicUrl() || null,
-      capabilityFor: ({ campaign, step, fences, tasks }, expiresAtMs) =>
-        makeCapability(capabilityKey, { campaign, step, fences, tasks, expiresAtMs }),
+      capabilityFor: (site, { campaign, step, fences, tasks }, expiresAtMs) =>
+        makeCapability(capabilityKey, { campaign, step, fences, site, tasks, expiresAtMs }),
       events: metrics.storeEvents,
     })
     begun.push(() => opened.close())
@@ -120,8 +120,6 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
       filesCa: readOptional(config.tlsCa) ?? null,
       keys: signer.keys,
     }
-    // Asked for every file: the view of a whole campaign would be too much.
-    const campaignExists = async (id: string) => (await redis.hexists(GLOBAL.campaigns, id)) === 1
     const api = await buildServer({
       people,
       log,
@@ -129,7 +127,7 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
         config.tlsCert === null
           ? null
           : { cert: readFileSync(config.tlsCert, 'utf8'), key: readFileSync(config.tlsKey!, 'utf8') },
-      files: fileHandler(siteFiles({ sites, blobs, attempts, capabilityKey, campaignExists }), log),
+      files: fileHandler(siteFiles({ sites, blobs, attempts, capabilityKey }), log),
       ready,
       onRefused: metrics.onApiRefused,
       handlers: {

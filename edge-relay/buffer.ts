@@ -11,6 +11,7 @@ import type { Grant, LeasePart, Result } from '../shared/protocol/messages.ts'
 import type { BundleBody, Needs, Signed } from '../shared/protocol/work.ts'
 import { containsIndex, countRanges, formatRanges, parseRanges, type Span, subtractRanges } from '../shared/ranges.ts'
 import { digestOf, readBundle, readTemplate } from '../shared/signing.ts'
+import { Capabilities } from './capabilities.ts'
 import type { Journal, JournalContent, LeaseRow, SubLeaseRow } from './journal.ts'
 
 /** Of the fences of an attempt, the one this relay gave. */
@@ -67,6 +68,8 @@ const MOST_STEPS = 1000
 const leaseKey = (bundle: string, fence: number) => `${bundle}#${fence}`
 
 export class Buffer {
+  /** Of the leases here, and of those that may still have results to come. */
+  readonly capabilities: Capabilities
   readonly #journal: Journal
   readonly #clock: Clock
   readonly #leases = new Map<string, Lease>()
@@ -87,6 +90,7 @@ export class Buffer {
     this.#journal = journal
     this.#clock = clock
     this.#templates = kept.templates
+    this.capabilities = new Capabilities(journal, kept)
     this.#lastFence = journal.meta<number>('lastFence') ?? 0
     for (const { row, grant } of kept.leases) {
       const lease = this.#readLease(grant, readBundle(grant.bundle), row.arrival)
@@ -129,6 +133,7 @@ export class Buffer {
       }
       this.#leases.set(leaseKey(lease.bundle, lease.fences[0]!), lease)
       this.#journal.putBundle(lease.bundle, lease.fences[0]!, grant)
+      this.capabilities.hold(grant)
       this.#save(lease)
     }
     this.onFreed()
@@ -377,8 +382,14 @@ export class Buffer {
     return counts
   }
 
-  /** Drops templates that no lease names, and run times of steps long gone. */
+  /** The pilot of a part of this lease is gone, and may come back with results when the lease is long over. */
+  expectLate(lease: Lease): void {
+    this.capabilities.expectLate(lease, this.#clock.wallMs())
+  }
+
+  /** Drops templates that no lease names, run times of steps long gone, and what opens results too late to come. */
   forgetUnused(): void {
+    this.capabilities.forgetOld(this.#clock.wallMs())
     const used = new Set([...this.#leases.values()].map((lease) => templateName(lease.grant.template)))
     for (const name of [...this.#templates.keys()]) {
       if (used.has(name)) continue
@@ -420,6 +431,7 @@ export class Buffer {
     if (lease.open.length === 0 && !isHeld()) {
       this.#leases.delete(leaseKey(lease.bundle, fence))
       this.#journal.dropLease(lease.bundle, fence)
+      this.capabilities.release(lease)
       return
     }
     const row: LeaseRow = {

@@ -447,7 +447,9 @@ export class RelayDispatcher implements Dispatcher {
     if (!part) return false
     const orders = this.#logOrders.get(part.session) ?? []
     this.#logOrders.set(part.session, orders)
-    orders.push(order)
+    // What opens the centre's files is not for pilots.
+    const { capability: _ours, ...forPilot } = order
+    orders.push(forPilot)
     return true
   }
 
@@ -492,6 +494,7 @@ export class RelayDispatcher implements Dispatcher {
    */
   #release(part: SubLease, why: string, session = this.#options.sessions.get(part.session)): void {
     const { buffer, log } = this.#options
+    buffer.expectLate(part.lease)
     const started = [...indices(session?.state === 'lost' ? buffer.blame(part) : part.started)]
     log.info(
       { bundle: part.lease.bundle, fence: part.fence, tasks: formatRanges(part.tasks), started: started.length },

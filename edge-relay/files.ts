@@ -29,6 +29,8 @@ export interface RelayFilesOptions {
   /** Towards central. */
   client: FileClient
   centralUrl: string
+  /** Opens reading of a campaign's attempts at central; null where no lease of it is known. */
+  capabilityOf: (campaign: string) => string | null
   /** Towards the world. */
   outside: FileClient
   token: string
@@ -81,9 +83,10 @@ export async function listen(server: Server | import('node:http').Server, port: 
 
 function fileService(options: RelayFilesOptions): FileService {
   const { outbox, cache, client, centralUrl, outside, fileLimitBytes } = options
-  const fromCentral = (path: string, checksum: string | null) => async (target: string) =>
+  const fromCentral = (path: string, checksum: string | null, capability: string | null) => async (target: string) =>
     fetched(
       client.getToFile(centralUrl + path, target, {
+        capability,
         checksum,
         giveUpAfterMs: CENTRAL_GIVE_UP_MS,
         maxBytes: fileLimitBytes,
@@ -91,12 +94,13 @@ function fileService(options: RelayFilesOptions): FileService {
     )
   return {
     authorize: (wanted, token, capability) => authorize(options, wanted, token, capability),
-    findBlob: (digest) => cache.get(`blob ${digest}`, fromCentral(fileAddress.blob(digest), `sha256:${digest}`)),
+    findBlob: (digest) => cache.get(`blob ${digest}`, fromCentral(fileAddress.blob(digest), `sha256:${digest}`, null)),
     async findAttemptFile(attempt, path) {
       const here = await outbox.find(attempt, path)
       if (here) return here
       const name = `${attemptFolder(attempt)}/${path}`
-      return cache.get(attemptKey(name), fromCentral(fileAddress.attempt(name), null))
+      const capability = options.capabilityOf(attempt.campaign)
+      return cache.get(attemptKey(name), fromCentral(fileAddress.attempt(name), null, capability))
     },
     putAttemptFile: (attempt, path, content, checksum) => outbox.put(attempt, path, content, checksum, fileLimitBytes),
     async fetchFromOutside(url, checksum) {

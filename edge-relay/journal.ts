@@ -66,8 +66,8 @@ export interface SubLeaseRow {
   started: string
 }
 
-/** Things that are done after a restart too: `upload`, `publication`, `cancel`. */
-export type PendingKind = 'upload' | 'publication' | 'cancel'
+/** Things that are done, or come, after a restart too; `capability` opens files of late results (capabilities.ts). */
+export type PendingKind = 'upload' | 'publication' | 'cancel' | 'capability'
 
 export interface JournalContent {
   leases: { row: LeaseRow; grant: Grant }[]

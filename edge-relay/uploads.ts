@@ -22,6 +22,8 @@ export const LOG_PATHS = { stdout: '.log/stdout', stderr: '.log/stderr' } as con
 interface LogUpload {
   attempt: AttemptName
   path: string
+  /** Opens it at central; kept here, because a log may go up when its lease is over. */
+  capability: string | null
 }
 
 export interface UploadOptions {
@@ -32,6 +34,8 @@ export interface UploadOptions {
   client: FileClient
   /** `https://host:port` of central. */
   centralUrl: string
+  /** Opens an attempt's files at central; null where it is not known any more. */
+  capabilityOf: (attempt: AttemptName) => string | null
   journal: Journal
   outgoing: Outgoing
   log: Log
@@ -71,11 +75,11 @@ export class Uploads {
     return this.#queue.length + this.#running
   }
 
-  /** Central wants this log. @returns false where it is not here */
-  async sendLog(attempt: AttemptName, stream: 'stdout' | 'stderr'): Promise<boolean> {
+  /** Central wants this log. @param capability what the order brought @returns false where the log is not here */
+  async sendLog(attempt: AttemptName, stream: 'stdout' | 'stderr', capability: string | null): Promise<boolean> {
     const path = LOG_PATHS[stream]
     if (!(await this.#find(attempt, path))) return false
-    this.#addLog({ attempt, path })
+    this.#addLog(attempt, path, capability)
     return true
   }
 
@@ -85,14 +89,15 @@ export class Uploads {
       this.#enqueue(() => this.#uploadOutputs(result, outputs, isAfterRestart))
     } else this.#options.outgoing.makeReady(result)
     if (result.end === 'failed' && result.reason !== 'node.lost') {
-      for (const path of Object.values(LOG_PATHS)) this.#addLog({ attempt: result, path })
+      for (const path of Object.values(LOG_PATHS)) this.#addLog(result, path, null)
     }
   }
 
   async #uploadOutputs(result: Result, outputs: OutputRecord[], isAfterRestart: boolean): Promise<void> {
     const { outgoing, log } = this.#options
     try {
-      for (const output of outputs) await this.#upload(result, output.path, output, isAfterRestart)
+      const capability = this.#options.capabilityOf(result)
+      for (const output of outputs) await this.#upload(result, output.path, capability, output, isAfterRestart)
       outgoing.makeReady(result)
     } catch (error) {
       if (this.#stop.signal.aborted) return
@@ -114,20 +119,21 @@ export class Uploads {
     await outbox.dropEmpty(attempt)
   }
 
-  #addLog(upload: LogUpload): void {
-    const { campaign, step, index, fences } = upload.attempt
-    const name = `${attemptFolder(upload.attempt)}/${upload.path}`
-    const body: LogUpload = { attempt: { campaign, step, index, fences }, path: upload.path }
+  #addLog(attempt: AttemptName, path: string, given: string | null): void {
+    const { campaign, step, index, fences } = attempt
+    const name = `${attemptFolder(attempt)}/${path}`
+    const capability = given ?? this.#options.capabilityOf(attempt)
+    const body: LogUpload = { attempt: { campaign, step, index, fences }, path, capability }
     this.#options.journal.putPending('upload', name, body)
     this.#enqueueLog(name, body)
   }
 
-  #enqueueLog(name: string, { attempt, path }: LogUpload): void {
+  #enqueueLog(name: string, { attempt, path, capability = null }: LogUpload): void {
     if (this.#logs.has(name)) return
     this.#logs.add(name)
     this.#enqueue(async () => {
       try {
-        if (await this.#find(attempt, path)) await this.#upload(attempt, path, null, true)
+        if (await this.#find(attempt, path)) await this.#upload(attempt, path, capability, null, true)
       } catch (error) {
         if (this.#stop.signal.aborted) return
         this.#options.log.warn({ err: error, log: name }, 'log.uploadFailed')
@@ -145,10 +151,16 @@ export class Uploads {
   }
 
   /** @param expected null: whatever is here. @throws IndraftError where it is not here, or central refuses it */
-  async #upload(attempt: AttemptName, path: string, expected: OutputRecord | null, mayBeThere: boolean): Promise<void> {
+  async #upload(
+    attempt: AttemptName,
+    path: string,
+    capability: string | null,
+    expected: OutputRecord | null,
+    mayBeThere: boolean,
+  ): Promise<void> {
     const { client, centralUrl, onUploaded } = this.#options
     const address = centralUrl + fileAddress.attempt(`${attemptFolder(attempt)}/${path}`)
-    const options = { signal: this.#stop.signal }
+    const options = { capability, signal: this.#stop.signal }
     const file = await this.#find(attempt, path)
     if (mayBeThere || !file) {
       const sizeBytes = await client.size(address, options)

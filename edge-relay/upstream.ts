@@ -352,7 +352,7 @@ export class Upstream {
       case 'holder.inventory':
         return this.#sendInventory()
       case 'log.send': {
-        const isHere = await uploads.sendLog(order.attempt, order.stream)
+        const isHere = await uploads.sendLog(order.attempt, order.stream, order.capability ?? null)
         if (!isHere && !dispatcher().orderLog(order)) log.info({ attempt: order.attempt }, 'log.notHere')
         return
       }

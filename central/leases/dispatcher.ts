@@ -161,7 +161,7 @@ export class CentralDispatcher implements Dispatcher {
     const leaseMs = info ? this.#timings(session.role, info).leaseMs : 0
     const grants: Grant[] = []
     for (const lease of granted.leases) {
-      const grant = await envelopes.grant(peer.site, lease, leaseMs, session.role === 'pilot')
+      const grant = await envelopes.grant(peer.site, lease, leaseMs)
       if (grant) grants.push(grant)
     }
     const reply: ReplyTo<'pull'> = {

@@ -6,13 +6,20 @@ import type { Clock } from '../../shared/clock.ts'
 import type { Grant, LeasePart } from '../../shared/protocol/messages.ts'
 import type { Signed } from '../../shared/protocol/work.ts'
 import type { Signer } from '../../shared/signing.ts'
+import type { StoreOptions } from './open.ts'
 import type { Plans, StoredStep } from './plans.ts'
 import { mapOf, type Scripts } from './scripts.ts'
 
 /** Signed work is valid this long: far beyond any lease, so that clocks need not agree. */
 const WORK_VALID_MS = 14 * 24 * 3600_000
+/**
+ * So long after the last task of a bundle may have ended its files can still be handed in. A relay keeps results through
+ * an outage and stores their outputs when its link is back, and a result whose outputs are refused is lost: this has to
+ * be longer than anybody leaves a site cut off. It costs nothing, because a capability opens no more than its lease.
+ */
+export const FILES_OPEN_MS = 30 * 24 * 3600_000
 /** A grant without rows, manifests and tries, packed; generous. */
-const GRANT_BYTES = 700
+const GRANT_BYTES = 900
 
 /** As the grant script describes a lease. */
 export interface GrantedLease {
@@ -32,7 +39,7 @@ export interface EnvelopeParts {
   plans: Plans
   signer: Signer
   clock: Clock
-  capabilityFor: ((lease: LeasePart, expiresAtMs: number) => string) | undefined
+  capabilityFor: StoreOptions['capabilityFor']
 }
 
 export class Envelopes {
@@ -48,8 +55,7 @@ export class Envelopes {
     return GRANT_BYTES + 100 * step.template.inputs.length + Math.min(8192, step.rowBytesMax * tasks)
   }
 
-  /** @param direct the holder is a pilot, which needs a capability for the centre's files */
-  async grant(site: string, lease: GrantedLease, leaseMs: number, direct: boolean): Promise<Grant | null> {
+  async grant(site: string, lease: GrantedLease, leaseMs: number): Promise<Grant | null> {
     const { plans, signer, clock, capabilityFor } = this.#parts
     const known = await plans.step(lease.campaign, lease.step)
     if (!known) return null
@@ -84,7 +90,7 @@ export class Envelopes {
       tries: mapOf(lease.tries),
       avoidNodes: lease.nodes === '' ? [] : lease.nodes.split(',').slice(0, 64),
       estimateMs: wallCount > 0 ? Math.round(Number(walls[0] ?? 0) / wallCount) : null,
-      capability: direct && capabilityFor ? capabilityFor(part, expiresAtMs) : null,
+      capability: capabilityFor?.(site, part, expiresAtMs + step.template.needs.walltimeMs + FILES_OPEN_MS) ?? null,
     }
   }
 

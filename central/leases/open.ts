@@ -71,8 +71,8 @@ export interface StoreOptions {
   siteNames(): Promise<string[]>
   /** For welcome; null until the file service listens or where only a shared file system is used. */
   filesUrl(): string | null
-  /** Opens the files of a pilot's lease at the centre; absent where pilots never come directly. */
-  capabilityFor?(lease: LeasePart, expiresAtMs: number): string
+  /** Opens the files of a site's lease at the centre; absent where the centre serves no files. */
+  capabilityFor?(site: string, lease: Omit<LeasePart, 'bundle'>, expiresAtMs: number): string
   events?: StoreEvents
 }
 

@@ -3,10 +3,13 @@ import { IndraftError } from '../../shared/errors.ts'
 import type { BundleId } from '../../shared/ids.ts'
 import type { CampaignStore } from '../campaigns/model.ts'
 import type { Campaigns } from './campaigns.ts'
+import { FILES_OPEN_MS } from './envelope.ts'
 import type { StoreOptions } from './open.ts'
 import type { Sessions } from './sessions.ts'
 import type { Tasks } from './tasks.ts'
 import type { Verifier } from './verify.ts'
+
+const DAY_MS = 24 * 3600_000
 
 export interface CampaignStoreParts {
   options: StoreOptions
@@ -40,9 +43,14 @@ export function openCampaignStore({
       const asked = relays.length > 0 ? relays : live
       if (asked.length === 0) throw new IndraftError('request.notFound', `nobody is there at ${site} to send the log`)
       const { campaign, step, index, bundle, fences } = attempt
+      const lease = { campaign, step, fences: fences.slice(0, 1), tasks: String(index) }
+      // Whole days, so that asking again is the same order again.
+      const expiresAtMs = Math.ceil(options.clock.wallMs() / DAY_MS) * DAY_MS + FILES_OPEN_MS
+      const capability = options.capabilityFor?.(site, lease, expiresAtMs)
+      const opened = capability === undefined ? {} : { capability }
       for (const session of asked) {
         const plain = { campaign, step, index, bundle: bundle as BundleId, fences }
-        await sessions.order(site, session.id, { kind: 'log.send', attempt: plain, stream })
+        await sessions.order(site, session.id, { kind: 'log.send', attempt: plain, stream, ...opened })
       }
     },
     async siteShapes() {

@@ -1,6 +1,7 @@
 /**
- * What a pilot may do at the file server of its dispatcher: a capability per lease, made by the dispatcher with a key
- * that only it has, shown by the pilot in the header `Indraft-Capability`, never given to payloads.
+ * What a holder may do at the file server of its dispatcher: a capability per lease, made by the dispatcher with a key
+ * that only it has, shown by the holder in the header `Indraft-Capability`, never given to payloads. A relay keeps the
+ * one that central gave it and makes another for its pilots.
  *
  * It opens writing and reading under exactly the attempts it names, and reading of what those attempts may need:
  * other attempts of the same campaign, blobs, and files from outside.
@@ -18,6 +19,8 @@ const capabilitySchema = z.object({
   campaign: z.string(),
   step: z.string(),
   fences: z.array(z.number().int()).min(1),
+  /** Where it was granted to: shown with the token of another site it opens nothing. A relay serves one site and says none. */
+  site: z.string().optional(),
   /** Indices as in shared/ranges.ts. */
   tasks: z.string(),
   /** Wall clock of the dispatcher, which both makes and checks it. */
@@ -62,10 +65,15 @@ export function verifyCapability(key: Uint8Array, text: string, wallMs: number):
 
 /** Whether this attempt is one of those the capability was made for. */
 export function coversAttempt(capability: Capability, attempt: AttemptName): boolean {
+  return capability.fences.length === attempt.fences.length && coversBelow(capability, attempt)
+}
+
+/** The same for attempts that a holder made beneath the lease: it adds fences of its own to those of the lease. */
+export function coversBelow(capability: Capability, attempt: AttemptName): boolean {
   return (
     capability.campaign === attempt.campaign &&
     capability.step === attempt.step &&
-    capability.fences.join('.') === attempt.fences.join('.') &&
+    capability.fences.every((fence, hop) => fence === attempt.fences[hop]) &&
     containsIndex(parseRanges(capability.tasks), attempt.index)
   )
 }

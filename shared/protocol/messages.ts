@@ -253,7 +253,13 @@ export const orderSchema = z.discriminatedUnion('kind', [
   /** Send an inventory. */
   z.object({ kind: z.literal('holder.inventory') }),
   /** Store this attempt's log where central can read it (`attempt path/.log/<stream>`). */
-  z.object({ kind: z.literal('log.send'), attempt: attemptRefSchema, stream: z.enum(['stdout', 'stderr']) }),
+  z.object({
+    kind: z.literal('log.send'),
+    attempt: attemptRefSchema,
+    stream: z.enum(['stdout', 'stderr']),
+    /** Opens the attempt's files, because its lease may be long over. */
+    capability: z.string().max(1000).optional(),
+  }),
 ])
 export type Order = z.infer<typeof orderSchema>
 

@@ -6,7 +6,8 @@ import { relayCredentialSchema } from '../../shared/credentials.ts'
 import { isIndraftError } from '../../shared/errors.ts'
 import { connectNats, natsLink, siteSubject } from '../../shared/link-nats.ts'
 import { decode, encode } from '../../shared/protocol/codec.ts'
-import type { Message } from '../../shared/protocol/messages.ts'
+import type { Grant, Message } from '../../shared/protocol/messages.ts'
+import { SimulatedHolder } from '../conformance/simulated-holder.ts'
 import { type CentralLab, startCentralLab } from './central-lab.ts'
 
 let lab: CentralLab
@@ -147,35 +148,106 @@ test('sites - what a holder says of its nodes is what warnings name', async () =
 })
 
 describe('sites - files at the centre', () => {
-  const put = (path: string, token: string | null, text: string) =>
-    fetch(`${lab.central.apiUrl}/files/attempt/${path}`, {
+  const ends: (() => unknown)[] = []
+  afterAll(async () => {
+    for (const end of ends) await end()
+  })
+
+  const address = (path: string) => `${lab.central.apiUrl}/files/attempt/${path}`
+  const shown = (token: string | null, capability?: string | null) => ({
+    ...(token && { authorization: `Bearer ${token}` }),
+    ...(capability && { 'indraft-capability': capability }),
+  })
+  const put = (path: string, token: string | null, capability?: string | null, text = 'hello') =>
+    fetch(address(path), {
       method: 'PUT',
       body: text,
       headers: {
-        ...(token && { authorization: `Bearer ${token}` }),
+        ...shown(token, capability),
         'indraft-checksum': `sha256:${createHash('sha256').update(text).digest('hex')}`,
       },
     })
+  const get = (path: string, token: string | null, capability?: string | null) =>
+    fetch(address(path), { headers: shown(token, capability) })
+  const verdictOf = async (asked: Promise<Response>) => {
+    const answer = await asked
+    return answer.ok ? answer.status : ((await answer.json()) as { code: string }).code
+  }
 
-  test('a site token stores and reads attempts of campaigns that exist; others are refused', async () => {
-    const { files } = await credentialOf('FILES')
-    const source = 'indraft: 1\nname: f\ngroup: /f\ndefaults: {image: host}\nsteps: {sim: {command: [x]}}\n'
-    const { id } = await lab.admin.call('submitCampaign', { body: { source } })
-    expect((await put(`${id}/sim/0/7/out.txt`, files.token, 'hello')).status).toBe(201)
-    expect((await put(`${id}/sim/0/7/out.txt`, files.token, 'other')).status).toBe(409)
-    const got = await fetch(`${lab.central.apiUrl}/files/attempt/${id}/sim/0/7/out.txt`, {
-      headers: { authorization: `Bearer ${files.token}`, range: 'bytes=1-2' },
+  const submit = async (name: string, count: number) => {
+    const source = `indraft: 1\nname: ${name}\ngroup: /f\ndefaults: {image: host}\nsteps: {sim: {count: ${count}, command: [x]}}\n`
+    return (await lab.admin.call('submitCampaign', { body: { source } })).id
+  }
+  /** A relay of a new site with one task in hand. */
+  const relayWithTask = async (site: string) => {
+    const { nats, files } = await credentialOf(site)
+    const link = natsLink(await connectAs(site, nats.creds), site)
+    ends.push(() => link.close())
+    const holder = new SimulatedHolder(link, 'relay', 'relay')
+    await holder.hello()
+    const grants: Grant[] = []
+    await vi.waitFor(async () => {
+      grants.push(...(await holder.pull({ waitMs: 200 }, 1)).grants)
+      expect(grants).toHaveLength(1)
+    }, 10_000)
+    const [{ lease, capability }] = grants as [Grant]
+    // As a relay names them: its own fence after the centre's.
+    const attempt = `${lease.campaign}/sim/${lease.tasks}/${lease.fences[0]}.7`
+    return { token: files.token, lease, capability, attempt }
+  }
+
+  test("a relay opens the attempts of its own leases; another site's are closed to it", async () => {
+    const id = await submit('f', 2)
+    const a = await relayWithTask('FILES-A')
+    const b = await relayWithTask('FILES-B')
+    expect([a.lease.campaign, b.lease.campaign]).toEqual([id, id])
+    await submit('other', 1)
+    const c = await relayWithTask('FILES-C')
+
+    expect(await verdictOf(put(`${a.attempt}/out.txt`, a.token, a.capability))).toBe(201)
+    expect(await verdictOf(put(`${a.attempt}/out.txt`, a.token, a.capability, 'changed'))).toBe('file.conflict')
+    const part = await fetch(address(`${a.attempt}/out.txt`), {
+      headers: { ...shown(a.token, a.capability), range: 'bytes=1-2' },
     })
-    expect([got.status, await got.text()]).toEqual([206, 'el'])
-    expect((await put(`${id}/sim/0/7/x`, null, 'x')).status).toBe(401)
-    expect((await put(`${id}/sim/0/7/x`, lab.adminToken, 'x')).status).toBe(401)
-    expect((await put('cnosuchcmpgn/sim/0/7/x', files.token, 'x')).status).toBe(403)
+    expect([part.status, await part.text()]).toEqual([206, 'el'])
+
+    const closed = 'capability.invalid'
+    const [campaign, step, index] = a.attempt.split('/')
+    const fence = a.lease.fences[0]
+    for (const path of [
+      `${campaign}/${step}/${1 - Number(index)}/${fence}.7/x`,
+      `${campaign}/${step}/${index}/${fence! + 1}.7/x`,
+      `${campaign}/${step}/${index}/7.${fence}/x`,
+      `${campaign}/other/${index}/${fence}.7/x`,
+      `${b.attempt}/x`,
+      `${c.attempt}/x`,
+    ]) {
+      expect(await verdictOf(put(path, a.token, a.capability)), path).toBe(closed)
+    }
+    // Inputs of a later step may be made anywhere: a lease of the campaign opens reading, and only that.
+    expect(await verdictOf(get(`${a.attempt}/out.txt`, b.token, b.capability))).toBe(200)
+    expect(await verdictOf(put(`${a.attempt}/y`, b.token, b.capability))).toBe(closed)
+    for (const ask of [get, put]) {
+      expect(await verdictOf(ask(`${a.attempt}/out.txt`, a.token)), 'the token alone').toBe(closed)
+      expect(await verdictOf(ask(`${a.attempt}/out.txt`, c.token, c.capability)), 'no lease of it').toBe(closed)
+      expect(await verdictOf(ask(`${a.attempt}/out.txt`, c.token, a.capability)), 'of another site').toBe(closed)
+      expect(await verdictOf(ask(`${a.attempt}/out.txt`, a.token, 'e30.AAAA')), 'made up').toBe(closed)
+      expect(await verdictOf(ask(`${a.attempt}/out.txt`, null, a.capability))).toBe('auth.missing')
+      expect(await verdictOf(ask(`${a.attempt}/out.txt`, lab.adminToken, a.capability))).toBe('auth.invalid')
+    }
+  })
+
+  test('what a relay was given opens its files for weeks after the work may start', async () => {
+    await submit('late', 1)
+    const { lease, capability } = await relayWithTask('FILES-LATE')
+    const { expiresAtMs } = JSON.parse(Buffer.from(capability!.split('.')[0]!, 'base64url').toString())
+    expect(lease.tasks).toBe('0')
+    expect((expiresAtMs - Date.now()) / 86_400_000).toBeGreaterThan(44)
   })
 
   test('a direct site needs the capability of a lease besides', async () => {
     const credential = (await join_('BARE', { direct: true })) as { files: { token: string } }
-    const answer = await put('cnosuchcmpgn/sim/0/7/x', credential.files.token, 'x')
-    expect([answer.status, ((await answer.json()) as { code: string }).code]).toEqual([403, 'capability.invalid'])
+    expect(await verdictOf(put('cnosuchcmpgn/sim/0/7/x', credential.files.token))).toBe('capability.invalid')
   })
 })
 

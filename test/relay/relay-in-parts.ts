@@ -70,6 +70,7 @@ export async function relayInParts(options: PartsOptions): Promise<RelayInParts>
     cache: await Cache.open(join(folder, 'cache'), 1_000_000, log),
     client,
     centralUrl: options.centralUrl ?? 'http://127.0.0.1:1',
+    capabilityOf: (attempt) => buffer.capabilities.ofAttempt(attempt),
     journal,
     outgoing,
     log,

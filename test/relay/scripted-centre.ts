@@ -16,6 +16,7 @@ export interface WorkOptions {
   avoidNodes?: string[]
   estimateMs?: number | null
   leaseMs?: number
+  capability?: string
 }
 
 export class ScriptedCentre implements Dispatcher {
@@ -58,7 +59,7 @@ export class ScriptedCentre implements Dispatcher {
       tries: {},
       avoidNodes,
       estimateMs,
-      capability: null,
+      capability: options.capability ?? null,
     }
     this.work.push({ grant, template })
     for (const wake of this.#wake.splice(0)) wake()

@@ -29,16 +29,20 @@ let server: Server
 /** What the centre's file server answers instead of doing it. */
 let refusal: IndraftError | undefined
 let asked: number
+/** Without it the centre's file server refuses; null asks for none. */
+let needed: string | null
 
 beforeEach(async () => {
   folder = mkdtempSync(join(tmpdir(), 'indraft-uploads-'))
   atCentre = new AttemptFiles(join(folder, 'centre'))
   refusal = undefined
   asked = 0
+  needed = null
   const service = {
-    authorize() {
+    authorize(_wanted: unknown, _token: string | null, capability: string | null) {
       asked++
       if (refusal) throw refusal
+      if (needed !== null && capability !== needed) throw new IndraftError('capability.invalid')
     },
     findBlob: async () => null,
     findAttemptFile: (...args: Parameters<AttemptFiles['find']>) => atCentre.find(...args),
@@ -51,7 +55,7 @@ beforeEach(async () => {
   const link = memoryLink({ site: 'ALPHA' }, (peer, frame) => relay.handler(peer, frame), clock)
   pilot = new SimulatedHolder(link, 'pilot', 'a')
   await pilot.hello()
-  centre.give({ tasks: '0' })
+  centre.give({ tasks: '0', capability: 'opens-b1' })
   await until('work', () => relay.buffer.counts().free === 1)
   lease = (await pilot.takeAll())[0]!
 })
@@ -132,4 +136,72 @@ it('upload - the log of a failed attempt goes up at once, that of a good one whe
   expect(await atCentre.find(attempt(), '.log/stdout')).toBeNull()
   centre.orders.push({ kind: 'log.send', attempt: { ...attempt(), bundle: 'b2' }, stream: 'stdout' })
   await until('the log', async () => (await atCentre.find(attempt(), '.log/stdout')) !== null)
+})
+
+it('upload - outputs go up with the capability of their lease, which the journal keeps', async () => {
+  needed = 'opens-b1'
+  const outputs = [await handIn('a.txt', 'one')]
+  centre.isCut = true
+  refusal = new IndraftError('dispatcher.busy')
+  await pilot.report([resultOf(lease, 0, { outputs })])
+  await until('a try', () => asked > 0)
+  await relay.crash()
+  refusal = undefined
+  centre.isCut = false
+  await start()
+  await until('the result', () => centre.results.length === 1)
+  expect(centre.results[0]).toMatchObject({ end: 'done', outputs })
+})
+
+it('upload - a pilot thought lost comes back after its lease is over, and after a crash: its outputs still go up', async () => {
+  needed = 'opens-b1'
+  const outputs = [await handIn('a.txt', 'one')]
+  await pilot.beat({ started: [lease] })
+  pilot.incarnation = 'i2'
+  await pilot.hello()
+  await until('what the relay says of it', () => centre.results.length === 1)
+  expect(centre.results[0]).toMatchObject({ end: 'failed', reason: 'node.lost' })
+  await until('the lease is over', () => relay.buffer.counts().leases === 0)
+  await relay.journal.committed()
+  await relay.crash()
+  await start()
+  await pilot.hello()
+  await pilot.report([resultOf(lease, 0, { outputs })])
+  await until('the late result', () => centre.results.length === 2)
+  expect(centre.results[1]).toMatchObject({ end: 'done', outputs })
+  expect(readFileSync(atCentre.locate(attempt(), 'a.txt'), 'utf8')).toBe('one')
+})
+
+it('upload - a log that is wanted when its lease is over goes up with what the order opens', async () => {
+  await handIn('.log/stdout', 'all good')
+  await pilot.report([resultOf(lease, 0)])
+  await until('the lease is over', () => relay.buffer.counts().leases === 0)
+  needed = 'opens-this-log'
+  refusal = new IndraftError('dispatcher.busy')
+  const order = { kind: 'log.send' as const, attempt: { ...attempt(), bundle: 'b1' }, stream: 'stdout' as const }
+  centre.orders.push({ ...order, capability: 'opens-this-log' })
+  await until('a try', () => asked > 0)
+  await relay.crash()
+  refusal = undefined
+  await start()
+  await until('the log', async () => (await atCentre.find(attempt(), '.log/stdout')) !== null)
+})
+
+it('upload - the log of a failed attempt goes up with the capability of its lease, over a crash too', async () => {
+  needed = 'opens-b1'
+  refusal = new IndraftError('dispatcher.busy')
+  await handIn('.log/stderr', 'it broke')
+  await pilot.report([resultOf(lease, 0, failedWith('payload.exit'))])
+  await until('the lease is over', () => relay.buffer.counts().leases === 0)
+  await relay.crash()
+  refusal = undefined
+  await start()
+  await until('the log', async () => (await atCentre.find(attempt(), '.log/stderr')) !== null)
+})
+
+it('upload - what opens a lease is forgotten with a lease that ended well', async () => {
+  expect(relay.buffer.capabilities.kept).toBe(1)
+  await pilot.report([resultOf(lease, 0)])
+  await until('the lease is over', () => relay.buffer.counts().leases === 0)
+  expect(relay.buffer.capabilities.kept).toBe(0)
 })

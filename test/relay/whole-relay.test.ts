@@ -123,6 +123,8 @@ describe('whole relay', () => {
     await client.getToFile(relay.filesUrl + fileAddress.attempt(path), join(folder, 'back'), { capability })
     expect(readFileSync(join(folder, 'back'), 'utf8')).toBe(`line ${lease.tasks}`)
     held = capability!
+    // Made by the relay: what opens the centre's files stays with it.
+    expect(JSON.parse(Buffer.from(held.split('.')[0]!, 'base64url').toString()).fences).toEqual(lease.fences)
   })
 
   it.each([
@@ -179,6 +181,39 @@ describe('whole relay', () => {
       capability: held,
     })
     await expect(missing).rejects.toMatchObject({ code: 'request.notFound' })
+  })
+
+  it('whole relay - after a restart it stores and fetches what its leases open at the centre', async () => {
+    const submitter = await lab.person('bob', ['/demo'])
+    const source = CAMPAIGN.replace('name: files', 'name: again')
+    await submitter.call('submitCampaign', { body: { source } })
+    const [first, second] = (await takeGrants(await asPilot('p1'), 2)) as [Grant, Grant]
+    const pathOf = ({ lease }: Grant) =>
+      `${lease.campaign}/${lease.step}/${lease.tasks}/${lease.fences.join('.')}/out/line.txt`
+    const hand = async ({ lease, capability }: Grant) => {
+      const at = relay.filesUrl + fileAddress.attempt(pathOf({ lease } as Grant))
+      writeFileSync(join(folder, 'line'), 'line')
+      const put = await fileClient().putFile(at, join(folder, 'line'), sha256('line'), { capability })
+      const pilot = await asPilot('p1')
+      await pilot.report([resultOf(lease, Number(lease.tasks), { outputs: [{ path: 'out/line.txt', ...put }] })])
+    }
+    const isDone = async (index: number) => {
+      const params = { campaign: 'again', step: 'write', index }
+      return (await submitter.call('showTask', { params })).state === 'done'
+    }
+    await relay.stop()
+    relay = await startRelay(settings(), silentLog)
+    await hand(first)
+    await until('the first is done', () => isDone(Number(first.lease.tasks)))
+    // What the relay has of it goes, so that it has to come from the centre again.
+    await relay.stop()
+    rmSync(join(folder, 'relay/cache'), { recursive: true })
+    relay = await startRelay(settings(), silentLog)
+    const at = relay.filesUrl + fileAddress.attempt(pathOf(first))
+    await fileClient().getToFile(at, join(folder, 'fetched'), { capability: second.capability })
+    expect(readFileSync(join(folder, 'fetched'), 'utf8')).toBe('line')
+    await hand(second)
+    await until('the second is done', () => isDone(Number(second.lease.tasks)))
   })
 
   it("whole relay - the pilot's credential opens its site's subject and its own inbox, nothing else", async () => {
