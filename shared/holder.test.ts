@@ -485,3 +485,17 @@ describe('holder - bye', () => {
     expect(await holder.bye(BYE)).toBe(true)
   })
 })
+
+describe('beat - timeout', () => {
+  it('is short enough for several beats before the session counts as dead', async () => {
+    const quick: Step = () =>
+      encode('welcome', {
+        ...SAMPLES.welcome.full,
+        timings: { ...SAMPLES.welcome.full.timings, beatMs: 500, lostAfterMs: 6000 },
+      })
+    const { holder, timeouts } = makeHolder([quick, orders])
+    await holder.connect()
+    await holder.beat(BEAT)
+    expect(timeouts.at(-1)).toBe(1500)
+  })
+})

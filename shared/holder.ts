@@ -159,16 +159,21 @@ export class Holder {
 
   /** One beat, not repeated: the next one is due soon enough. @throws IndraftError link.* | session.unknown */
   async beat(body: BeatBody): Promise<ReplyTo<'beat'>> {
-    const { reply, sentAtMs } = await this.#once('beat', {
-      ...body,
-      session: this.#session(),
-      processed: this.#processed,
-      seen: this.#seen,
-      incarnation: this.#options.incarnation,
-    })
+    const session = this.#session()
+    const { reply, sentAtMs } = await this.#once(
+      'beat',
+      { ...body, session, processed: this.#processed, seen: this.#seen, incarnation: this.#options.incarnation },
+      this.#beatTimeoutMs(),
+    )
     this.#mark(reply.mark)
     this.#renewedAtMs = Math.max(this.#renewedAtMs, sentAtMs)
     return reply
+  }
+
+  /** A lost beat is given up early enough for several more before the session counts as dead. */
+  #beatTimeoutMs(): number {
+    const lostAfterMs = this.#welcome?.timings.lostAfterMs ?? Number.POSITIVE_INFINITY
+    return Math.min(this.#options.requestTimeoutMs ?? DEFAULT_TIMEOUT_MS, lostAfterMs / 4)
   }
 
   async inventory(body: Omit<Message<'inventory'>, 'session' | 'processed'>): Promise<ReplyTo<'inventory'>> {

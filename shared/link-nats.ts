@@ -106,7 +106,7 @@ export function natsLink(connection: NatsConnection, site: string): Link {
         return (await Promise.race([reply, broken.promise])).data
       } catch (cause) {
         if (cause instanceof IndraftError) throw cause
-        const code = linkCode(cause)
+        const code = linkCode(cause, connection.isClosed())
         waiting.delete(broken.reject)
         // Nobody serves this subject now, so whoever took the other requests is gone with them.
         if (code === 'link.noResponder') failAll('nobody is there to answer any more')
@@ -134,11 +134,12 @@ async function within(ms: number, event: Promise<void>): Promise<void> {
   }
 }
 
-function linkCode(cause: unknown): 'link.timeout' | 'link.noResponder' | 'link.closed' {
+/** Only a connection that was closed on this side is final; whatever else goes wrong may pass. */
+function linkCode(cause: unknown, isClosed: boolean): 'link.timeout' | 'link.noResponder' | 'link.closed' {
   if (cause instanceof TimeoutError) return 'link.timeout'
   if (cause instanceof NoRespondersError) return 'link.noResponder'
   if (cause instanceof RequestError) return cause.isNoResponders() ? 'link.noResponder' : 'link.timeout'
-  return 'link.closed'
+  return isClosed ? 'link.closed' : 'link.timeout'
 }
 
 /**
