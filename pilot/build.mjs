@@ -1,14 +1,19 @@
 #!/usr/bin/env node
-/** Bundles the pilot to one file, dist/indraft-pilot.mjs, that needs only Node 22 or newer beside it. */
+/**
+ * Bundles what a site runs to one file each, that need only Node 22.18 or newer beside them: dist/indraft-pilot.mjs, and
+ * dist/indraft.mjs, the command with the relay in it. The centre itself runs from the repository, not from a bundle.
+ *
+ *   node pilot/build.mjs [indraft-pilot | indraft] ...
+ */
 import { chmod } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { build } from 'esbuild'
 
-const here = dirname(fileURLToPath(import.meta.url))
-const outfile = process.argv[2] ?? join(here, '..', 'dist', 'indraft-pilot.mjs')
+const root = join(dirname(fileURLToPath(import.meta.url)), '..')
+const programs = { 'indraft-pilot': 'pilot/cli.ts', indraft: 'central/cli/main.ts' }
 
-/** Sixty languages of zod's messages, of which one is used: a quarter of the bundle. */
+/** Sixty languages of zod's messages, of which one is used: a quarter of the pilot's bundle. */
 const oneLanguage = {
   name: 'one-language',
   setup({ onLoad }) {
@@ -16,22 +21,27 @@ const oneLanguage = {
   },
 }
 
-await build({
-  entryPoints: [join(here, 'cli.ts')],
-  outfile,
-  bundle: true,
-  platform: 'node',
-  format: 'esm',
-  target: 'node22',
-  minify: true,
-  legalComments: 'none',
-  plugins: [oneLanguage],
-  banner: {
-    // Some dependencies are CommonJS and ask for require.
-    js: "#!/usr/bin/env node\nimport { createRequire as indraftRequire } from 'node:module'; const require = indraftRequire(import.meta.url);",
-  },
-  // Optional native parts; both packages do without.
-  external: ['msgpackr-extract', 'pino-pretty'],
-})
-await chmod(outfile, 0o755)
-console.log(outfile)
+const wanted = process.argv.slice(2)
+for (const name of wanted.length > 0 ? wanted : Object.keys(programs)) {
+  if (!Object.hasOwn(programs, name)) throw new Error(`no program "${name}": ${Object.keys(programs).join(', ')}`)
+  const outfile = join(root, 'dist', `${name}.mjs`)
+  await build({
+    entryPoints: [join(root, programs[name])],
+    outfile,
+    bundle: true,
+    platform: 'node',
+    format: 'esm',
+    target: 'node22',
+    minify: true,
+    legalComments: 'none',
+    plugins: [oneLanguage],
+    banner: {
+      // Some dependencies are CommonJS and ask for require.
+      js: "#!/usr/bin/env node\nimport { createRequire as indraftRequire } from 'node:module'; const require = indraftRequire(import.meta.url);",
+    },
+    // Optional native parts; both packages do without.
+    external: ['msgpackr-extract', 'pino-pretty'],
+  })
+  await chmod(outfile, 0o755)
+  console.log(outfile)
+}

@@ -85,6 +85,8 @@ async function serve(
   level: LogLevel,
   start: (log: Log) => Promise<{ stop(): Promise<void>; failed?: Promise<Error> }>,
 ): Promise<void> {
+  // What an administrator sees in ps, top and ss.
+  process.title = `indraft-${program}`
   const log = makeLog(program, level)
   let stop: (() => Promise<void>) | undefined
   let isStopping = false

@@ -142,7 +142,7 @@ describe.skipIf(whyNoLab() !== null)('lab', () => {
 
   test('apptainer - a LAMMPS melt gives the same digits inside the pilot image as outside of it', async () => {
     const melt = (cells: number) =>
-      ['lmp', '-in', `${inside.checkout}/test/lab/melt.in`, '-log', 'none'].concat(
+      ['lmp', '-in', `${inside.checkout}/deploy/examples/melt/melt.in`, '-log', 'none'].concat(
         ['-var', 'T', '1.44', '-var', 'seed', '87287', '-var', 'cells', String(cells)],
         ['-var', 'steps', '100'],
       )

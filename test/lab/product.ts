@@ -11,23 +11,42 @@ export const site = 'LAB'
 const publicPorts = { api: 8420, nats: 4222 } as const
 const home = '/var/lib/indraft'
 
-export interface Product {
+/** The centre and what leads to it; no site has joined. */
+export interface Outside {
   central: Daemon
-  relay: Daemon
   /** The wide-area link, in two halves. */
   links: { api: RunningLink; nats: RunningLink }
+  /** As the world knows it. */
+  url: string
+  /** PEM of the authority that signed central's certificate. */
+  ca: string
   /** The `indraft` command as the administrator, outside. Throws when it fails. */
   indraft(...words: string[]): Promise<string>
   tryIndraft(...words: string[]): Promise<Outcome>
+}
+
+export interface Product extends Outside {
+  relay: Daemon
   /** Starts the relay (again), on the state that it has. */
   startRelay(): Promise<Daemon>
 }
 
+/** What sites run, as bundles: with source files the start of a command is twice the work. */
+export const programs = {
+  indraft: ['node', `${inside.checkout}/dist/indraft.mjs`],
+  pilot: ['node', `${inside.checkout}/dist/indraft-pilot.mjs`],
+} as const
+
 /** Paths as the site's users see them. */
-export const paths = { relay: `${inside.home}/relay`, pilotCredential: `${inside.home}/relay/pilot.json` } as const
+export const paths = {
+  /** On the edge's own disk, as its journal wants. */
+  relay: '/var/tmp/indraft-relay',
+  /** On the shared file system, where the nodes see it; for alice alone. */
+  pilotCredential: `${inside.home}/.indraft/pilot.json`,
+} as const
 
 /** @throws Error with the log's end of what did not start */
-export async function startProduct(centre: Centre, timeScale = 1): Promise<Product> {
+export async function startOutside(centre: Centre, timeScale = 1): Promise<Outside> {
   const program = `${inside.checkout}/test/lab/outside.ts`
   const ports = [String(publicPorts.api), String(publicPorts.nats), String(timeScale)]
   const central = centre.spawn('outside', 'central', ['node', program, home, addresses.outside, ...ports])
@@ -38,23 +57,41 @@ export async function startProduct(centre: Centre, timeScale = 1): Promise<Produ
   const links = { api: await link(publicPorts.api, at.api), nats: await link(publicPorts.nats, at.nats) }
 
   const tryIndraft = (...words: string[]) =>
-    centre.run('outside', ['indraft', ...words], { env: { INDRAFT_HOME: home }, timeoutMs: 120_000 })
+    centre.run('outside', [...programs.indraft, ...words], { env: { INDRAFT_HOME: home }, timeoutMs: 120_000 })
   const indraft = (...words: string[]) =>
-    centre.check('outside', ['indraft', ...words], { env: { INDRAFT_HOME: home }, timeoutMs: 120_000 })
+    centre.check('outside', [...programs.indraft, ...words], { env: { INDRAFT_HOME: home }, timeoutMs: 120_000 })
 
-  const { joinToken } = JSON.parse(await indraft('site', 'add', site, '--json')) as { joinToken: string }
   const ca = await centre.check('outside', ['cat', `${home}/tls/ca.pem`])
-  await centre.write('edge', '/etc/indraft-ca.pem', `${ca}\n`)
-  const url = `https://${addresses.outside}:${publicPorts.api}`
-  const join = ['indraft', 'relay', 'join', '--url', url, '--token', joinToken, '--ca', '/etc/indraft-ca.pem']
+  return { central, links, url: `https://${addresses.outside}:${publicPorts.api}`, ca, indraft, tryIndraft }
+}
+
+/** @throws Error with the log's end of what did not start */
+export async function startProduct(centre: Centre, timeScale = 1): Promise<Product> {
+  const outside = await startOutside(centre, timeScale)
+  const { joinToken } = JSON.parse(await outside.indraft('site', 'add', site, '--json')) as { joinToken: string }
+  await centre.write('edge', '/etc/indraft-ca.pem', `${outside.ca}\n`)
+  const join = [
+    ...programs.indraft,
+    'relay',
+    'join',
+    '--url',
+    outside.url,
+    '--token',
+    joinToken,
+    '--ca',
+    '/etc/indraft-ca.pem',
+  ]
   await centre.check('edge', [...join, '--state', paths.relay], { user: 'alice' })
   const startRelay = async () => {
-    const settings = ['--host', '0.0.0.0', '--advertise', addresses.edgeLan, '--time-scale', String(timeScale)]
+    // Towards the nodes only: nothing of it listens where the world could see it.
+    const settings = ['--host', addresses.edgeLan, '--time-scale', String(timeScale)]
     const credential = ['--state', paths.relay, '--credential', `${paths.relay}/relay.json`]
-    const argv = ['indraft', 'relay', 'run', ...credential, ...settings]
+    const argv = [...programs.indraft, 'relay', 'run', ...credential, ...settings]
     const relay = centre.spawn('edge', 'relay', argv, { user: 'alice' })
     await relay.waitFor(/relay\.ready/, 60_000)
+    const copy = ['install', '-D', '-m', '600', `${paths.relay}/pilot.json`, paths.pilotCredential]
+    await centre.check('edge', copy, { user: 'alice' })
     return relay
   }
-  return { central, relay: await startRelay(), links, indraft, tryIndraft, startRelay }
+  return { ...outside, relay: await startRelay(), startRelay }
 }

@@ -1,8 +1,11 @@
 /**
- * Before the site tests: builds the lab's roots and images where they are missing (minutes), or says why this machine
+ * Before the site tests: bundles the programs, builds the lab's roots and images where they are missing (minutes), or says why this machine
  * cannot hold a lab; the tests then report skipped. Where it must run (CI set, or INDRAFT_LAB=required) that is an error.
  */
-import { buildRoots, whyNoLab } from './roots.ts'
+import { execFileSync } from 'node:child_process'
+import { join } from 'node:path'
+import process from 'node:process'
+import { buildRoots, checkout, whyNoLab } from './roots.ts'
 
 export default async function setup(): Promise<void> {
   const reason = whyNoLab()
@@ -12,5 +15,6 @@ export default async function setup(): Promise<void> {
     console.warn(`skipping the site tests: ${reason}`)
     return
   }
+  execFileSync(process.execPath, [join(checkout, 'pilot/build.mjs')], { stdio: ['ignore', 'ignore', 'inherit'] })
   await buildRoots((line) => console.log(line))
 }
