@@ -37,7 +37,9 @@ async function runPilot({ config: file, ...args }: Record<string, unknown>): Pro
   const log = makeLog('pilot', config.logLevel as LogLevel)
   log.info(shownConfig(PILOT_SETTINGS, config), 'pilot.configured')
   const pilot = await startPilot(config, log)
-  process.title = `indraft-pilot ${pilot.name}`
+  // Without a space: Slurm's proctrack/linuxproc takes such a name apart wrongly and then never finds, nor ends, the
+  // pilot (test/lab, "scancel").
+  process.title = `indraft-pilot:${pilot.name}`
   for (const signal of ['SIGTERM', 'SIGINT', 'SIGUSR1'] as const) process.on(signal, () => void pilot.stop(signal))
   const code = await pilot.finished
   // 2xx and 3xx are ends as they should be: batch systems count everything else as a failure.

@@ -1,0 +1,68 @@
+/** The guide for a new site, followed word by word by alice: every block of commands, in order, in one shell. */
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { addresses, type Centre, inside, startCentre } from './centre.ts'
+import { type Outside, startOutside } from './product.ts'
+import { checkout, whyNoLab } from './roots.ts'
+
+const guide = readFileSync(join(checkout, 'docs/site/first-payload.md'), 'utf8')
+const blocks = [...guide.matchAll(/^```bash\n(.*?)^```$/gms)].map(([, text]) => text!)
+
+describe.skipIf(whyNoLab() !== null)('guide', () => {
+  let centre: Centre
+  let outside: Outside
+  beforeAll(async () => {
+    centre = await startCentre({ nodes: 1 })
+    outside = await startOutside(centre)
+  })
+  afterAll(async () => {
+    await centre?.stop()
+  })
+
+  test('first payload - the commands of the guide, as they stand, in less than its quarter of an hour', {
+    timeout: 400_000,
+  }, async () => {
+    const { joinToken } = JSON.parse(await outside.indraft('site', 'add', 'NEW-SITE', '--json')) as {
+      joinToken: string
+    }
+    const added = JSON.parse(await outside.indraft('admin', 'token', 'add', 'alice', '--group', '/demo', '--json'))
+    // What the guide says that the people at the centre send.
+    const copy = `cp ${inside.checkout}/dist/indraft.mjs ${inside.checkout}/dist/indraft-pilot.mjs .; cat >centre-ca.pem`
+    await centre.check('edge', ['sh', '-c', copy], { user: 'alice', input: `${outside.ca}\n` })
+    const mine: Record<string, string> = {
+      CENTRE: outside.url,
+      JOIN_TOKEN: joinToken,
+      MY_TOKEN: added.token,
+      AUTHORITY: '$HOME/centre-ca.pem',
+      EDGE: addresses.edgeLan,
+      IMAGE: inside.images.busybox,
+    }
+    const names = [...blocks[0]!.matchAll(/^(\w+)=/gm)].map(([, name]) => name!)
+    expect(names).toEqual(Object.keys(mine))
+    const settings = blocks[0]!.replace(/^(\w+)=.*$/gm, (_, name: string) => `${name}=${mine[name]}`)
+    const [first, last] = [[settings, ...blocks.slice(1, -1)], blocks.at(-1)!]
+    const script = first.map((block, i) => `echo "== ${i + 1}"\n${block}`).join('\n')
+    // From a file: what reads standard input, as srun does, would eat the rest.
+    await centre.write('edge', '/tmp/guide.sh', script)
+    const startedMs = performance.now()
+    const said = await centre.run('edge', ['bash', '-e', '-o', 'pipefail', '/tmp/guide.sh'], {
+      user: 'alice',
+      timeoutMs: 350_000,
+    })
+    const tookS = (performance.now() - startedMs) / 1000
+    expect(said.code, `${said.stdout}\n${said.stderr}\n${centre.logs(30)}`).toBe(0)
+    expect(said.stdout).toMatch(/ok {3}containers start: apptainer/)
+    expect(said.stdout).not.toContain('BAD')
+    expect(said.stdout.trimEnd()).toMatch(/\nhello from task 2 on n1$/)
+    console.log(`guide: ${first.length} blocks in ${tookS.toFixed(0)} s, without the reading`)
+
+    const ended = await centre.run('edge', ['bash', '-e', '-s'], { user: 'alice', input: last })
+    expect(ended.code, ended.stderr).toBe(0)
+    for (const { id } of await centre.squeue()) await centre.waitForJob(id)
+    expect(await centre.check('n1', ['sh', '-c', 'cat /proc/[0-9]*/comm'])).not.toMatch(/indraft|appinit|squashfuse/)
+    while ((await centre.check('edge', ['sh', '-c', 'cat /proc/[0-9]*/comm'])).includes('indraft-relay'))
+      await sleep(200)
+  })
+})
