@@ -20,6 +20,7 @@ import {
   type Message,
   type ReplyTo,
   type Result,
+  type StartedPart,
   type StoreMark,
   type Verdict,
 } from '../shared/protocol/messages.ts'
@@ -63,8 +64,8 @@ export interface DispatchOptions {
 export interface DispatchEvents {
   /** A pilot wants work that is not in the buffer, or took some of it. */
   onDemand?: () => void
-  /** Tasks started; to be told to central. */
-  onStarted?: (part: LeasePart) => void
+  /** Tasks started, and where; to be told to central. */
+  onStarted?: (part: StartedPart) => void
   onVerdict?: (verdict: Verdict['verdict'], end: Result['end']) => void
   onGranted?: (tasks: number) => void
   onPilotLost?: () => void
@@ -359,8 +360,9 @@ export class RelayDispatcher implements Dispatcher {
       if (held?.session !== session.session) continue
       buffer.confirm(held)
       const fresh = buffer.start(held, parseRanges(part.tasks))
-      if (fresh.length > 0)
-        this.#events.onStarted?.({ ...partOf(held), fences: held.lease.fences, tasks: formatRanges(fresh) })
+      if (fresh.length === 0) continue
+      const { node } = session.facts
+      this.#events.onStarted?.({ ...partOf(held), fences: held.lease.fences, tasks: formatRanges(fresh), node })
     }
     this.#compareHeld(session, beat)
     this.#noteUsage(session, beat)

@@ -12,8 +12,8 @@ import { heldDigest } from '../shared/held.ts'
 import { Holder, type HolderMemory } from '../shared/holder.ts'
 import type { Link } from '../shared/link.ts'
 import type { Log } from '../shared/log.ts'
-import type { LeasePart, Message, NodeFacts, Order, Result } from '../shared/protocol/messages.ts'
-import { formatRanges } from '../shared/ranges.ts'
+import type { LeasePart, Message, NodeFacts, Order, Result, StartedPart } from '../shared/protocol/messages.ts'
+import { formatRanges, indices, parseRanges, rangesOf } from '../shared/ranges.ts'
 import { attemptName, type Buffer, type Lease } from './buffer.ts'
 import type { Cancels } from './cancels.ts'
 import type { RelayDispatcher } from './dispatch.ts'
@@ -71,7 +71,8 @@ export class Upstream {
   #memory: UpstreamMemory | undefined
   /** Monotonic time of the last renewal known from before this start. */
   readonly #renewedBeforeMs: number
-  #started: LeasePart[] = []
+  /** To be told with the next beat: one entry for each node and lease. */
+  readonly #started = new Map<string, StartedPart>()
   #isDraining = false
   #loops: Promise<unknown>[] = []
   #lastAnswerMs = Number.NEGATIVE_INFINITY
@@ -115,8 +116,11 @@ export class Upstream {
     this.#demand.raise()
   }
 
-  noteStarted(part: LeasePart): void {
-    this.#started.push(part)
+  noteStarted(part: StartedPart): void {
+    const name = JSON.stringify([part.bundle, part.fences[0], part.node])
+    const known = this.#started.get(name)
+    const tasks = known ? [...indices(parseRanges(known.tasks)), ...indices(parseRanges(part.tasks))] : null
+    this.#started.set(name, tasks === null ? part : { ...part, tasks: formatRanges(rangesOf(tasks)) })
   }
 
   /** Milliseconds left of a lease of this length: leases run from the last message that central acknowledged. */
@@ -306,7 +310,9 @@ export class Upstream {
     const { sessions, buffer, clock, journal } = this.#options
     const { beatMs } = this.#holder.welcome!.timings
     const startMs = clock.monotonicMs()
-    const started = this.#started.splice(0, MOST_PARTS)
+    const told = [...this.#started].slice(0, MOST_PARTS)
+    for (const [name] of told) this.#started.delete(name)
+    const started = told.map(([, part]) => part)
     const { names, pilots } = sessions.takeChanges(MOST_PILOTS_A_BEAT)
     try {
       const held = [...buffer.leases()].filter((lease) => !lease.gone && lease.open.length > 0)
@@ -327,12 +333,12 @@ export class Upstream {
       for (const order of reply.orders) await this.#onOrder(order)
       await journal.committed()
     } catch (error) {
-      this.#started.unshift(...started)
+      for (const part of started) this.noteStarted(part)
       sessions.untold(names)
       if (!(error instanceof IndraftError) || error.code === 'session.unknown') throw error
       this.#options.log.info({ code: error.code }, 'upstream.beatMissed')
     }
-    const isMoreWaiting = this.#started.length > 0 && this.isUp
+    const isMoreWaiting = this.#started.size > 0 && this.isUp
     await clock.sleep(isMoreWaiting ? beatMs / 10 : beatMs - (clock.monotonicMs() - startMs), this.#stop.signal)
   }
 

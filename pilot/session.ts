@@ -259,7 +259,7 @@ export class Session {
     for (const attempt of taking) coresBusy += attempt.work.template.needs.cores
     return {
       draining: this.#draining !== 'no',
-      started: [...started].slice(0, MOST_NAMED).map(([lease, tasks]) => lease.part(tasks)),
+      started: [...started].slice(0, MOST_NAMED).map(([lease, tasks]) => ({ ...lease.part(tasks), node: facts.node })),
       held:
         this.#holder.welcome!.inventory === 'digest'
           ? {

@@ -4,7 +4,7 @@
  */
 import { chargeOf, type ErrorCode } from '../../shared/errors.ts'
 import type { Log } from '../../shared/log.ts'
-import type { LeasePart } from '../../shared/protocol/messages.ts'
+import type { LeasePart, StartedPart } from '../../shared/protocol/messages.ts'
 import type { StoreEvents } from './open.ts'
 import type { Plans, StoredStep } from './plans.ts'
 import type { Scripts } from './scripts.ts'
@@ -70,8 +70,8 @@ export class Leases {
     await Promise.all(bases.map((base) => this.#scripts.run('confirm', base, { session, processed, opened })))
   }
 
-  /** Notes that tasks run. Parts of unknown campaigns are passed over. */
-  async start(site: string, parts: LeasePart[]): Promise<void> {
+  /** Notes that tasks run, and where. Parts of unknown campaigns are passed over. */
+  async start(site: string, parts: StartedPart[]): Promise<void> {
     for (const [base, list] of await this.#byBase(parts)) {
       await this.#scripts.run('started', base, { site, parts: list.map(scriptPart) })
     }
@@ -93,8 +93,8 @@ export class Leases {
     }
   }
 
-  async #byBase(parts: LeasePart[]): Promise<Map<string, LeasePart[]>> {
-    const byBase = new Map<string, LeasePart[]>()
+  async #byBase<P extends LeasePart>(parts: P[]): Promise<Map<string, P[]>> {
+    const byBase = new Map<string, P[]>()
     for (const part of parts) {
       const known = await this.#plans.get(part.campaign)
       if (!known) continue
@@ -161,6 +161,6 @@ export class Leases {
   }
 }
 
-function scriptPart(part: LeasePart) {
-  return { bundle: part.bundle, fence: String(part.fences[0]), tasks: part.tasks }
+function scriptPart({ bundle, fences, tasks, node }: StartedPart) {
+  return { bundle, fence: String(fences[0]), tasks, ...(node !== undefined && { node }) }
 }

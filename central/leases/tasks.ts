@@ -19,7 +19,12 @@ type Filter = { step?: string; state?: TaskState; site?: string }
 interface Lease {
   spans: Span[]
   site: string
+  /** What runs where, as far as the holder said. */
+  places: { node: string; spans: Span[] }[]
 }
+
+/** Before the name of a node, in a leased bundle's record. */
+const AT = 'at:'
 
 export class Tasks {
   readonly #scripts: Scripts
@@ -99,7 +104,7 @@ export class Tasks {
         state,
         attempts: (record?.attempts ?? 0) + (winner || state === 'running' ? 1 : 0),
         site: winner?.site ?? lease?.site ?? record?.site ?? null,
-        node: winner?.node ?? (lease ? null : (record?.node ?? null)),
+        node: winner?.node ?? (lease ? nodeOf(lease, index) : (record?.node ?? null)),
         reason: winner || state === 'done' ? null : ((record?.reason as TaskRow['reason']) ?? null),
       }
     })
@@ -108,11 +113,15 @@ export class Tasks {
   async #leases(known: KnownCampaign, id: string, step: string): Promise<Lease[]> {
     const bundles = await this.#scripts.redis.smembers(`${known.base}:bundles:${id}:${step}`)
     const pipeline = this.#scripts.redis.pipeline()
-    for (const bundle of bundles) pipeline.hmget(`${known.base}:bundle:${bundle}`, 'state', 'remaining', 'site')
+    for (const bundle of bundles) pipeline.hgetall(`${known.base}:bundle:${bundle}`)
     const answers = (await pipeline.exec()) ?? []
     return answers.flatMap(([, value]) => {
-      const [state, remaining, site] = (value ?? []) as (string | null)[]
-      return state === 'leased' ? [{ spans: parseRanges(remaining ?? ''), site: site ?? '' }] : []
+      const { state, remaining = '', site = '', ...others } = (value ?? {}) as Record<string, string>
+      if (state !== 'leased') return []
+      const places = Object.entries(others).flatMap(([field, tasks]) =>
+        field.startsWith(AT) ? [{ node: field.slice(AT.length), spans: parseRanges(tasks) }] : [],
+      )
+      return [{ spans: parseRanges(remaining), site, places }]
     })
   }
 
@@ -147,6 +156,10 @@ export class Tasks {
       winner: winner ? (attemptOf(winner) as AttemptRef) : null,
     }
   }
+}
+
+function nodeOf(lease: Lease, index: number): string | null {
+  return lease.places.find(({ spans }) => containsIndex(spans, index))?.node ?? null
 }
 
 function attemptOf({ campaign, step, index, bundle, fences }: Result): Omit<AttemptRef, never> {

@@ -97,6 +97,10 @@ export const leasePartSchema = z.object({
 })
 export type LeasePart = z.infer<typeof leasePartSchema>
 
+/** Tasks of a lease that run, one entry for each node that they run on; a peer of before does not say where. */
+export const startedPartSchema = leasePartSchema.extend({ node: name.optional() })
+export type StartedPart = z.infer<typeof startedPartSchema>
+
 /** The store that a dispatcher answered from; a holder shows the highest it has seen, which uncovers a rollback. */
 export const storeMarkSchema = z.object({ epoch: name, sequence: count })
 export type StoreMark = z.infer<typeof storeMarkSchema>
@@ -227,7 +231,7 @@ export const beatSchema = z.object({
   incarnation: name,
   draining: z.boolean(),
   /** Attempts started since the last acknowledged beat or pull. */
-  started: z.array(leasePartSchema).max(256),
+  started: z.array(startedPartSchema).max(256),
   /** `list` form: every lease held. `digest` form: see heldDigest in shared/held.ts. */
   held: z.union([
     z.array(leasePartSchema.pick({ bundle: true, campaign: true, step: true, fences: true })).max(512),

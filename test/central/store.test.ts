@@ -6,6 +6,7 @@ import { attemptPath } from '../../shared/ids.ts'
 import { unpack } from '../../shared/protocol/codec.ts'
 import type { OutputRecord, Result } from '../../shared/protocol/messages.ts'
 import type { Manifest } from '../../shared/protocol/work.ts'
+import { countRanges, indices, parseRanges } from '../../shared/ranges.ts'
 import { digestOf, importKeys, verifyBundle, verifyTemplate } from '../../shared/signing.ts'
 import { testSigner } from '../sample-messages.ts'
 import { EXIT_3, NODE_LOST, TestHolder } from './store-holder.ts'
@@ -356,4 +357,43 @@ test('views - holders, pilots behind a relay, shapes of sites', async () => {
     ]),
   )
   expect(await lab.store.siteShapes()).toMatchObject([{ site: 'ALPHA', shapes: [{ cores: 8 }] }])
+})
+
+test('tasks - a running task says on which node it runs, for as long as its lease lasts', async () => {
+  const plan = planOf('nodes', { a: { size: 400 } })
+  await lab.store.create(plan)
+  const relay = await new TestHolder(lab.dispatcher, { name: 'relay-1', role: 'relay' }).hello()
+  const lease = await vi.waitFor(async () => {
+    await lab.settle()
+    await relay.pull(8)
+    const large = [...relay.leases.values()].find((one) => countRanges(parseRanges(one.tasks)) >= 4)
+    if (!large) await relay.verdicts(relay.allResults())
+    expect(large).toBeDefined()
+    return large!
+  }, 20_000)
+  const [first, second, third, fourth] = [...indices(parseRanges(lease.tasks))] as [number, number, number, number]
+  const started = (index: number, node?: string) => ({ ...lease, tasks: `${index}`, ...(node && { node }) })
+  const running = async () =>
+    (await lab.store.tasks(plan.id, { state: 'running' }, null, 100)).rows.map((row) => [row.index, row.site, row.node])
+
+  await relay.beat({ started: [started(first, 'n1'), started(second, 'n2')] })
+  // A relay of before does not say where.
+  await relay.beat({ started: [started(third, 'n1'), started(fourth)] })
+  await relay.beat({ started: [started(first, 'n1')] })
+  expect(await running()).toEqual([
+    [first, 'ALPHA', 'n1'],
+    [second, 'ALPHA', 'n2'],
+    [third, 'ALPHA', 'n1'],
+    [fourth, 'ALPHA', null],
+  ])
+  expect(await lab.store.task(plan.id, 'a', second)).toMatchObject({ state: 'running', node: 'n2' })
+  await clean()
+
+  await relay.verdicts([relay.result(lease, first, { node: 'n1' })])
+  expect((await running()).map(([index]) => index)).toEqual([second, third, fourth])
+  expect(await lab.store.task(plan.id, 'a', first)).toMatchObject({ state: 'done', node: 'n1' })
+  await relay.holder.bye({ code: 600, reason: 'enough', returned: [] })
+  expect(await running()).toEqual([])
+  expect(await lab.redis.keys(`*:bundle:${lease.bundle}`)).toEqual([])
+  await clean()
 })

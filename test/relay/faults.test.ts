@@ -9,6 +9,7 @@ import { heldDigest } from '../../shared/held.ts'
 import { memoryLink } from '../../shared/link.ts'
 import { silentLog } from '../../shared/log.ts'
 import type { Message } from '../../shared/protocol/messages.ts'
+import { indices, parseRanges } from '../../shared/ranges.ts'
 import { codeOf, failedWith, resultOf, resultsOf, SimulatedHolder, tasksOf } from '../conformance/simulated-holder.ts'
 import { type FastClock, fastClock } from '../fast-clock.ts'
 import { type PartsOptions, type RelayInParts, relayInParts, until } from './relay-in-parts.ts'
@@ -286,6 +287,29 @@ describe('relay - what the centre wants', () => {
     await b.bye()
     a.confirm()
     expect((await a.pull({})).grants).toHaveLength(1)
+  })
+
+  it('relay - the centre is told where tasks run, in one entry for each node and lease', async () => {
+    const [a, b] = [await pilot('a'), await pilot('b')]
+    centre.give({ tasks: '0-3' })
+    await buffered(4)
+    const of = async (holder: SimulatedHolder) => {
+      const [grant] = (await holder.pull({}, 2)).grants
+      holder.confirm()
+      return grant!.lease
+    }
+    const [ofA, ofB] = [await of(a), await of(b)]
+    centre.isCut = true
+    for (const index of indices(parseRanges(ofA.tasks))) await a.beat({ started: [{ ...ofA, tasks: `${index}` }] })
+    // What a pilot says of itself does not count: the relay knows its node from its hello.
+    await b.beat({ started: [{ ...ofB, node: 'elsewhere' }] })
+    centre.isCut = false
+    await until('all are told', () => centre.beats.flatMap((beat) => beat.started).length >= 2)
+    const told = centre.beats.flatMap((beat) => beat.started).map(({ tasks, node }) => ({ tasks, node }))
+    expect(told.sort((one, other) => (one.node! < other.node! ? -1 : 1))).toEqual([
+      { tasks: ofA.tasks, node: 'node-of-a' },
+      { tasks: ofB.tasks, node: 'node-of-b' },
+    ])
   })
 
   it('relay - what pilots started is told to the centre, with what they count', async () => {

@@ -20,7 +20,7 @@
 --   history:<c>:<s>      hash   index:fence -> R or E, then msgpack: a reported, or an expired, earlier attempt
 --   blocks:<c>:<s>       hash   number of a block of 256 tasks -> digest of its results in the blob store
 --   bundles:<c>:<s>      set    ids of bundles that are not closed
---   bundle:<b>           hash   the bundle record
+--   bundle:<b>           hash   the bundle record; of a leased one, at:<node> -> tasks that started there
 --   queues               set    c|s|class|avoid of every queue that is not empty
 --   queue:<c>|<s>|<class>|<avoid>  zset  queued bundles, by age or by the end of the avoidance
 --   provisional          zset   bundles granted but not confirmed, by deadline
