@@ -47,6 +47,8 @@ export class Uploads {
   readonly #stop = new AbortController()
   readonly #queue: (() => Promise<void>)[] = []
   readonly #logs = new Set<string>()
+  /** On their way from the outbox to the cache: for a moment in neither. */
+  readonly #moving = new Map<string, Promise<void>>()
   #running = 0
   #idle: PromiseWithResolvers<void> | undefined
 
@@ -114,7 +116,10 @@ export class Uploads {
     for (const path of await outbox.list(attempt)) {
       const name = `${attemptFolder(attempt)}/${path}`
       // A log that is just going up stays where it is read; it follows when it is up.
-      if (!this.#logs.has(name)) await cache.adopt(attemptKey(name), outbox.locate(attempt, path))
+      if (this.#logs.has(name)) continue
+      const moved = cache.adopt(attemptKey(name), outbox.locate(attempt, path))
+      this.#moving.set(name, moved)
+      await moved.finally(() => this.#moving.delete(name))
     }
     await outbox.dropEmpty(attempt)
   }
@@ -147,7 +152,12 @@ export class Uploads {
 
   async #find(attempt: AttemptName, path: string) {
     const { outbox, cache } = this.#options
-    return (await outbox.find(attempt, path)) ?? (await cache.find(attemptKey(`${attemptFolder(attempt)}/${path}`)))
+    const name = `${attemptFolder(attempt)}/${path}`
+    const look = async () => (await outbox.find(attempt, path)) ?? (await cache.find(attemptKey(name)))
+    const found = await look()
+    if (found && !this.#moving.has(name)) return found
+    await this.#moving.get(name)?.catch(() => {})
+    return await look()
   }
 
   /** @param expected null: whatever is here. @throws IndraftError where it is not here, or central refuses it */
