@@ -188,7 +188,7 @@ export async function testScratch(folder: string): Promise<Check[]> {
     const path = join(place, 'data')
     const file = await open(path, 'w')
     try {
-      await file.write(Buffer.alloc(MIB, 0x5a))
+      await file.writeFile(Buffer.alloc(MIB, 0x5a))
       await file.sync()
     } finally {
       await file.close()
