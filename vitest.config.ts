@@ -28,7 +28,8 @@ export default defineConfig({
           globalSetup: 'test/lab/setup.ts',
           testTimeout: 180_000,
           hookTimeout: 180_000,
-          fileParallelism: false,
+          // Each file has a centre of its own, which mostly waits.
+          maxWorkers: 2,
         },
       },
     ],
