@@ -27,7 +27,7 @@ export const inside = {
   shared: '/shared',
   home: alice.home,
   /** The image folders and the SIF; on every host. */
-  images: { lammps: '/images/lammps', pilot: '/images/pilot', busybox: '/images/busybox.sif' },
+  images: { lammps: '/images/lammps', pilot: '/images/pilot', relay: '/images/relay', busybox: '/images/busybox.sif' },
 } as const
 
 export interface RunOptions {
@@ -124,11 +124,12 @@ export class Centre {
     mkdirSync(this.logFolder)
     mkdirSync(home, { recursive: true, mode: 0o755 })
     chownSync(home, alice.uid, alice.uid)
-    const { lammps, pilot, busybox } = this.roots
+    const { lammps, pilot, relay, busybox } = this.roots
     const everywhere = [
       `${checkout} ${inside.checkout} ro`,
       `${lammps} ${inside.images.lammps} ro`,
       `${pilot} ${inside.images.pilot} ro`,
+      `${relay} ${inside.images.relay} ro`,
       `${busybox} ${inside.images.busybox} ro`,
     ]
     const namespaces = ['--mount', '--uts', '--net', '--ipc', '--pid', '--fork', '--kill-child', '--mount-proc']

@@ -175,6 +175,18 @@ exec srun apptainer --quiet exec --userns --contain --bind /dev/fuse,/images,/sh
     expect([...nested.keys()]).toEqual(['1.44 87287', '1.44 4928459', '2.2 87287', '2.2 4928459'])
     for (const [point, row] of nested) expect(row).toBe(rows.get(point))
   })
+
+  test('relay image - a relay in its own image goes on where the one on the host stopped', async () => {
+    expect(await product.relay.stop()).toBe(0)
+    const binds = [paths.relay, `${inside.checkout}/dist:/opt/indraft`].flatMap((bind) => ['--bind', bind])
+    const run = ['run', '--state', paths.relay, '--host', addresses.edgeLan]
+    const argv = ['apptainer', '--quiet', 'run', '--userns', '--contain', ...binds, inside.images.relay, ...run]
+    const relay = centre.spawn('edge', 'relay-image', argv, { user: 'alice' })
+    await relay.waitFor(/"msg":"relay.ready"/)
+    expect(await relay.waitFor(/"isNewSession":(true|false).*"msg":"upstream.welcomed"/)).toBeTruthy()
+    expect(await product.indraft('relay', 'list')).toMatch(/^LAB\s+relay\s+active/m)
+    expect(await relay.stop()).toBe(0)
+  })
 })
 
 const beyond = (address: string) =>

@@ -56,11 +56,12 @@ const recipes = {
   },
 } as const satisfies Record<string, Recipe>
 
-/** Paths on this machine. `lammps` and `pilot` are unpacked image folders, `busybox` is one SIF file. */
+/** Paths on this machine. `lammps`, `pilot` and `relay` are unpacked image folders, `busybox` is one SIF file. */
 export interface Roots {
   site: string
   lammps: string
   pilot: string
+  relay: string
   busybox: string
 }
 
@@ -104,18 +105,22 @@ export async function buildRoots(progress: Progress = () => {}): Promise<Roots> 
   const site = await fromRecipe('site')
   const lammps = await fromRecipe('lammps')
 
-  const pilot = join(cache, `pilot-${digest('debian-root.sh', 'build-without-registry.sh')}`)
-  if (!existsSync(pilot)) {
+  const ofOurs = async (name: 'pilot' | 'relay'): Promise<string> => {
+    const folder = join(cache, `${name}-${digest('debian-root.sh', 'build-without-registry.sh')}`)
+    if (existsSync(folder)) return folder
     await build([join(deploy, 'debian-root.sh'), base], cache, progress)
     const node = join(checkout, 'node_modules/.bin/node')
-    const wanted = ['pilot', pilot, '--base', base, '--node', existsSync(node) ? node : process.execPath]
+    const wanted = [name, folder, '--base', base, '--node', existsSync(node) ? node : process.execPath]
     await build([join(deploy, 'build-without-registry.sh'), ...wanted], cache, progress)
+    return folder
   }
+  const pilot = await ofOurs('pilot')
+  const relay = await ofOurs('relay')
 
   const busyboxRoot = await fromRecipe('busybox')
   const busybox = `${busyboxRoot}.sif`
   if (!existsSync(busybox)) await packSif(site, join(busyboxRoot, 'image'), busybox, cache, progress)
-  return { site, lammps, pilot, busybox }
+  return { site, lammps, pilot, relay, busybox }
 }
 
 /** One SIF file of an image folder, packed as an ordinary user by the Apptainer of the site's own root. */
