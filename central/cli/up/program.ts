@@ -35,8 +35,11 @@ export interface RunningProgram extends RunningPart {
   ready: Record<string, unknown>
 }
 
-/** @throws IndraftError server.failed with the end of its log */
-export async function startProgram(spec: ProgramSpec): Promise<RunningProgram> {
+/**
+ * @param stopping ends a program that has not said yet that it is ready: one that waits for others may never be
+ * @throws IndraftError server.failed with the end of its log
+ */
+export async function startProgram(spec: ProgramSpec, stopping: AbortSignal): Promise<RunningProgram> {
   mkdirSync(spec.runDir, { recursive: true, mode: 0o700 })
   const recordPath = join(spec.runDir, `${spec.name}.pid`)
   await endRecorded(recordPath, spec.stopGraceMs)
@@ -57,7 +60,16 @@ export async function startProgram(spec: ProgramSpec): Promise<RunningProgram> {
   })
   void exited.then(() => rmSync(recordPath, { force: true }))
   if (child.pid !== undefined) writeRecord(recordPath, child.pid)
+  const stop = async () => {
+    child.kill('SIGTERM')
+    const late = setTimeout(() => child.kill('SIGKILL'), spec.stopGraceMs)
+    await exited
+    clearTimeout(late)
+  }
+  if (stopping.aborted) void stop()
+  stopping.addEventListener('abort', stop)
   const ready = await waitForLine(logPath, from, spec.readyMessage, exited)
+  stopping.removeEventListener('abort', stop)
   if (!ready) {
     const { code, signal } = await exited
     const end = readFrom(logPath, from).trimEnd().split('\n').slice(-8).join('\n')
@@ -73,12 +85,7 @@ export async function startProgram(spec: ProgramSpec): Promise<RunningProgram> {
     ready,
     exited,
     kill: () => void child.kill('SIGKILL'),
-    async stop() {
-      child.kill('SIGTERM')
-      const late = setTimeout(() => child.kill('SIGKILL'), spec.stopGraceMs)
-      await exited
-      clearTimeout(late)
-    },
+    stop,
   }
 }
 

@@ -28,7 +28,7 @@ export interface ServiceEvents {
 
 export class Service {
   readonly name: string
-  readonly #start: () => Promise<RunningPart>
+  readonly #start: (stopping: AbortSignal) => Promise<RunningPart>
   readonly #events: ServiceEvents
   readonly #clock: Clock
   #part: RunningPart | undefined
@@ -38,7 +38,12 @@ export class Service {
   #keeping: Promise<void> = Promise.resolve()
   readonly #stopping = new AbortController()
 
-  constructor(name: string, start: () => Promise<RunningPart>, events: ServiceEvents = {}, clock: Clock = systemClock) {
+  constructor(
+    name: string,
+    start: (stopping: AbortSignal) => Promise<RunningPart>,
+    events: ServiceEvents = {},
+    clock: Clock = systemClock,
+  ) {
     this.name = name
     this.#start = start
     this.#events = events
@@ -68,7 +73,7 @@ export class Service {
   async #launch(): Promise<RunningPart> {
     this.#state = 'starting'
     this.#starts++
-    this.#part = await this.#start()
+    this.#part = await this.#start(this.#stopping.signal)
     this.#state = 'running'
     this.#events.onRunning?.(this)
     return this.#part

@@ -108,7 +108,7 @@ async function startServices(
   events: StackEvents,
 ): Promise<Omit<Stack, 'services' | 'service' | 'stop'>> {
   const { say } = events
-  const keep = (name: string, start: () => Promise<RunningPart>) => {
+  const keep = (name: string, start: (stopping: AbortSignal) => Promise<RunningPart>) => {
     const service = new Service(name, start, events)
     services.push(service)
     return service
@@ -155,30 +155,33 @@ async function startServices(
   const indraft = launcher('central/cli/indraft.mjs')
   const common = { INDRAFT_LOG_LEVEL: config.logLevel }
   let metricsUrl = ''
-  const startCentral = async () => {
-    const started = await startProgram({
-      name: 'central',
-      launcher: indraft,
-      words: ['central', 'run'],
-      runDir,
-      env: {
-        ...common,
-        INDRAFT_STATE: state('central'),
-        INDRAFT_REDIS: redisUrl,
-        INDRAFT_NATS: natsUrl,
-        INDRAFT_NATS_CA: caPath,
-        INDRAFT_HOST: HOST,
-        INDRAFT_API_PORT: String(ports.api),
-        INDRAFT_METRICS_PORT: String(ports.metrics),
-        INDRAFT_TLS_CERT: certificate.certPath,
-        INDRAFT_TLS_KEY: certificate.keyPath,
-        INDRAFT_TLS_CA: caPath,
-        INDRAFT_TIME_SCALE: String(config.timeScale),
+  const startCentral = async (stopping: AbortSignal) => {
+    const started = await startProgram(
+      {
+        name: 'central',
+        launcher: indraft,
+        words: ['central', 'run'],
+        runDir,
+        env: {
+          ...common,
+          INDRAFT_STATE: state('central'),
+          INDRAFT_REDIS: redisUrl,
+          INDRAFT_NATS: natsUrl,
+          INDRAFT_NATS_CA: caPath,
+          INDRAFT_HOST: HOST,
+          INDRAFT_API_PORT: String(ports.api),
+          INDRAFT_METRICS_PORT: String(ports.metrics),
+          INDRAFT_TLS_CERT: certificate.certPath,
+          INDRAFT_TLS_KEY: certificate.keyPath,
+          INDRAFT_TLS_CA: caPath,
+          INDRAFT_TIME_SCALE: String(config.timeScale),
+        },
+        readyMessage: 'central.ready',
+        address: (ready) => String(ready.apiUrl),
+        stopGraceMs: STOP_GRACE_MS.central,
       },
-      readyMessage: 'central.ready',
-      address: (ready) => String(ready.apiUrl),
-      stopGraceMs: STOP_GRACE_MS.central,
-    })
+      stopping,
+    )
     metricsUrl = String(started.ready.metricsUrl)
     return started
   }
@@ -199,25 +202,28 @@ async function startServices(
     natsUrl,
     credentialPath: relayCredential,
   })
-  const relay = keep('relay', () =>
-    startProgram({
-      name: 'relay',
-      launcher: indraft,
-      words: ['relay', 'run'],
-      runDir,
-      env: {
-        ...common,
-        INDRAFT_STATE: state('relay'),
-        INDRAFT_CREDENTIAL: relayCredential,
-        INDRAFT_NAME: 'relay',
-        INDRAFT_NATS_SERVER: natsServer.path,
-        INDRAFT_HOST: HOST,
-        INDRAFT_TIME_SCALE: String(Math.min(1, config.timeScale)),
+  const relay = keep('relay', (stopping) =>
+    startProgram(
+      {
+        name: 'relay',
+        launcher: indraft,
+        words: ['relay', 'run'],
+        runDir,
+        env: {
+          ...common,
+          INDRAFT_STATE: state('relay'),
+          INDRAFT_CREDENTIAL: relayCredential,
+          INDRAFT_NAME: 'relay',
+          INDRAFT_NATS_SERVER: natsServer.path,
+          INDRAFT_HOST: HOST,
+          INDRAFT_TIME_SCALE: String(Math.min(1, config.timeScale)),
+        },
+        readyMessage: 'relay.ready',
+        address: (ready) => String(ready.natsUrl ?? ''),
+        stopGraceMs: STOP_GRACE_MS.relay,
       },
-      readyMessage: 'relay.ready',
-      address: (ready) => String(ready.natsUrl ?? ''),
-      stopGraceMs: STOP_GRACE_MS.relay,
-    }),
+      stopping,
+    ),
   )
   await relay.start()
 
@@ -225,30 +231,33 @@ async function startServices(
   const cores = config.cores ?? Math.max(1, Math.floor(availableParallelism() / Math.max(1, count)))
   const memory = config.memory ?? Math.floor((totalmem() * MEMORY_SHARE) / Math.max(1, count))
   const pilots = Array.from({ length: count }, (_, i) => pilotName(config.site, i + 1)).map((name) =>
-    keep(name, () =>
-      startProgram({
-        name,
-        launcher: launcher('pilot/indraft-pilot.mjs'),
-        words: ['run'],
-        runDir,
-        env: {
-          ...common,
-          INDRAFT_CREDENTIAL: join(state('relay'), 'pilot.json'),
-          INDRAFT_SCRATCH: state(join('pilots', name)),
-          INDRAFT_NODE: name,
-          INDRAFT_CORES: String(cores),
-          INDRAFT_MEMORY: `${memory}B`,
-          // They belong to this command and leave with it, not for want of work.
-          INDRAFT_IDLE_BEFORE: '3650d',
-          INDRAFT_IDLE_AFTER: '3650d',
-          INDRAFT_GONE_AFTER: '3650d',
-          INDRAFT_PAYLOAD_GRACE: '3s',
-          INDRAFT_DRAIN_GRACE: '8s',
+    keep(name, (stopping) =>
+      startProgram(
+        {
+          name,
+          launcher: launcher('pilot/indraft-pilot.mjs'),
+          words: ['run'],
+          runDir,
+          env: {
+            ...common,
+            INDRAFT_CREDENTIAL: join(state('relay'), 'pilot.json'),
+            INDRAFT_SCRATCH: state(join('pilots', name)),
+            INDRAFT_NODE: name,
+            INDRAFT_CORES: String(cores),
+            INDRAFT_MEMORY: `${memory}B`,
+            // They belong to this command and leave with it, not for want of work.
+            INDRAFT_IDLE_BEFORE: '3650d',
+            INDRAFT_IDLE_AFTER: '3650d',
+            INDRAFT_GONE_AFTER: '3650d',
+            INDRAFT_PAYLOAD_GRACE: '3s',
+            INDRAFT_DRAIN_GRACE: '8s',
+          },
+          readyMessage: 'pilot.ready',
+          address: () => `${cores} ${cores === 1 ? 'core' : 'cores'}`,
+          stopGraceMs: STOP_GRACE_MS.pilot,
         },
-        readyMessage: 'pilot.ready',
-        address: () => `${cores} ${cores === 1 ? 'core' : 'cores'}`,
-        stopGraceMs: STOP_GRACE_MS.pilot,
-      }),
+        stopping,
+      ),
     ),
   )
   await Promise.all(pilots.map((pilot) => pilot.start()))
