@@ -64,6 +64,8 @@ export function templateName(digest: string): string {
 const NEWEST_WEIGHT = 0.1
 /** Run times of so many steps are remembered when nothing of them is held. */
 const MOST_STEPS = 1000
+/** Longer than any pull stays open: a pull that named a template as known may be answered without it. */
+const TEMPLATE_KEPT_MS = 10 * 60_000
 
 const leaseKey = (bundle: string, fence: number) => `${bundle}#${fence}`
 
@@ -76,6 +78,7 @@ export class Buffer {
   readonly #subLeases = new Map<number, SubLease>()
   readonly #bySession = new Map<string, Set<SubLease>>()
   readonly #templates: Map<string, Signed>
+  readonly #unusedSinceMs = new Map<string, number>()
   /** What a task of a step is expected to take: as it went here; until one ended, as the last grant said. */
   readonly #estimates = new Map<string, number>()
   readonly #observed = new Map<string, number>()
@@ -387,12 +390,20 @@ export class Buffer {
     this.capabilities.expectLate(lease, this.#clock.wallMs())
   }
 
-  /** Drops templates that no lease names, run times of steps long gone, and what opens results too late to come. */
+  /** Drops templates that no lease has named for a while, run times of steps long gone, and what opens results too late to come. */
   forgetUnused(): void {
     this.capabilities.forgetOld(this.#clock.wallMs())
     const used = new Set([...this.#leases.values()].map((lease) => templateName(lease.grant.template)))
+    const nowMs = this.#clock.monotonicMs()
     for (const name of [...this.#templates.keys()]) {
-      if (used.has(name)) continue
+      if (used.has(name)) {
+        this.#unusedSinceMs.delete(name)
+        continue
+      }
+      const sinceMs = this.#unusedSinceMs.get(name) ?? nowMs
+      this.#unusedSinceMs.set(name, sinceMs)
+      if (nowMs - sinceMs < TEMPLATE_KEPT_MS) continue
+      this.#unusedSinceMs.delete(name)
       this.#templates.delete(name)
       this.#journal.dropTemplate(name)
     }

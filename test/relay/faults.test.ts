@@ -144,6 +144,21 @@ describe('relay - a crash of its own', () => {
     expect(relay.buffer.counts()).toMatchObject({ free: 2, held: 2 })
   })
 
+  it('relay - a template outlives its last lease by longer than a pull that called it known stays open', async () => {
+    const a = await pilot('a')
+    centre.give({ tasks: '0-3' })
+    await buffered(4)
+    const [lease] = await a.takeAll()
+    await a.report(resultsOf(lease!))
+    await settled()
+    expect(relay.buffer.counts().leases).toBe(0)
+    relay.dispatcher.sweep()
+    expect(relay.buffer.templateNames()).toHaveLength(1)
+    clock.jump(11 * 60_000)
+    relay.dispatcher.sweep()
+    expect(relay.buffer.templateNames()).toEqual([])
+  })
+
   it('relay - results that were acknowledged go up after it', async () => {
     const a = await pilot('a')
     centre.give({ tasks: '0-3' })
