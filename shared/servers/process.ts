@@ -2,7 +2,7 @@
  * One server process on one folder: a free port that is kept, a record of the process, its log, readiness, a clean end.
  *
  * What always holds: a folder never has two servers (one left over from an earlier run is ended first, by its recorded
- * process); the server ends with this process; a port that somebody else holds by now is left to them and another one
+ * process); the server ends with this process, and with a start that fails; a port that somebody else holds by now is left to them and another one
  * is taken. redis.ts and nats.ts say what is particular to each server.
  */
 import type { ChildProcess } from 'node:child_process'
@@ -65,11 +65,20 @@ export async function startServer(spec: ServerSpec): Promise<RunningServer> {
     const port = await choosePort(spec)
     const logStart = existsSync(logPath) ? statSync(logPath).size : 0
     const { child, exited } = launch(spec, port, logPath)
-    if (child.pid !== undefined) writeRecord(recordPath, child.pid)
-    if (child.pid !== undefined && (await becomesReady(spec, port, exited))) {
-      writePrivately(join(spec.dir, `${spec.name}.port`), `${port}\n`)
-      void exited.then(() => rmSync(recordPath, { force: true }))
-      return running(child, port, logPath, exited)
+    try {
+      if (child.pid !== undefined) writeRecord(recordPath, child.pid)
+      if (child.pid !== undefined && (await becomesReady(spec, port, exited))) {
+        writePrivately(join(spec.dir, `${spec.name}.port`), `${port}\n`)
+        void exited.then(() => rmSync(recordPath, { force: true }))
+        return running(child, port, logPath, exited)
+      }
+    } catch (cause) {
+      // IMPORTANT: nobody else knows this child, and it would hold its parent alive
+      // (process.test.ts "servers - a start that fails leaves no process").
+      child.kill('SIGKILL')
+      if (child.pid !== undefined) await exited
+      rmSync(recordPath, { force: true })
+      throw new IndraftError('server.failed', `${spec.dir} cannot be written: ${(cause as Error).message}`, { cause })
     }
     const { code, signal } = await exited
     const said = readFileSync(logPath).subarray(logStart).toString('utf8')
