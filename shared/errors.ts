@@ -45,6 +45,7 @@ export const ERRORS = {
   'auth.forbidden': entry(403, false, 'user', 'The token does not allow this.'),
   'request.invalid': entry(400, false, 'user', 'A field of the request is missing or has the wrong form.'),
   'request.notFound': entry(404, false, 'user', 'There is nothing of that name.'),
+  'request.ambiguous': entry(409, false, 'user', 'The name fits several things: say more exactly which is meant.'),
   'campaign.invalid': entry(422, false, 'user', 'The campaign file is not acceptable.'),
   'campaign.conflict': entry(409, false, 'user', 'A campaign of this name exists with other content.'),
   'campaign.unmatchable': entry(422, false, 'user', 'No registered site can run a step of the campaign (--strict).'),

@@ -228,7 +228,7 @@ function readLimit(text: string): number {
 
 /** `campaign/step/index`, or undefined. */
 export function readTaskPath(text: string): { campaign: string; step: string; index: number } | undefined {
-  const match = /^([^/]+)\/([^/]+)\/(\d+)$/.exec(text)
+  const match = /^(.+)\/([^/]+)\/(\d+)$/.exec(text)
   return match ? { campaign: match[1]!, step: match[2]!, index: Number(match[3]) } : undefined
 }
 

@@ -69,15 +69,27 @@ export class Campaigns {
     return views.sort((a, b) => b.createdAtMs - a.createdAtMs)
   }
 
-  /** By id, or by name within any of the groups; null also where the id is of another group. */
+  /**
+   * By id, by `/group/name`, or by name within any of the groups; null also where the id is of another group.
+   * @throws IndraftError request.ambiguous where several groups have a campaign of that name
+   */
   async find(nameOrId: string, groups: readonly string[]): Promise<CampaignView | null> {
     const byId = await this.view(nameOrId)
     if (byId) return groups.includes(byId.group) || groups.includes(ALL_GROUPS) ? byId : null
+    const cut = nameOrId.lastIndexOf('/')
+    const inGroup = cut > 0 ? nameOrId.slice(0, cut) : undefined
+    const name = cut > 0 ? nameOrId.slice(cut + 1) : nameOrId
+    const found: { group: string; id: string }[] = []
     for (const group of await this.#named(groups)) {
-      const id = await this.#parts.scripts.redis.hget(`${groupBase(group)}:names`, nameOrId)
-      if (id) return this.view(id)
+      if (inGroup !== undefined && group !== inGroup) continue
+      const id = await this.#parts.scripts.redis.hget(`${groupBase(group)}:names`, name)
+      if (id) found.push({ group, id })
     }
-    return null
+    if (found.length > 1) {
+      const which = found.map(({ group, id }) => `${group}/${name} (${id})`).join(', ')
+      throw new IndraftError('request.ambiguous', `several campaigns are called ${name}: ${which}; give one of these`)
+    }
+    return found[0] ? this.view(found[0].id) : null
   }
 
   async #named(groups: readonly string[]): Promise<readonly string[]> {

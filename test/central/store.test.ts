@@ -124,6 +124,20 @@ test('create - the same content again is the same campaign, other content is ref
   expect(await lab.store.source(plan.id)).toBe('name: once\n')
 })
 
+test('store - a name that two groups use is not guessed: the group or the id decides', async () => {
+  const here = planOf('twice', { only: { size: 1 } })
+  const there = planOf('twice', { only: { size: 1 } }, { group: '/other' })
+  await lab.store.create(here)
+  await lab.store.create(there)
+  await expect(lab.store.find('twice', [GROUP, '/other'])).rejects.toMatchObject({
+    code: 'request.ambiguous',
+    message: expect.stringContaining(there.id),
+  })
+  expect(await lab.store.find('twice', [GROUP])).toMatchObject({ id: here.id })
+  expect(await lab.store.find('/other/twice', [GROUP, '/other'])).toMatchObject({ id: there.id })
+  expect(await lab.store.find('/other/twice', [GROUP])).toBeNull()
+})
+
 test('steps - one whose share is not reached skips what follows, and the campaign ends', async () => {
   const plan = planOf('skipping', {
     a: { size: 3, retries: { payload: 0, infrastructure: 0, holdExitCodes: [], exhausted: 'failed' } },
