@@ -7,6 +7,7 @@
  * fence is in the journal before anybody hears of it.
  */
 import type { Clock } from '../shared/clock.ts'
+import { IndraftError } from '../shared/errors.ts'
 import type { Grant, LeasePart, Result } from '../shared/protocol/messages.ts'
 import type { BundleBody, Needs, Signed } from '../shared/protocol/work.ts'
 import { containsIndex, countRanges, formatRanges, parseRanges, type Span, subtractRanges } from '../shared/ranges.ts'
@@ -69,6 +70,15 @@ const TEMPLATE_KEPT_MS = 10 * 60_000
 
 const leaseKey = (bundle: string, fence: number) => `${bundle}#${fence}`
 
+export interface RefusedGrant {
+  grant: Grant
+  why: IndraftError | null
+}
+
+function asRefusal(error: unknown): IndraftError {
+  return error instanceof IndraftError ? error : new IndraftError('message.invalid', undefined, { cause: error })
+}
+
 export class Buffer {
   /** Of the leases here, and of those that may still have results to come. */
   readonly capabilities: Capabilities
@@ -117,21 +127,34 @@ export class Buffer {
   }
 
   /**
-   * Takes in what central granted. A grant that cannot be read, or whose template is not here, is given back.
-   * @returns parts that were not accepted
+   * Takes in what central granted, each grant judged by itself: one that cannot be read starves none of the others.
+   * @returns what was not accepted, and why; null where only the template is not here
    */
-  add(grants: readonly Grant[], templates: readonly Signed[]): LeasePart[] {
+  add(grants: readonly Grant[], templates: readonly Signed[]): RefusedGrant[] {
+    const unreadable = new Map<string, IndraftError>()
     for (const template of templates) {
       const name = templateName(digestOf(template.bytes))
+      try {
+        readTemplate(template)
+      } catch (error) {
+        unreadable.set(name, asRefusal(error))
+        continue
+      }
       this.#templates.set(name, template)
       this.#journal.putTemplate(name, template)
     }
-    const refused: LeasePart[] = []
+    const refused: RefusedGrant[] = []
     for (const grant of grants) {
       if (this.#leases.has(leaseKey(grant.lease.bundle, grant.lease.fences[0]!))) continue
-      const lease = this.#readLease(grant, readBundle(grant.bundle), ++this.#lastArrival)
+      let lease: Lease | undefined
+      try {
+        lease = this.#readLease(grant, readBundle(grant.bundle), ++this.#lastArrival)
+      } catch (error) {
+        refused.push({ grant, why: asRefusal(error) })
+        continue
+      }
       if (!lease) {
-        refused.push(grant.lease)
+        refused.push({ grant, why: unreadable.get(templateName(grant.template)) ?? null })
         continue
       }
       this.#leases.set(leaseKey(lease.bundle, lease.fences[0]!), lease)

@@ -14,7 +14,7 @@ import type { Link } from '../shared/link.ts'
 import type { Log } from '../shared/log.ts'
 import type { LeasePart, Message, NodeFacts, Order, Result, StartedPart } from '../shared/protocol/messages.ts'
 import { formatRanges, indices, parseRanges, rangesOf } from '../shared/ranges.ts'
-import { attemptName, type Buffer, type Lease } from './buffer.ts'
+import { attemptName, type Buffer, type Lease, type RefusedGrant } from './buffer.ts'
 import type { Cancels } from './cancels.ts'
 import type { RelayDispatcher } from './dispatch.ts'
 import type { Journal } from './journal.ts'
@@ -246,8 +246,11 @@ export class Upstream {
     this.#lastAnswerMs = this.#options.clock.monotonicMs()
     buffer.returned(returned)
     const refused = buffer.add(reply.grants, reply.templates)
-    for (const part of refused) log.error({ bundle: part.bundle, step: part.step }, 'lease.unreadable')
-    for (const { lease } of reply.grants) {
+    for (const one of refused) this.#onUnreadable(one)
+    const unreadable = new Set(refused.map(({ grant }) => grant))
+    for (const grant of reply.grants) {
+      if (unreadable.has(grant)) continue
+      const { lease } = grant
       log.info(
         {
           campaign: lease.campaign,
@@ -263,6 +266,31 @@ export class Upstream {
     this.#holder.processedGrants(reply.sequence)
     this.#remember()
     await journal.committed()
+  }
+
+  /** Its tasks fail, so that its owner hears why; a template that only did not come is sent with the next grant. */
+  #onUnreadable({ grant, why }: RefusedGrant): void {
+    const { outgoing, holder, log } = this.#options
+    const { tasks, ...lease } = grant.lease
+    log.error({ ...grant.lease, detail: why?.message ?? 'the template did not come' }, 'lease.unreadable')
+    if (!why) return
+    let indicesOf: number[]
+    try {
+      indicesOf = [...indices(parseRanges(tasks))]
+    } catch {
+      // Not even which tasks: central finds them missing from the next inventory.
+      return
+    }
+    const detail = `this site's relay cannot read the work: ${why.message}`.slice(0, 500)
+    for (const index of indicesOf) {
+      const result: Result = {
+        ...{ ...lease, index, end: 'failed', reason: 'campaign.invalid', detail, exitCode: null, signal: null },
+        ...{ site: this.#holder.welcome?.site ?? 'unknown', node: 'none', pilot: holder },
+        ...{ wallMs: 0, cpuMs: 0, maxRssBytes: 0, stageInMs: 0, stageOutMs: 0 },
+        ...{ outputs: [], stdoutBytes: 0, stderrBytes: 0, tail: null },
+      }
+      if (!outgoing.knows(result)) outgoing.add(result)
+    }
   }
 
   async #reportOnce(): Promise<void> {

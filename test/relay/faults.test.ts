@@ -8,8 +8,10 @@ import { frameHandler } from '../../shared/dispatcher.ts'
 import { heldDigest } from '../../shared/held.ts'
 import { memoryLink } from '../../shared/link.ts'
 import { silentLog } from '../../shared/log.ts'
+import { pack } from '../../shared/protocol/codec.ts'
 import type { Message } from '../../shared/protocol/messages.ts'
 import { indices, parseRanges } from '../../shared/ranges.ts'
+import { digestOf } from '../../shared/signing.ts'
 import { codeOf, failedWith, resultOf, resultsOf, SimulatedHolder, tasksOf } from '../conformance/simulated-holder.ts'
 import { type FastClock, fastClock } from '../fast-clock.ts'
 import { type PartsOptions, type RelayInParts, relayInParts, until } from './relay-in-parts.ts'
@@ -55,6 +57,30 @@ async function dies(one: SimulatedHolder): Promise<void> {
   clock.jump(one.timings.lostAfterMs + 1)
   relay.dispatcher.sweep()
 }
+
+describe('relay - work that cannot be read', () => {
+  it.each(['template', 'bundle'] as const)(
+    'relay - one bad %s fails its own tasks and starves nobody',
+    async (kind) => {
+      await pilot('a')
+      const bad = { bytes: pack({ kind, bundle: 5 }), signature: new Uint8Array(64), key: 'x' }
+      const lease = { bundle: 'bad', campaign: 'c2', step: 'sim', fences: [7], tasks: '0-1' }
+      centre.give({ tasks: '0-3' })
+      const { grant, template } = centre.work[0]!
+      const given =
+        kind === 'template'
+          ? { grant: { ...grant, lease, template: digestOf(bad.bytes) }, template: bad }
+          : { grant: { ...grant, lease, bundle: bad }, template }
+      centre.work.unshift(given)
+      await buffered(4)
+      await atCentre(2)
+      expect(centre.results).toMatchObject([0, 1].map((index) => ({ ...failedUnread, index })))
+      await settled()
+    },
+  )
+})
+
+const failedUnread = { campaign: 'c2', fences: [7], end: 'failed', reason: 'campaign.invalid', site: 'ALPHA' }
 
 describe('relay - a pilot that dies', () => {
   it('relay - what it had not started goes back into the buffer, what it had is reported as lost', async () => {
