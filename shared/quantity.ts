@@ -15,13 +15,19 @@ const BYTES: Record<string, number> = {
 }
 const MILLISECONDS: Record<string, number> = { ms: 1, s: 1000, min: 60_000, m: 60_000, h: 3_600_000, d: 86_400_000 }
 
-/** Bytes, or undefined where the text is not an amount of bytes with a unit. */
-export function parseBytes(text: string): number | undefined {
-  const match = /^(\d+(?:\.\d+)?)\s*([kMGT]?B|[KMGT]iB)$/.exec(text.trim())
-  return match ? Math.round(Number(match[1]) * BYTES[match[2]!]!) : undefined
+/** Whole and exact, or undefined: no amount that programs cannot tell from the next one. */
+function safe(amount: number): number | undefined {
+  const rounded = Math.round(amount)
+  return Number.isSafeInteger(rounded) ? rounded : undefined
 }
 
-/** Milliseconds, or undefined where the text is not a duration with units. */
+/** Bytes, or undefined where the text is not an amount of bytes with a unit, or beyond 2^53. */
+export function parseBytes(text: string): number | undefined {
+  const match = /^(\d+(?:\.\d+)?)\s*([kMGT]?B|[KMGT]iB)$/.exec(text.trim())
+  return match ? safe(Number(match[1]) * BYTES[match[2]!]!) : undefined
+}
+
+/** Milliseconds, or undefined where the text is not a duration with units, or beyond 2^53. */
 export function parseDuration(text: string): number | undefined {
   const trimmed = text.trim()
   if (!/^(\d+(?:\.\d+)?\s*(?:ms|s|min|m|h|d)\s*)+$/.test(trimmed)) return undefined
@@ -29,7 +35,7 @@ export function parseDuration(text: string): number | undefined {
   for (const [, amount, unit] of trimmed.matchAll(/(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d)/g)) {
     sum += Number(amount) * MILLISECONDS[unit!]!
   }
-  return Math.round(sum)
+  return safe(sum)
 }
 
 /** `16 GiB`, `1.5 MiB`, `812 B`: at most three significant figures. */

@@ -2,12 +2,12 @@
  * From the text of a campaign file to a plan, or to everything that is wrong with it. Pure: the command calls it for
  * `campaign validate`, the API for every submission, with the same answers.
  */
-import { checkForm } from './form.ts'
+import { checkForm, MAX_CONSIDERED } from './form.ts'
 import { type CampaignFile, MAX_TASKS } from './format.ts'
 import { campaignIdOf, digestOfValue } from './identity.ts'
 import type { CampaignPlan } from './model.ts'
 import { type After, findCircles, readAfter } from './order.ts'
-import { type FieldPath, type Problem, readSource, type Source } from './source.ts'
+import { type FieldPath, formatPath, type Problem, type Report, readSource, type Source } from './source.ts'
 import { planStep, readSpread } from './step.ts'
 
 export type Checked = { plan: CampaignPlan } | { problems: Problem[] }
@@ -22,24 +22,34 @@ export function checkCampaign(text: string, tables: Readonly<Record<string, stri
   const read = readSource(text)
   if ('problems' in read) return read
   const form = checkForm(read.source)
-  if ('problems' in form) return { problems: inOrder(form.problems) }
+  if ('problems' in form) return { problems: inOrder(form.problems, form.more) }
   const problems: Problem[] = []
-  const report = (path: FieldPath, message: string) => {
-    const problem = read.source.problem(path, message)
-    if (!problems.some((other) => other.path === problem.path && other.message === message)) problems.push(problem)
+  const seen = new Set<string>()
+  let more = 0
+  const report: Report = (path: FieldPath, message) => {
+    if (problems.length >= MAX_CONSIDERED) {
+      more += 1
+      return
+    }
+    const words = typeof message === 'string' ? message : message()
+    const key = `${formatPath(path)}\n${words}`
+    if (seen.has(key)) return
+    seen.add(key)
+    problems.push(read.source.problem(path, words))
   }
   const plan = planCampaign(form.file, text, read.source, tables, subject, report)
-  return problems.length > 0 ? { problems: inOrder(problems) } : { plan }
+  return problems.length > 0 ? { problems: inOrder(problems, more) } : { plan: plan() }
 }
 
+/** The plan once nothing is wrong: it is digested only then. */
 function planCampaign(
   file: CampaignFile,
   text: string,
   source: Source,
   tables: Readonly<Record<string, string>>,
   subject: string,
-  report: (path: FieldPath, message: string) => void,
-): CampaignPlan {
+  report: Report,
+): () => CampaignPlan {
   const id = campaignIdOf(file.group, file.name)
   const after = new Map<string, After[]>()
   const spreads = new Map<string, ReturnType<typeof readSpread>>()
@@ -76,17 +86,23 @@ function planCampaign(
     maxRunning: file.max_running ?? null,
     labels,
   }
-  // Who submitted is left out: the same work from another person of the group is the same campaign.
-  const digest = digestOfValue({
-    ...content,
-    steps: steps.map((step) => ({ ...step, template: { ...step.template, subject: null } })),
-  })
-  return { id, ...content, subject, digest, source: text, steps }
+  return () => {
+    // Who submitted is left out: the same work from another person of the group is the same campaign.
+    const digest = digestOfValue({
+      ...content,
+      steps: steps.map((step) => ({ ...step, template: { ...step.template, subject: null } })),
+    })
+    return { id, ...content, subject, digest, source: text, steps }
+  }
 }
 
-function inOrder(problems: Problem[]): Problem[] {
+/** By place, the first of them, and how many are not shown. */
+function inOrder(problems: Problem[], uncounted: number): Problem[] {
   const sorted = problems.sort((a, b) => (a.line ?? 0) - (b.line ?? 0) || (a.column ?? 0) - (b.column ?? 0))
-  return sorted.slice(0, MAX_PROBLEMS)
+  const more = sorted.length - MAX_PROBLEMS + uncounted
+  if (more <= 0) return sorted
+  const rest: Problem = { path: '', message: `and ${more} more problems`, line: null, column: null }
+  return [...sorted.slice(0, MAX_PROBLEMS), rest]
 }
 
 /** `sim.yaml:12:5  steps.sim.resources.memory: expected ...` */

@@ -33,10 +33,19 @@ const KNOWN: Record<string, readonly string[]> = {
   sites: ['allow', 'deny'],
 }
 
-export function checkForm(source: Source): { file: CampaignFile } | { problems: Problem[] } {
+/** So many are put into words and order; the rest is only counted. */
+export const MAX_CONSIDERED = 1000
+
+export function checkForm(source: Source): { file: CampaignFile } | { problems: Problem[]; more: number } {
   const parsed = campaignFileSchema.safeParse(source.value)
   if (parsed.success) return { file: parsed.data }
-  return { problems: parsed.error.issues.flatMap((issue) => problemsOf(issue, [], source)) }
+  const problems: Problem[] = []
+  let more = 0
+  for (const issue of parsed.error.issues) {
+    if (problems.length < MAX_CONSIDERED) problems.push(...problemsOf(issue, [], source))
+    else more += issue.code === 'unrecognized_keys' ? issue.keys.length : 1
+  }
+  return { problems, more }
 }
 
 function problemsOf(issue: Issue, above: FieldPath, source: Source): Problem[] {
@@ -103,6 +112,7 @@ function shown(value: unknown): string {
 
 /** The word nearest in spelling, if it is near. */
 export function nearestWord(word: string, known: readonly string[]): string | undefined {
+  if (word.length > 100) return undefined
   const scored = known.map((candidate) => ({ candidate, distance: editDistance(word.toLowerCase(), candidate) }))
   scored.sort((a, b) => a.distance - b.distance)
   const best = scored[0]

@@ -10,20 +10,32 @@ import { parseBytes, parseDuration } from '../../shared/quantity.ts'
 export const MAX_TASKS = 10_000_000
 export const MAX_TEMPLATE_BYTES = 16 * 1024
 export const MAX_ROW_BYTES = 4 * 1024
+/** Rows of a table, until tables are kept and read in parts. */
+export const MAX_ROWS = 100_000
+/** Words that programs give a meaning of their own as keys; refused wherever a file may name something. */
+export const NOT_A_NAME: readonly string[] = ['__proto__', 'constructor', 'prototype']
 export const NAME = /^[A-Za-z_][A-Za-z0-9_]*$/
 
-const size = z
-  .string({ error: 'a size with a unit, such as 500MB or 2GiB' })
-  .refine((text) => parseBytes(text) !== undefined, 'a size with a unit, such as 500MB or 2GiB')
-const duration = z
-  .string({ error: 'a duration with a unit, such as 90s, 30min or 2h' })
-  .refine((text) => (parseDuration(text) ?? 0) > 0, 'a duration with a unit, such as 90s, 30min or 2h')
+/** An amount with a unit and an upper bound; `most` is written as in the file. */
+const amount = (parse: (text: string) => number | undefined, least: number, most: string, what: string) => {
+  const error = `${what}, at most ${most}`
+  const max = parse(most)!
+  return z.string({ error }).refine(
+    (text) => {
+      const value = text.length <= 100 ? parse(text) : undefined
+      return value !== undefined && value >= least && value <= max
+    },
+    { error },
+  )
+}
+const size = (most: string) => amount(parseBytes, 0, most, 'a size with a unit, such as 500MB or 2GiB')
+const duration = (most: string) => amount(parseDuration, 1, most, 'a duration with a unit, such as 90s, 30min or 2h')
 const whole = (min: number, max: number) => {
   const error = `a whole number from ${min} to ${max}`
   return z.number({ error }).int({ error }).min(min, { error }).max(max, { error })
 }
 /** Text that YAML may have read as a number or a boolean; its own spelling is kept. */
-const word = z.union([z.string(), z.number(), z.boolean()], { error: 'text' })
+const word = z.union([z.string().max(8192, 'at most 8192 characters'), z.number(), z.boolean()], { error: 'text' })
 const text = z.string({ error: 'text' }).min(1, 'text that is not empty').max(4096, 'at most 4096 characters')
 const choice = <T extends readonly [string, ...string[]]>(...values: T) =>
   z.enum(values, { error: `one of ${values.join(', ')}` })
@@ -37,12 +49,17 @@ const path = z
   .refine((value) => !value.startsWith('/') && !value.split('/').includes('..') && !/^\.(\/|$)/.test(value), {
     error: 'a path inside the task folder: no leading / or ./ and no ..',
   })
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is refused
+  .refine((value) => !/\/\/|[\0-\x1f\x7f]/.test(value), {
+    error: 'a path without empty parts (//), line breaks and other control characters',
+  })
   .refine((value) => !/^\.log(\/|$)/.test(value), { error: 'another path: .log is kept for standard output and error' })
 const CHECKSUM =
   /^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}|sha1:[0-9a-f]{40}|md5:[0-9a-f]{32}|(adler32|crc32):[0-9a-f]{8})$/i
 
 export const siteRuleSchema = z
   .string({ error: 'a site name or label:key=value' })
+  .max(200, 'at most 200 characters')
   .regex(
     /^(label:[A-Za-z0-9._-]+(=.*)?|[A-Za-z0-9][A-Za-z0-9_-]*)$/,
     'a site name such as CSC-LUMI, or label:key=value',
@@ -50,11 +67,11 @@ export const siteRuleSchema = z
 
 export const resourcesSchema = z.strictObject({
   cores: whole(1, 100_000).optional().describe('Processor cores per task. Default 1.'),
-  memory: size.optional().describe('Memory per task. Default 1GiB.'),
-  scratch: size.optional().describe('Disk space in the task folder. Default none.'),
-  walltime: duration.optional().describe('The longest a task may run. Default 1h.'),
+  memory: size('64TiB').optional().describe('Memory per task. Default 1GiB.'),
+  scratch: size('1024TiB').optional().describe('Disk space in the task folder. Default none.'),
+  walltime: duration('366d').optional().describe('The longest a task may run. Default 1h.'),
   gpus: whole(0, 1000).optional().describe('GPUs per task. Default 0.'),
-  gpu_memory: size.optional().describe('Memory of each GPU.'),
+  gpu_memory: size('64TiB').optional().describe('Memory of each GPU.'),
 })
 
 export const retriesSchema = z.strictObject({
@@ -62,7 +79,10 @@ export const retriesSchema = z.strictObject({
   infrastructure: whole(0, 1000)
     .optional()
     .describe('Further tries after a lost node, preemption, stage-in and the like. Default 10.'),
-  hold_exit_codes: listOf(whole(0, 255), 'exit codes').optional().describe('Exit codes that wait for a person.'),
+  hold_exit_codes: listOf(whole(0, 255), 'exit codes')
+    .max(256, 'at most 256 exit codes')
+    .optional()
+    .describe('Exit codes that wait for a person.'),
   exhausted: choice('fail', 'hold').optional().describe('What becomes of a task without credit. Default fail.'),
 })
 
@@ -107,8 +127,10 @@ const common = {
     .record(z.string().regex(NAME, 'a variable name'), word, { error: 'NAME: value' })
     .optional()
     .describe('Environment variables of the payload.'),
-  stalled_after: duration.optional().describe('Ends a task that used no processor and wrote nothing for so long.'),
-  log_limit: size.optional().describe('Each of standard output and error is cut to this. Default 10MiB.'),
+  stalled_after: duration('366d')
+    .optional()
+    .describe('Ends a task that used no processor and wrote nothing for so long.'),
+  log_limit: size('1GiB').optional().describe('Each of standard output and error is cut to this. Default 10MiB.'),
 }
 
 export const defaultsSchema = z.strictObject(common)
@@ -117,6 +139,7 @@ const axisValuesSchema = z.union(
   [
     z
       .string()
+      .max(200, 'at most 200 characters')
       .regex(
         /^-?\d+(\.\d+)?\.\.-?\d+(\.\d+)?(\s+step\s+-?\d+(\.\d+)?)?$/,
         'a list, or a range such as 1..100 or 1..2 step 0.1',
@@ -143,7 +166,7 @@ export const stepSchema = z.strictObject({
     .max(1000, 'at most 1000 arguments')
     .describe('Arguments; no shell sees them. $(name) is filled in, $$( is a plain $(.'),
   after: z
-    .union([text, afterEntrySchema, z.array(z.union([text, afterEntrySchema]))], {
+    .union([text, afterEntrySchema, z.array(z.union([text, afterEntrySchema])).max(100, 'at most 100 steps')], {
       error: 'a step, {step: NAME, accept: 98%}, or a list of these',
     })
     .optional()
@@ -173,6 +196,7 @@ export const campaignFileSchema = z.strictObject({
   priority: whole(-1000, 1000).optional().describe('Higher first, inside the group. Default 0.'),
   deadline: z
     .union([z.iso.datetime({ offset: true }), z.iso.datetime()], { error: 'a time such as 2026-12-15T00:00:00Z' })
+    .refine((time) => Number.isSafeInteger(Date.parse(time)), 'a time such as 2026-12-15T00:00:00Z')
     .optional()
     .describe('When it should be over. Kept with the campaign; nothing is killed.'),
   max_running: whole(1, MAX_TASKS).optional().describe('Most tasks running at a time.'),
@@ -182,8 +206,8 @@ export const campaignFileSchema = z.strictObject({
     .describe('Names and values of your own.'),
   sites: z
     .strictObject({
-      allow: listOf(siteRuleSchema, 'sites or labels').optional(),
-      deny: listOf(siteRuleSchema, 'sites or labels').optional(),
+      allow: listOf(siteRuleSchema, 'sites or labels').max(1000, 'at most 1000').optional(),
+      deny: listOf(siteRuleSchema, 'sites or labels').max(1000, 'at most 1000').optional(),
     })
     .optional()
     .describe('`allow` and `deny`: site names, or label:key=value. Without `allow` every site may.'),

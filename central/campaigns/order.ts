@@ -2,14 +2,13 @@
 import type { StepName } from '../../shared/ids.ts'
 import { nearestWord } from './form.ts'
 import type { CampaignFile, StepFile } from './format.ts'
-import type { FieldPath } from './source.ts'
+import type { FieldPath, Report } from './source.ts'
 
 export interface After {
   step: StepName
   /** 0 to 1. */
   accept: number
 }
-type Report = (path: FieldPath, message: string) => void
 
 export function readAfter(name: string, step: StepFile, file: CampaignFile, report: Report): After[] {
   if (step.after === undefined) return []
@@ -27,11 +26,10 @@ export function readAfter(name: string, step: StepFile, file: CampaignFile, repo
     const { step: earlier, accept } = typeof entry === 'string' ? { step: entry, accept: undefined } : entry
     if (!Object.hasOwn(file.steps, earlier)) {
       const known = Object.keys(file.steps).filter((other) => other !== name)
-      const nearest = nearestWord(earlier, known)
-      report(
-        path,
-        `there is no step "${earlier}"${nearest ? `: did you mean ${nearest}?` : `; steps: ${known.join(', ')}`}`,
-      )
+      report(path, () => {
+        const nearest = nearestWord(earlier, known)
+        return `there is no step "${earlier}"${nearest ? `: did you mean ${nearest}?` : `; steps: ${known.join(', ')}`}`
+      })
       return []
     }
     if (seen.has(earlier)) report(path, `"${earlier}" is named twice`)

@@ -7,14 +7,22 @@ import { axisSize, BUILT_IN_NAMES, expand, namesIn, sweepSize } from '../../shar
 import type { CampaignId, StepName } from '../../shared/ids.ts'
 import { parseImageName } from '../../shared/image-name.ts'
 import { pack } from '../../shared/protocol/codec.ts'
-import type { Axis, Input, Needs, Output, TemplateBody } from '../../shared/protocol/work.ts'
+import {
+  type Axis,
+  bundleBodySchema,
+  type Input,
+  type Needs,
+  type Output,
+  type TemplateBody,
+  templateBodySchema,
+} from '../../shared/protocol/work.ts'
 import { parseBytes, parseDuration } from '../../shared/quantity.ts'
 import { nearestWord } from './form.ts'
 import { type CampaignFile, MAX_TASKS, MAX_TEMPLATE_BYTES, type StepFile } from './format.ts'
 import { canonicalNeeds, matchClassOf } from './identity.ts'
 import type { Retries, StepPlan } from './model.ts'
 import type { After } from './order.ts'
-import type { FieldPath, Source } from './source.ts'
+import { type FieldPath, formatPath, type Report, type Source } from './source.ts'
 import { readTable } from './table.ts'
 
 const GIB = 2 ** 30
@@ -30,7 +38,7 @@ export interface StepContext {
   after: readonly After[]
   /** Size of each step, for `from`. */
   sizes: ReadonlyMap<string, number>
-  report: (path: FieldPath, message: string) => void
+  report: Report
 }
 
 /** How many tasks a step has, and what tells them apart. */
@@ -56,7 +64,13 @@ export function readSpread(
       return { size: 1, axes: null, rows: [] }
     }
     const read = readTable(step.table, text)
-    if ('rows' in read) return { size: read.rows.length, axes: null, rows: read.rows }
+    if ('rows' in read) {
+      const wire = bundleBodySchema.shape.rows.safeParse(read.rows)
+      for (const issue of wire.error?.issues.slice(0, 5) ?? []) {
+        context.report([...at, 'table'], `row ${Number(issue.path[0]) + 1}: ${issue.message}`)
+      }
+      return { size: read.rows.length, axes: null, rows: read.rows }
+    }
     for (const wrong of read.wrong) context.report([...at, 'table'], wrong)
     return { size: 1, axes: null, rows: [] }
   }
@@ -65,6 +79,10 @@ export function readSpread(
     readAxis(axis, values, [...at, 'sweep', axis], context),
   )
   const size = sweepSize(axes)
+  if (!Number.isSafeInteger(size)) {
+    context.report([...at, 'sweep'], `too many tasks; expected at most ${MAX_TASKS}`)
+    return { size: 1, axes, rows: null }
+  }
   if (size > MAX_TASKS) context.report([...at, 'sweep'], `${size} tasks; expected at most ${MAX_TASKS}`)
   return { size, axes, rows: null }
 }
@@ -79,9 +97,11 @@ function readAxis(
   if (typeof values !== 'string')
     return { name, values: values.map((value, i) => spelled(value, [...path, i], source)) }
   const [, from, to, step] = /^(.+?)\.\.(\S+)(?:\s+step\s+(.+))?$/.exec(values)!
-  const axis: Axis = {
-    name,
-    values: { from: Number(from), to: Number(to), step: step === undefined ? 1 : Number(step) },
+  const range = { from: Number(from), to: Number(to), step: step === undefined ? 1 : Number(step) }
+  const axis: Axis = { name, values: range }
+  if (!Object.values(range).every((number) => Math.abs(number) <= Number.MAX_SAFE_INTEGER)) {
+    report(path, `expected a range of numbers up to ${Number.MAX_SAFE_INTEGER}`)
+    return { name, values: [from!] }
   }
   if (axisSize(axis) === 0) report(path, `the range ${values} has no values`)
   return axis
@@ -127,10 +147,14 @@ export function planStep(name: string, step: StepFile, spread: Spread, context: 
     stalledAfterMs: stalled === undefined ? null : parseDuration(stalled)!,
     secrets: [],
   }
-  checkNames(at, template, spread, report)
   const bytes = pack(template).length
   if (bytes > MAX_TEMPLATE_BYTES) {
     report(at, `the step takes ${bytes} bytes; expected at most 16 kB: put long lists into a table`)
+  }
+  checkNames(at, template, spread, report)
+  // What is accepted here is what relays and pilots accept: the same schema judges both.
+  for (const issue of templateBodySchema.safeParse(template).error?.issues.slice(0, 5) ?? []) {
+    report(at, `${formatPath(issue.path as FieldPath)} cannot be sent: ${issue.message}`)
   }
   return {
     name: name as StepName,
@@ -301,13 +325,12 @@ function checkNames(at: FieldPath, template: TemplateBody, spread: Spread, repor
   ]
   for (const [path, text] of texts) {
     if (text === null) continue
-    const unknown = namesIn(text).filter((name) => !known.includes(name))
+    const unknown = namesIn(text).filter((name) => !Object.hasOwn(values, name))
     for (const name of unknown) {
-      const nearest = nearestWord(name, known)
-      report(
-        [...at, ...path],
-        `$(${name.slice(0, 60)}) is not known here: ${nearest ? `did you mean $(${nearest})?` : `there are ${known.join(', ')}`}`,
-      )
+      report([...at, ...path], () => {
+        const nearest = nearestWord(name, known)
+        return `$(${name.slice(0, 60)}) is not known here: ${nearest ? `did you mean $(${nearest})?` : `there are ${known.join(', ')}`}`
+      })
     }
     if (unknown.length > 0) continue
     try {

@@ -1,7 +1,7 @@
 /** The rows of a table: a .csv with a header line, or a .jsonl with one object a line. Every value becomes text. */
 import { parse } from 'csv-parse/sync'
 import { BUILT_IN_NAMES } from '../../shared/expand.ts'
-import { MAX_ROW_BYTES, NAME } from './format.ts'
+import { MAX_ROW_BYTES, MAX_ROWS, NAME, NOT_A_NAME } from './format.ts'
 
 /** All tables of one submission together; larger ones wait for a later version. */
 export const MAX_TABLE_BYTES = 16 * 1024 * 1024
@@ -12,35 +12,55 @@ type Row = Record<string, string>
 /** @returns the rows, or what is wrong in words (with the line where there is one) */
 export function readTable(name: string, text: string): { rows: Row[] } | { wrong: string[] } {
   if (Buffer.byteLength(text) > MAX_TABLE_BYTES) return { wrong: [`${name} is over 16 MiB: not supported yet`] }
+  if (hasMoreLines(text, MAX_ROWS + 1)) {
+    return { wrong: [`${name} has more than ${MAX_ROWS} rows: expected at most ${MAX_ROWS} in this release`] }
+  }
+  if (text.includes('\0')) return { wrong: [`${name}: expected text without NUL characters`] }
   const read = name.endsWith('.csv') ? readCsv(name, text) : readJsonLines(name, text)
   if ('wrong' in read) return read
-  const wrong = [...wrongColumns(name, read.columns), ...wrongRows(name, read.rows)]
-  return wrong.length > 0 ? { wrong } : { rows: read.rows.map(({ row }) => row) }
+  const wrong = [...wrongColumns(name, read.columns), ...wrongRows(name, read.rows, read.lineOf)]
+  return wrong.length > 0 ? { wrong } : { rows: read.rows }
 }
 
-type Read = { columns: string[]; rows: { row: Row; line: number }[] } | { wrong: string[] }
+/** Counted before anything is parsed, so that no table takes more memory than its text suggests. */
+function hasMoreLines(text: string, most: number): boolean {
+  let lines = 0
+  let isBreak = true
+  for (let at = 0; at < text.length; at++) {
+    const code = text.charCodeAt(at)
+    const wasBreak = isBreak
+    isBreak = code === 10 || code === 13
+    if (wasBreak && !isBreak && ++lines > most) return true
+  }
+  return false
+}
+
+type Read = { columns: string[]; rows: Row[]; lineOf(at: number): number } | { wrong: string[] }
 
 function readCsv(name: string, text: string): Read {
-  let records: { record: string[]; info: { lines: number } }[]
+  const options = { bom: true, skip_empty_lines: true, trim: true } as const
+  let records: string[][]
   try {
-    records = parse(text, { bom: true, skip_empty_lines: true, trim: true, info: true }) as never
+    records = parse(text, options)
   } catch (error) {
     return { wrong: [`${name}: ${error instanceof Error ? error.message : String(error)}`] }
   }
-  const [header, ...body] = records
-  if (!header) return { wrong: [`${name}: expected a header line with the column names`] }
-  const columns = header.record
+  const columns = records[0]
+  if (!columns) return { wrong: [`${name}: expected a header line with the column names`] }
+  const wrong = wrongColumns(name, columns)
+  if (wrong.length > 0) return { wrong }
   return {
     columns,
-    rows: body.map(({ record, info }) => ({
-      row: Object.fromEntries(columns.map((column, i) => [column, record[i] ?? ''])),
-      line: info.lines,
-    })),
+    rows: records.slice(1).map((record) => Object.fromEntries(columns.map((column, i) => [column, record[i] ?? '']))),
+    // Places are asked for only where something is wrong: read again up to there.
+    lineOf: (at) =>
+      (parse(text, { ...options, info: true, to: at + 2 }) as { info?: { lines: number } }[]).at(-1)!.info!.lines,
   }
 }
 
 function readJsonLines(name: string, text: string): Read {
-  const rows: { row: Row; line: number }[] = []
+  const rows: Row[] = []
+  const lines: number[] = []
   const wrong: string[] = []
   let columns: string[] | undefined
   for (const [at, content] of text.split('\n').entries()) {
@@ -54,11 +74,12 @@ function readJsonLines(name: string, text: string): Read {
       if (Object.keys(row).sort().join('\0') !== [...columns].sort().join('\0')) {
         wrong.push(`${name} line ${line}: expected the keys of the first line: ${columns.join(', ')}`)
       }
-      rows.push({ row, line })
+      rows.push(row)
+      lines.push(line)
     }
     if (wrong.length >= 20) break
   }
-  return wrong.length > 0 ? { wrong } : { columns: columns ?? [], rows }
+  return wrong.length > 0 ? { wrong } : { columns: columns ?? [], rows, lineOf: (at) => lines[at]! }
 }
 
 function readJsonRow(content: string): Row | undefined {
@@ -75,23 +96,28 @@ function readJsonRow(content: string): Row | undefined {
 }
 
 function wrongColumns(name: string, columns: string[]): string[] {
+  if (columns.length > MAX_COLUMNS) return [`${name}: expected at most ${MAX_COLUMNS} columns`]
   const wrong = columns
-    .filter((column) => !NAME.test(column))
-    .map((column) => `${name}: column "${column.slice(0, 60)}": expected letters, digits and _`)
+    .filter((column) => !NAME.test(column) || NOT_A_NAME.includes(column))
+    .map(
+      (column) =>
+        `${name}: column "${column.slice(0, 60)}": expected letters, digits and _, and none of ${NOT_A_NAME.join(', ')}`,
+    )
   const taken = columns.filter((column) => (BUILT_IN_NAMES as readonly string[]).includes(column))
   wrong.push(...taken.map((column) => `${name}: column ${column}: expected another name, this one is built in`))
   const repeated = columns.filter((column, at) => columns.indexOf(column) !== at)
   wrong.push(...repeated.map((column) => `${name}: column ${column} is there twice`))
-  if (columns.length > MAX_COLUMNS) wrong.push(`${name}: expected at most ${MAX_COLUMNS} columns`)
   return wrong
 }
 
-function wrongRows(name: string, rows: { row: Row; line: number }[]): string[] {
+function wrongRows(name: string, rows: Row[], lineOf: (at: number) => number): string[] {
   if (rows.length === 0) return [`${name}: expected at least one row`]
   const wrong: string[] = []
-  for (const { row, line } of rows) {
-    const bytes = Buffer.byteLength(JSON.stringify(row))
-    if (bytes > MAX_ROW_BYTES) wrong.push(`${name} line ${line}: a row of ${bytes} bytes; expected at most 4 kB`)
+  for (const [at, row] of rows.entries()) {
+    const text = JSON.stringify(row)
+    const bytes = Buffer.byteLength(text)
+    if (text.includes('\\u0000')) wrong.push(`${name} line ${lineOf(at)}: expected text without NUL characters`)
+    if (bytes > MAX_ROW_BYTES) wrong.push(`${name} line ${lineOf(at)}: a row of ${bytes} bytes; expected at most 4 kB`)
     if (wrong.length >= 20) break
   }
   return wrong
