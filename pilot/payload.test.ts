@@ -162,6 +162,15 @@ describe('limits', () => {
     expect(result).toMatchObject({ end: 'failed', reason: 'payload.scratch' })
   })
 
+  test('payload - more than its scratch space in no time is not done either', async () => {
+    const result = await site.runScript('head -c 8000000 /dev/zero > out', {
+      needs: { ...needs, scratchBytes: 3_000_000 },
+      outputs: [output('out')],
+    })
+    expect(result).toMatchObject({ end: 'failed', reason: 'payload.scratch', exitCode: 0 })
+    expect(await site.stored(result, 'out')).toBeNull()
+  })
+
   test('payload - that neither computes nor writes is stalled; one that writes is not', async () => {
     const still = site.runScript('sleep 60', { stalledAfterMs: 500 })
     const busy = site.runScript('for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.2; done', { stalledAfterMs: 500 })
@@ -225,6 +234,17 @@ describe('outputs', () => {
   test('outputs - a path that leaves the folder is refused before anything runs', async () => {
     const result = await site.runScript('echo ran', { outputs: [output('../../$(index)')] })
     expect(result).toMatchObject({ reason: 'payload.outputRefused', wallMs: 0 })
+  })
+
+  test.each([['.log/stdout'], ['.log/other'], ['.log']])('outputs - %s by a value is refused', async (value) => {
+    const row = { name: value }
+    const command = ['sh', '-c', 'mkdir .log; echo forged > .log/stdout']
+    const attempt = site.attempt({ command, outputs: [output('$(name)')] }, { tasks: '0', rows: [row] })
+    const result = await attempt.run()
+    expect(result).toMatchObject({ end: 'failed', reason: 'payload.outputRefused', wallMs: 0, outputs: [] })
+    const input = { url: 'file:///etc/hostname', from: null, output: null, path: '$(name)', list: null, checksum: null }
+    const fetching = site.attempt({ inputs: [input] }, { tasks: '0', rows: [row] })
+    expect(await fetching.run()).toMatchObject({ end: 'failed', reason: 'campaign.invalid', wallMs: 0 })
   })
 
   test('outputs - what lies outside the folder is left and not collected; an optional one may be missing', async () => {

@@ -22,6 +22,7 @@ import { type AttemptState, attemptTable, mustNextState } from '../shared/lifecy
 import type { Log } from '../shared/log.ts'
 import type { OutputRecord, Result } from '../shared/protocol/messages.ts'
 import type { BundleBody, TemplateBody } from '../shared/protocol/work.ts'
+import { formatBytes } from '../shared/quantity.ts'
 import { type Launch, prepareControl, type Runtime, readStatus } from './container.ts'
 import { fetchInput, fetchManifest, storeOutput, type Transfer } from './drivers.ts'
 import { removeFolder } from './home.ts'
@@ -30,7 +31,7 @@ import { CappedLog, type PipeMaker, tailOf } from './logs.ts'
 import type { SitePolicy } from './policy.ts'
 import { ATTEMPT_VARIABLE, RUN_VARIABLE } from './processes.ts'
 import type { Trace } from './trace.ts'
-import type { Usage, Watched, Watcher } from './watch.ts'
+import { folderBytes, MEASURE_AT_MOST_MS, type Usage, type Watched, type Watcher } from './watch.ts'
 import { parseStatus, type WrapperStatus } from './wrapper.ts'
 
 /** What one attempt is to do; checked before. */
@@ -70,6 +71,8 @@ export interface PayloadAround {
 
 const TAIL_BYTES = 2000
 const TRANSFERS_AT_ONCE = 4
+/** Where an attempt's logs stand among its files; nothing else may. */
+const LOG_FOLDER = '.log'
 /** How long storing the logs may hold up a result; less where the pilot itself is leaving. */
 const LOG_GIVE_UP_MS = 30_000
 const LOG_LEAVING_MS = 3000
@@ -233,7 +236,7 @@ export class Attempt {
     const launchEnv = this.#environment(values, runtime)
     const outputs = template.outputs.map((output) => ({
       ...output,
-      path: inside(expand(output.path, values), 'payload.outputRefused'),
+      path: insideWork(expand(output.path, values), 'payload.outputRefused'),
       url: output.url === null ? null : expand(output.url, values),
     }))
 
@@ -254,6 +257,7 @@ export class Attempt {
     try {
       const logs = await this.#finishLogs()
       await this.#judge(status, runtime, launch.image, logs.said)
+      await this.#checkScratch()
       await this.#storeOutputs(outputs)
       Object.assign(this.#result, { end: 'done', reason: null, detail: null })
     } catch (error) {
@@ -325,7 +329,7 @@ export class Attempt {
     for (const [position, input] of template.inputs.entries()) {
       const path = expand(input.path, values)
       const isFolder = path.endsWith('/')
-      const target = join(work, inside(isFolder ? path.slice(0, -1) : path, 'campaign.invalid'))
+      const target = join(work, insideWork(isFolder ? path.slice(0, -1) : path, 'campaign.invalid'))
       if (input.url !== null) {
         await fetchInput(expand(input.url, values), target, input.checksum, transfer)
         continue
@@ -345,7 +349,7 @@ export class Attempt {
         fetchInput(entry.url, join(work, names[i]!), entry.checksum, transfer),
       )
       if (input.list === null) continue
-      const list = join(work, inside(expand(input.list, values), 'campaign.invalid'))
+      const list = join(work, insideWork(expand(input.list, values), 'campaign.invalid'))
       await mkdir(dirname(list), { recursive: true })
       await writeFile(list, names.map((name) => `${name}\n`).join(''))
     }
@@ -456,6 +460,16 @@ export class Attempt {
     this.#result.tail = null
   }
 
+  /** What was written since the last measurement, or by a payload too quick for any. @throws IndraftError payload.scratch */
+  async #checkScratch(): Promise<void> {
+    const { scratchBytes } = this.work.template.needs
+    if (scratchBytes === 0) return
+    const folders = [join(this.#folder, 'work'), join(this.#folder, 'tmp')]
+    if ((await folderBytes(folders, scratchBytes, MEASURE_AT_MOST_MS)) > scratchBytes) {
+      throw new IndraftError('payload.scratch', `more than ${formatBytes(scratchBytes)}`)
+    }
+  }
+
   async #storeOutputs(outputs: readonly { path: string; url: string | null; optional: boolean }[]): Promise<void> {
     const work = await realpath(join(this.#folder, 'work'))
     const present: { path: string; url: string | null; location: string; sizeBytes: number }[] = []
@@ -486,7 +500,13 @@ export class Attempt {
         const facts = await lstat(location).catch(() => null)
         if (!facts || facts.size === 0) continue
         const checksum = await checksumFile(location)
-        const file = { attempt: this.work.ref, path: `.log/${stream}`, location, sizeBytes: facts.size, checksum }
+        const file = {
+          attempt: this.work.ref,
+          path: `${LOG_FOLDER}/${stream}`,
+          location,
+          sizeBytes: facts.size,
+          checksum,
+        }
         const record = await storeOutput(file, null, this.#transfer(limit, giveUpMs))
         this.#result.outputs = [...this.#result.outputs, record].slice(0, 100)
       } catch (error) {
@@ -503,6 +523,13 @@ function inside(path: string, reason: ErrorCode): string {
   } catch (cause) {
     throw new IndraftError(reason, (cause as Error).message, { cause })
   }
+}
+
+/** As inside, for names that a campaign chooses: values are in it by now, so this is where the logs are kept safe. */
+function insideWork(path: string, reason: ErrorCode): string {
+  const safe = inside(path, reason)
+  if (safe.split('/')[0] !== LOG_FOLDER) return safe
+  throw new IndraftError(reason, `path "${path.slice(0, 80)}": ${LOG_FOLDER}/ is for logs`)
 }
 
 /**

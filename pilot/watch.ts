@@ -54,7 +54,7 @@ export interface WatcherOptions {
   onUnkillable: (attempt: string, pid: number) => void
 }
 
-const MEASURE_AT_MOST_MS = 3000
+export const MEASURE_AT_MOST_MS = 3000
 const MEASURE_EVERY_MS = 5000
 const KILL_REPEAT_MS = 200
 const UNKILLABLE_AFTER_MS = 10_000
