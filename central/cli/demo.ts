@@ -276,7 +276,8 @@ function report(outcome: Outcome, good: boolean): string[] {
   const lost = Object.entries(failedAttempts).reduce((sum, [reason, n]) => sum + (reason === MADE_TO_FAIL ? 0 : n), 0)
   const again = `${lost} ${lost === 1 ? 'task' : 'tasks'} ran again because of it`
   const accident = killed ? `${killed} was killed and started again; ${again}` : 'nothing was killed'
-  const madeToFail = `the task made to fail ended with ${MADE_TO_FAIL} ${failedAttempts[MADE_TO_FAIL] ?? 0} x and was tried again`
+  const failures = failedAttempts[MADE_TO_FAIL] ?? 0
+  const madeToFail = `task simulate 2/3 failed ${failures === 1 ? 'once' : `${failures} times`} on purpose, and was tried again`
   return [
     '',
     `  ${accident}; ${good ? 'nothing lost, nothing counted twice' : 'SOMETHING IS WRONG'}`,

@@ -3,7 +3,7 @@ import type { Command } from 'commander'
 import type { Settings } from '../../shared/config.ts'
 import { isIndraftError } from '../../shared/errors.ts'
 import { type Log, type LogLevel, makeLog } from '../../shared/log.ts'
-import { CENTRAL_SETTINGS, loadCentralConfig } from '../config.ts'
+import { CENTRAL_SETTINGS, centralPaths, loadCentralConfig } from '../config.ts'
 import { EXIT, type Options } from './command.ts'
 
 /** @param relay the group that `relay run` belongs to */
@@ -27,6 +27,21 @@ Examples:
       // The services are loaded only to run: every other command would wait for them.
       const { startCentral } = await import('../main.ts')
       await serve('central', config.logLevel as LogLevel, (log) => startCentral(config, log))
+    })
+
+  withSettings(central.command('nats-config'), {
+    state: CENTRAL_SETTINGS.state,
+    natsOperator: CENTRAL_SETTINGS.natsOperator,
+  })
+    .description("print what a nats-server of your own has to be told of the centre's accounts; made at the first call")
+    .addHelpText('after', '\nExample:\n  indraft central nats-config --state /var/lib/indraft > /etc/nats/indraft.conf')
+    .action(async (options: Options) => {
+      const { config: file, json: _json, ...args } = options
+      const config = orUsage(() => loadCentralConfig({ args, file: file as string | undefined }))
+      if (!config) return
+      const { prepareNatsAccount } = await import('../sites/nats-account.ts')
+      const { configText } = await prepareNatsAccount(centralPaths(config).natsAccount)
+      console.log(configText)
     })
 
   const { relaySettings, loadRelayConfig } = await import('../../edge-relay/config.ts')

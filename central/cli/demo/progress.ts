@@ -17,7 +17,7 @@ export function makeProgress(isTerminal: boolean, write: (line: string) => void 
 
 function bars(): Progress {
   const all = new MultiBar({
-    format: '  {step} [{bar}] {value}/{total}  {running} running',
+    format: '  {step} [{bar}] {value}/{total}  {running} running, {assigned} handed out',
     barCompleteChar: '#',
     barIncompleteChar: '.',
     barsize: 36,
@@ -29,7 +29,7 @@ function bars(): Progress {
   return {
     show({ steps }) {
       for (const { name, size, counts } of steps) {
-        const fields = { step: name.padEnd(10), running: counts.running + counts.assigned }
+        const fields = { step: name.padEnd(10), running: counts.running, assigned: counts.assigned }
         const bar = byStep.get(name)
         if (bar) bar.update(counts.done, fields)
         else byStep.set(name, all.create(size, counts.done, fields))
