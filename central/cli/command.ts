@@ -72,13 +72,20 @@ export function print<T>(options: Options, value: T, toText: (value: T) => strin
     return
   }
   const text = toText(value)
-  const shown = typeof text === 'string' ? text : text.join('\n')
+  const whole = typeof text === 'string' ? text : text.join('\n')
+  const shown = process.stdout.isTTY ? printable(whole) : whole
   if (shown !== '') console.log(shown)
+}
+
+/** What others wrote, for a terminal: no control character but newline and tab reaches it. */
+export function printable(text: string): string {
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for.
+  return text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/g, '\ufffd')
 }
 
 /** Columns as wide as their widest cell; numbers to the right. */
 export function columns(header: readonly string[], rows: readonly (readonly (string | number)[])[]): string[] {
-  const cells = [header, ...rows.map((row) => row.map(String))]
+  const cells = [header, ...rows.map((row) => row.map((cell) => printable(String(cell))))]
   const widths = header.map((_, i) => Math.max(...cells.map((row) => (row[i] ?? '').length)))
   const isRight = header.map((_, i) => rows.length > 0 && rows.every((row) => typeof row[i] === 'number'))
   return cells.map((row) =>

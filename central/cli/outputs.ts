@@ -5,13 +5,13 @@ import { dirname, join, resolve, sep } from 'node:path'
 import { Transform } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { Command } from 'commander'
+import { type Command, InvalidArgumentError } from 'commander'
 import { IndraftError } from '../../shared/errors.ts'
 import { formatBytes, parseDuration } from '../../shared/quantity.ts'
 import type { Client } from '../api/client.ts'
 import type { Reply } from '../api/routes.ts'
 import { readTaskPath } from './campaign.ts'
-import { columns, EXIT, type Options, print, withCentral, withClient } from './command.ts'
+import { columns, EXIT, type Options, print, printable, withCentral, withClient } from './command.ts'
 
 const PAGE = 500
 const AT_A_TIME = 4
@@ -40,21 +40,42 @@ export function registerOutputs(campaign: Command): void {
       })
     })
 
-  withClient(campaign.command('logs <campaign/step/index>'))
+  withClient(campaign.command('logs').argument('<campaign/step/index>', '', readTask))
     .description("a task's standard output; the site is asked for it where it is not here yet")
     .option('--stderr', 'standard error instead')
-    .option('--attempt <number>', 'which attempt, 1 is the first (default: the last)')
+    .option('--attempt <number>', 'which attempt, 1 is the first (default: the last)', readAttempt)
+    .option('--raw', 'every byte as it is; on a terminal control characters are replaced without it')
     .option('--wait <duration>', 'how long to wait for the site', '60s')
     .addHelpText(
       'after',
       '\nExamples:\n  indraft campaign logs ising/simulate/17\n  indraft campaign logs ising/simulate/17 --stderr --attempt 1',
     )
-    .action(async (path: string, options: Options & { stderr?: boolean; attempt?: string; wait: string }) => {
-      const params = readTaskPath(path)
-      if (!params)
-        throw new IndraftError('request.invalid', `"${path}": expected CAMPAIGN/STEP/INDEX, as in ising/simulate/17`)
-      await withCentral(options, (client) => showLog(client, params, options))
+    .action(async (task: Task, options: LogOptions) => {
+      await withCentral(options, (client) => showLog(client, task, options))
     })
+}
+
+type Task = NonNullable<ReturnType<typeof readTaskPath>>
+type LogOptions = Options & { stderr?: boolean; attempt?: number; raw?: boolean; wait: string }
+
+function readTask(text: string): Task {
+  const task = readTaskPath(text)
+  if (!task) throw new InvalidArgumentError('expected CAMPAIGN/STEP/INDEX, as in ising/simulate/17')
+  return task
+}
+
+function readAttempt(text: string): number {
+  if (!/^[1-9]\d{0,8}$/.test(text)) throw new InvalidArgumentError('expected the number of an attempt, 1 is the first')
+  return Number(text)
+}
+
+/** Text as UTF-8 over any cut of its bytes, with control characters replaced. */
+function toPrintable(): Transform {
+  const decoder = new TextDecoder()
+  return new Transform({
+    transform: (chunk: Buffer, _encoding, done) => done(null, printable(decoder.decode(chunk, { stream: true }))),
+    flush: (done) => done(null, printable(decoder.decode())),
+  })
 }
 
 async function allOutputs(client: Client, campaign: string, step: string | undefined): Promise<Output[]> {
@@ -130,13 +151,9 @@ async function sha256Of(path: string): Promise<string> {
   return `sha256:${hash.digest('hex')}`
 }
 
-async function showLog(
-  client: Client,
-  task: { campaign: string; step: string; index: number },
-  options: Options & { stderr?: boolean; attempt?: string; wait: string },
-): Promise<void> {
+async function showLog(client: Client, task: Task, options: LogOptions): Promise<void> {
   const stream = options.stderr ? ('stderr' as const) : ('stdout' as const)
-  const attempt = options.attempt === undefined ? undefined : Number(options.attempt)
+  const { attempt } = options
   const deadlineMs = performance.now() + (parseDuration(options.wait) ?? 60_000)
   const params = { ...task, stream }
   const query = attempt === undefined ? {} : { attempt }
@@ -145,6 +162,8 @@ async function showLog(
     const reply = await client.file('taskLog', { params, query })
     if (!('retryAfterMs' in reply)) {
       if (options.json) console.log(JSON.stringify({ ...params, text: await reply.body.text() }))
+      else if (process.stdout.isTTY && !options.raw)
+        await pipeline(reply.body, toPrintable(), process.stdout, { end: false })
       else await pipeline(reply.body, process.stdout, { end: false })
       return
     }
@@ -157,5 +176,9 @@ async function showLog(
   const { history } = await client.call('showTask', { params: task })
   const tail = (attempt === undefined ? history.at(-1) : history[attempt - 1])?.tail ?? null
   if (options.json) console.log(JSON.stringify({ ...params, text: null, tail }))
-  else console.error('the site has not sent it yet; try again later', tail ? `\nthe last it wrote:\n${tail}` : '')
+  else
+    console.error(
+      'the site has not sent it yet; try again later',
+      tail ? `\nthe last it wrote:\n${printable(tail)}` : '',
+    )
 }

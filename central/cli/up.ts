@@ -30,7 +30,13 @@ export function registerUp(program: Command): void {
     )
     .action(async (options: Record<string, unknown>, command: Command) => {
       const { json, state, home, ...rest } = { ...command.parent?.opts(), ...options } as Record<string, unknown>
-      const config = loadUpConfig({ ...picked(rest), home: home ?? state })
+      let config: ReturnType<typeof loadUpConfig>
+      try {
+        config = loadUpConfig({ ...picked(rest), home: home ?? state })
+      } catch (error) {
+        // With the exit code of wrong usage.
+        return command.error(`error: ${(error as Error).message}`)
+      }
       await runUp(config, json === true)
     })
 }

@@ -42,13 +42,19 @@ test('service - what dies is started again: at once, then ever later', async () 
 
 test('service - a start that fails is tried again, but not the first one', async () => {
   let fails = true
-  const service = new Service('x', async () => (fails ? Promise.reject(new Error('no')) : fakePart()), events)
+  const service = new Service(
+    'x',
+    async () => (fails ? Promise.reject(new Error('no\nmore of it')) : fakePart()),
+    events,
+  )
   await expect(service.start()).rejects.toThrow('no')
   fails = false
   await service.start()
   fails = true
   service.part!.kill()
-  await vi.waitFor(() => expect(died.map(({ how }) => how)).toEqual(['was ended by SIGKILL', 'could not be started']))
+  await vi.waitFor(() =>
+    expect(died.map(({ how }) => how)).toEqual(['was ended by SIGKILL', 'could not be started: no']),
+  )
   fails = false
   await vi.waitFor(() => expect(service.state).toBe('running'))
   await service.stop()

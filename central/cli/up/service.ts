@@ -81,6 +81,7 @@ export class Service {
 
   async #keepAlive(first: RunningPart): Promise<void> {
     let part: RunningPart | undefined = first
+    let reason = ''
     while (!this.#stopping.signal.aborted) {
       const startedMs = this.#clock.monotonicMs()
       let how: string
@@ -90,7 +91,7 @@ export class Service {
         if (this.#clock.monotonicMs() - startedMs > SETTLED_MS) this.#failuresInARow = 0
         how = signal ? `was ended by ${signal}` : `ended with status ${code}`
       } else {
-        how = 'could not be started'
+        how = `could not be started${reason}`
       }
       const waitMs = Math.min(BACK_OFF_MS.longest, this.#failuresInARow * BACK_OFF_MS.first * 2 ** this.#failuresInARow)
       this.#failuresInARow++
@@ -98,7 +99,10 @@ export class Service {
       this.#events.onDied?.(this, how, waitMs)
       await this.#clock.sleep(waitMs, this.#stopping.signal)
       if (this.#stopping.signal.aborted) return
-      part = await this.#launch().catch(() => undefined)
+      part = await this.#launch().catch((error: unknown) => {
+        reason = `: ${String(error instanceof Error ? error.message : error).split('\n', 1)[0]}`
+        return undefined
+      })
     }
   }
 
