@@ -131,7 +131,7 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
       ready,
       onRefused: metrics.onApiRefused,
       handlers: {
-        ...campaignHandlers({ store, siteShapes: () => knownShapes(seen, sites) }),
+        ...campaignHandlers({ store, log, siteShapes: () => knownShapes(seen, sites) }),
         ...outputHandlers({ store, attempts, logRetryMs: timingsFor('relay', config.timeScale).beatMs }),
         ...siteHandlers({
           store,
@@ -151,11 +151,17 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
 
     // Only now: a relay that is welcomed is told where files are.
     const noting = notingShapes(dispatcher, seen, (error) => log.warn({ err: error }, 'site.shapesUnkept'))
-    const link = serveNats(nats, frameHandler(noting, log, metrics.dispatcherEvents), log)
+    metrics.watch(
+      store,
+      () => readCondition(redis),
+      async () => (await sites.list()).map(({ name }) => name),
+    )
+    const link = serveNats(nats, frameHandler(noting, log, metrics.dispatcherEvents), log, undefined, {
+      onDropped: (site) => metrics.dispatcherEvents.onRefused('auth.forbidden', { site }),
+    })
     begun.push(() => link.close())
     await work.start()
     begun.push(() => work.stop())
-    metrics.watch(store, () => readCondition(redis))
     const listener = await listenForMetrics(metrics, { host: config.metricsHost, port: config.metricsPort }, ready)
     begun.push(() => listener.close())
 

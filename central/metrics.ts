@@ -6,6 +6,7 @@
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client'
+import { answerBrokenHttp } from '../shared/broken-http.ts'
 import type { DispatcherEvents } from '../shared/dispatcher.ts'
 import type { ErrorCode } from '../shared/errors.ts'
 import { type Counts, emptyCounts, sumCounts, TASK_STATES } from '../shared/lifecycle.ts'
@@ -24,13 +25,15 @@ export interface Metrics {
   dispatcherEvents: Required<DispatcherEvents>
   storeEvents: Required<StoreEvents>
   onApiRefused: (code: ErrorCode) => void
-  /** From now on the store's state is read at every scrape. */
-  watch(store: CampaignStore, condition: () => Promise<StoreCondition>): void
+  /** From now on the store's state is read at every scrape, and sites have their names in labels. */
+  watch(store: CampaignStore, condition: () => Promise<StoreCondition>, siteNames: () => Promise<string[]>): void
   /** In Prometheus' text format. */
   text(): Promise<string>
 }
 
 const SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
+/** An unknown name is looked for again after this. */
+const SITES_FRESH_MS = 5000
 
 export function makeMetrics(log: Log): Metrics {
   const registry = new Registry()
@@ -110,11 +113,35 @@ export function makeMetrics(log: Log): Metrics {
     for (const [name, value] of Object.entries(counters)) totals.set({ site, holder, name }, value)
   }
 
+  /** Registered, or with a live session. Anybody may invent a name, so no other becomes a label. */
+  let knownSites: ReadonlySet<string> = new Set()
+  let readSites = async (): Promise<ReadonlySet<string>> => knownSites
+  let reading: Promise<void> | undefined
+  let readAtMs = Number.NEGATIVE_INFINITY
+  const siteLabel = async (site: string): Promise<string> => {
+    if (!knownSites.has(site) && (reading || performance.now() - readAtMs > SITES_FRESH_MS)) {
+      reading ??= readSites().then(
+        (names) => {
+          knownSites = names
+          readAtMs = performance.now()
+          reading = undefined
+        },
+        (error) => {
+          readAtMs = performance.now()
+          reading = undefined
+          log.warn({ err: error }, 'metrics.sitesUnread')
+        },
+      )
+      await reading
+    }
+    return knownSites.has(site) ? site : 'unknown'
+  }
+
   let readState = async (): Promise<void> => {}
   return {
     registry,
     dispatcherEvents: {
-      onRefused: (code, { site }) => refused.inc({ code, site }),
+      onRefused: (code, { site }) => void siteLabel(site).then((label) => refused.inc({ code, site: label })),
       onAnswered: (type, durationMs) => answered.observe({ type }, durationMs / 1000),
     },
     storeEvents: {
@@ -127,8 +154,13 @@ export function makeMetrics(log: Log): Metrics {
       onMatched: (durationMs) => matched.observe(durationMs / 1000),
     },
     onApiRefused: (code) => apiRefused.inc({ code }),
-    watch(store, condition) {
+    watch(store, condition, siteNames) {
       readState = () => readStore(store, condition)
+      readSites = async () => {
+        const [names, sessions] = await Promise.all([siteNames(), store.holders()])
+        const live = sessions.filter(({ state }) => state === 'active' || state === 'draining')
+        return new Set([...names, ...live.map(({ site }) => site)])
+      }
     },
     async text() {
       try {
@@ -141,6 +173,10 @@ export function makeMetrics(log: Log): Metrics {
     },
   }
 }
+
+/** Nobody has anything long to say here. */
+const SHORT = { requestTimeout: 5000, headersTimeout: 5000, keepAliveTimeout: 1000, connectionsCheckingInterval: 1000 }
+const MAX_CONNECTIONS = 64
 
 export interface MetricsListener {
   url: string
@@ -162,14 +198,16 @@ export async function listenForMetrics(
         (error: Error) => [503, `not ready: ${error.message}\n`, 'text/plain'],
       ),
   }
-  const server = createServer((request, response) => {
+  const server = createServer(SHORT, (request, response) => {
     const page = pages[(request.url ?? '').split('?', 1)[0]!]
     const answer = page ? page() : Promise.resolve<[number, string, string]>([404, 'not found\n', 'text/plain'])
     answer.then(
-      ([status, text, type]) => response.writeHead(status, { 'content-type': type }).end(text),
+      ([status, text, type]) => response.writeHead(status, { 'content-type': type, connection: 'close' }).end(text),
       () => response.writeHead(500).end(),
     )
   })
+  server.maxConnections = MAX_CONNECTIONS
+  server.on('clientError', answerBrokenHttp(metrics.onApiRefused))
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject)
     server.listen(at.port, at.host, resolve)

@@ -7,7 +7,7 @@ import type { Clock } from '../shared/clock.ts'
 import type { RelayCredential } from '../shared/credentials.ts'
 import { IndraftError } from '../shared/errors.ts'
 import type { Link } from '../shared/link.ts'
-import { connectNats, natsLink } from '../shared/link-nats.ts'
+import { connectNats, natsLink, siteInboxPrefix } from '../shared/link-nats.ts'
 import type { Log } from '../shared/log.ts'
 
 const AGAIN_AFTER_MS = 5_000
@@ -26,7 +26,7 @@ export function centralLink(credential: RelayCredential, name: string, clock: Cl
           name: `${name}@${site}`,
           creds: nats.creds,
           ...(nats.ca === null ? {} : { ca: nats.ca }),
-          inboxPrefix: `_INBOX_${site}`,
+          inboxPrefix: siteInboxPrefix(site),
         })
         if (stop.signal.aborted) return await made.close()
         connection = made

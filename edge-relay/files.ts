@@ -6,6 +6,7 @@
 import { timingSafeEqual } from 'node:crypto'
 import { createServer, type Server } from 'node:https'
 import type { AddressInfo } from 'node:net'
+import { answerBrokenHttp } from '../shared/broken-http.ts'
 import type { Clock } from '../shared/clock.ts'
 import { type ErrorCode, IndraftError } from '../shared/errors.ts'
 import type { AttemptFiles } from '../shared/files/attempt-files.ts'
@@ -22,6 +23,15 @@ const CENTRAL_GIVE_UP_MS = 15_000
 const OUTSIDE_GIVE_UP_MS = 30_000
 /** A file from outside that nobody gave a checksum for may have changed after this. */
 const UNCHECKED_FRESH_MS = 300_000
+
+/** An output of tens of gigabytes arrives as one request. */
+const LIMITS = {
+  requestTimeout: 3_600_000,
+  headersTimeout: 15_000,
+  keepAliveTimeout: 30_000,
+  connectionsCheckingInterval: 5000,
+}
+const MAX_CONNECTIONS = 8192
 
 export interface RelayFilesOptions {
   outbox: AttemptFiles
@@ -57,7 +67,9 @@ export async function serveFiles(options: RelayFilesOptions): Promise<RelayFiles
     ...(onServed ? { onServed } : {}),
     ...(onRefused ? { onRefused } : {}),
   })
-  const server = createServer({ cert: tls.cert, key: tls.key, minVersion: 'TLSv1.2' }, handler)
+  const server = createServer({ ...LIMITS, cert: tls.cert, key: tls.key, minVersion: 'TLSv1.2' }, handler)
+  server.maxConnections = MAX_CONNECTIONS
+  server.on('clientError', answerBrokenHttp(onRefused))
   server.on('tlsClientError', (error) => log.debug({ err: error }, 'file.tlsRefused'))
   await listen(server, port, host)
   return {

@@ -230,7 +230,10 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
     })
     closers.push(() => connection.close())
     const handler = frameHandler(dispatcher, log, { onRefused: (code) => metrics.refused.inc({ code }) })
-    const server = serveNats(connection, handler, log, site)
+    const server = serveNats(connection, handler, log, site, {
+      inboxPrefixOf: () => PILOT_INBOX,
+      onDropped: () => metrics.refused.inc({ code: 'auth.forbidden' }),
+    })
     const sweep = setInterval(() => dispatcher.sweep(), timingsFor('pilot', config.timeScale).beatMs)
     const tidy = setInterval(
       () => tidyOutbox().catch((error) => log.warn({ err: error }, 'outbox.tidyFailed')),

@@ -5,6 +5,7 @@
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { Counter, collectDefaultMetrics, Gauge, Registry } from 'prom-client'
+import { answerBrokenHttp } from '../shared/broken-http.ts'
 import { listen } from './files.ts'
 
 export interface RelayFigures {
@@ -80,14 +81,18 @@ export class RelayMetrics {
   }
 }
 
+/** Nobody has anything long to say here. */
+const SHORT = { requestTimeout: 5000, headersTimeout: 5000, keepAliveTimeout: 1000, connectionsCheckingInterval: 1000 }
+const MAX_CONNECTIONS = 64
+
 export async function serveMetrics(
   metrics: RelayMetrics,
   figures: RelayFigures,
   port: number,
 ): Promise<{ port: number; close(): Promise<void> }> {
-  const server = createServer((request, response) => {
+  const server = createServer(SHORT, (request, response) => {
     const send = (status: number, text: string, type = 'text/plain') => {
-      response.writeHead(status, { 'content-type': type }).end(text)
+      response.writeHead(status, { 'content-type': type, connection: 'close' }).end(text)
     }
     if (request.method !== 'GET') send(405, 'GET only\n')
     else if (request.url === '/healthz') {
@@ -102,6 +107,11 @@ export async function serveMetrics(
       )
     } else send(404, 'nothing here: /metrics, /healthz, /readyz\n')
   })
+  server.maxConnections = MAX_CONNECTIONS
+  server.on(
+    'clientError',
+    answerBrokenHttp((code) => metrics.refused.inc({ code })),
+  )
   await listen(server, port, '127.0.0.1')
   return {
     port: (server.address() as AddressInfo).port,

@@ -142,25 +142,45 @@ function linkCode(cause: unknown, isClosed: boolean): 'link.timeout' | 'link.noR
   return isClosed ? 'link.closed' : 'link.timeout'
 }
 
+/** Reply subjects that a site's credential may subscribe to. */
+export function siteInboxPrefix(site: string): string {
+  return `_INBOX_${site}`
+}
+
+export interface ServeNatsOptions {
+  /** Where those who ask at a site hear replies; by default each site has a prefix of its own. */
+  inboxPrefixOf?: (site: string) => string
+  /** A request that named a reply subject which is not its site's, or none: neither handled nor answered. */
+  onDropped?: (site: string) => void
+}
+
 /**
  * The answering end for all sites (`site` undefined) or one. Several processes share the load as one queue group.
  * Does not own the connection.
+ *
+ * IMPORTANT: the requester names the reply subject and the server does not hold it to its permissions there, so without
+ * the check a site could have us publish in another site's name (test/link-nats.test.ts).
  */
 export function serveNats(
   connection: NatsConnection,
   handler: FrameHandler,
   log: Log,
   site?: string | undefined,
+  { inboxPrefixOf = siteInboxPrefix, onDropped }: ServeNatsOptions = {},
 ): LinkServer {
   const subscription = connection.subscribe(siteSubject(site ?? '*'), {
     queue: 'dispatchers',
     callback: (error, message) => {
       if (error) return log.error({ err: error }, 'link.subscriptionFailed')
       const from = message.subject.slice(siteSubject('').length)
-      handler({ site: from }, message.data).then(
-        (reply) => message.respond(reply),
-        (cause) => log.error({ err: cause, site: from }, 'link.handlerFailed'),
-      )
+      if (!isInbox(message.reply, inboxPrefixOf(from))) {
+        log.warn({ site: from, reply: message.reply?.slice(0, 200) }, 'link.requestDropped')
+        onDropped?.(from)
+        return
+      }
+      handler({ site: from }, message.data)
+        .then((reply) => message.respond(reply))
+        .catch((cause) => log.error({ err: cause, site: from }, 'link.handlerFailed'))
     },
   })
   return {
@@ -168,4 +188,8 @@ export function serveNats(
       await subscription.drain()
     },
   }
+}
+
+function isInbox(reply: string | undefined, prefix: string): boolean {
+  return reply?.startsWith(`${prefix}.`) === true && !/[*>\s]/.test(reply)
 }

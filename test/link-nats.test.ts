@@ -36,7 +36,8 @@ afterEach(async () => {
 })
 
 async function asRelay(): Promise<NatsConnection> {
-  const connection = await connectNats({ url: server.url, name: 'relay', user: 'relay', password: 'r' })
+  const options = { url: server.url, name: 'relay', user: 'relay', password: 'r', inboxPrefix: '_INBOX_pilot' }
+  const connection = await connectNats(options)
   open.push(connection)
   return connection
 }
@@ -46,9 +47,12 @@ async function asPilot(): Promise<NatsConnection> {
   open.push(connection)
   return connection
 }
-async function serve(handler: Parameters<typeof serveNats>[1], site?: string) {
+async function serve(handler: Parameters<typeof serveNats>[1], site?: string, onDropped?: (site: string) => void) {
   const connection = await asRelay()
-  const serving = serveNats(connection, handler, silentLog, site)
+  const serving = serveNats(connection, handler, silentLog, site, {
+    inboxPrefixOf: () => '_INBOX_pilot',
+    ...(onDropped && { onDropped }),
+  })
   await connection.flush()
   return serving
 }
@@ -114,6 +118,34 @@ describe('link over NATS - what goes wrong has a code', () => {
     await expect(natsLink(await asPilot(), 'BETA').request(Buffer.from('x'), 300)).rejects.toMatchObject({
       code: expect.stringMatching(/^link\./),
     })
+  })
+
+  it('a request that names another reply subject than its own inbox is neither handled nor answered', async () => {
+    const handled: string[] = []
+    const dropped: string[] = []
+    const dispatcher = async (_peer: unknown, frame: Uint8Array) => {
+      handled.push(text(frame))
+      return Buffer.from('reply')
+    }
+    await serve(dispatcher, undefined, (site) => dropped.push(site))
+    const pilot = await asPilot()
+    const victim = await asRelay()
+    const heard: string[] = []
+    victim.subscribe('>', {
+      callback: (_error, message) => {
+        if (text(message.data) === 'reply') heard.push(message.subject)
+      },
+    })
+    await victim.flush()
+    const subject = siteSubject('ALPHA')
+    for (const reply of [siteSubject('BETA'), '_INBOX_pilots.x', '_INBOX_other.x'])
+      pilot.publish(subject, 'x', { reply })
+    pilot.publish(subject, 'x')
+    expect(text(await natsLink(pilot, 'ALPHA').request(Buffer.from('mine'), 5000))).toBe('reply')
+    await victim.flush()
+    expect(handled).toEqual(['mine'])
+    expect(dropped).toEqual(['ALPHA', 'ALPHA', 'ALPHA', 'ALPHA'])
+    expect(heard).toEqual([expect.stringMatching(/^_INBOX_pilot\./)])
   })
 
   it('more than the server takes is refused, and the link goes on', async () => {

@@ -2,6 +2,7 @@
 
 import { IndraftError } from '../../shared/errors.ts'
 import type { Unmet } from '../../shared/fit.ts'
+import type { Log } from '../../shared/log.ts'
 import { formatBytes, formatDuration } from '../../shared/quantity.ts'
 import { checkCampaign } from '../campaigns/check.ts'
 import type { CampaignPlan, CampaignStore, CampaignView } from '../campaigns/model.ts'
@@ -9,6 +10,7 @@ import type { Problem } from '../campaigns/source.ts'
 import { nearestSite, type SiteShapes } from '../matching/nearest.ts'
 import { type Principal, requireGroup } from '../people.ts'
 import type { Handlers } from './server.ts'
+import { campaignViewSchema, stepViewSchema } from './views.ts'
 
 /** A campaign file with everything that is wrong with it. */
 export class CampaignRefused extends IndraftError {
@@ -31,6 +33,7 @@ type CampaignHandlers = Pick<
 
 export interface CampaignParts {
   store: CampaignStore
+  log: Log
   /** Shapes seen and declared, of sites that are not disabled. */
   siteShapes(): Promise<SiteShapes[]>
 }
@@ -43,7 +46,7 @@ export async function findCampaign(store: CampaignStore, name: string, caller: P
   return found
 }
 
-export function campaignHandlers({ store, siteShapes }: CampaignParts): CampaignHandlers {
+export function campaignHandlers({ store, log, siteShapes }: CampaignParts): CampaignHandlers {
   return {
     async submitCampaign({ body }, caller) {
       const checked = checkCampaign(body.source, body.tables, caller.subject)
@@ -68,16 +71,37 @@ export function campaignHandlers({ store, siteShapes }: CampaignParts): Campaign
     },
     async listCampaigns(_given, caller) {
       const campaigns = await store.list(caller.groups)
-      return { campaigns: campaigns.sort((a, b) => b.createdAtMs - a.createdAtMs) }
+      // One that cannot be shown must not hide the others of its group.
+      const shown = campaigns.filter((campaign) => {
+        const misfit = findMisfit(campaign)
+        if (misfit !== null) log.warn({ campaign: campaign.id, misfit }, 'api.campaignUnshowable')
+        return misfit === null
+      })
+      return { campaigns: shown.sort((a, b) => b.createdAtMs - a.createdAtMs) }
     },
-    showCampaign: ({ params }, caller) => findCampaign(store, params.campaign, caller),
+    async showCampaign({ params }, caller) {
+      const found = await findCampaign(store, params.campaign, caller)
+      const misfit = findMisfit(found)
+      if (misfit !== null) {
+        const message = `${found.name} holds a value that cannot be shown (${misfit}); it can still be cancelled`
+        throw new IndraftError('campaign.invalid', message, { path: 'campaign' })
+      }
+      return found
+    },
     async campaignSource({ params }, caller) {
       return { source: await store.source((await findCampaign(store, params.campaign, caller)).id) }
     },
     async setDesired({ params, body }, caller) {
       const found = await findCampaign(store, params.campaign, caller)
       requireGroup(caller, found.group)
-      return await store.setDesired(found.id, body.desired)
+      const changed = await store.setDesired(found.id, body.desired)
+      if (findMisfit(changed) === null) return changed
+      // What was asked is done: the answer carries what of the campaign can be shown.
+      return {
+        ...changed,
+        priority: Number.isFinite(changed.priority) ? changed.priority : 0,
+        steps: changed.steps.filter((step) => stepViewSchema.safeParse(step).success),
+      }
     },
     async listTasks({ params, query }, caller) {
       const found = await findCampaign(store, params.campaign, caller)
@@ -92,6 +116,12 @@ export function campaignHandlers({ store, siteShapes }: CampaignParts): Campaign
       return await findTask(store, found, params.step, params.index)
     },
   }
+}
+
+/** The first value that the API's form has no room for (no number, or one past 2^53), in words; null where all fits. */
+function findMisfit(campaign: CampaignView): string | null {
+  const issue = campaignViewSchema.safeParse(campaign).error?.issues[0]
+  return issue ? `${issue.path.join('.')}: ${issue.message}` : null
 }
 
 /** @throws IndraftError request.notFound naming the steps there are */

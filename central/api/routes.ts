@@ -24,9 +24,14 @@ export interface Route {
   params?: z.ZodObject
   query?: z.ZodObject
   body?: z.ZodObject
+  /** The largest body in bytes, where it is more than the usual 64 kB. Only a few such requests are taken at a time. */
+  bodyLimit?: number
   /** Absent: the bytes of a file, or 202 with {retryAfterMs} while it is on its way. */
   reply?: z.ZodType
 }
+
+/** A file of 1 MiB and tables of 16 MiB, each character perhaps escaped. */
+const MAX_SUBMISSION_BYTES = 2 * (1 + 16) * 1024 * 1024
 
 const campaign = z.object({ campaign: z.string().max(200).describe('Name or id.') })
 const task = campaign.extend({ step: z.string().max(200), index: z.coerce.number().int().min(0) })
@@ -84,6 +89,7 @@ export const ROUTES = {
     method: 'POST',
     path: '/v1/campaigns',
     role: 'submit',
+    bodyLimit: MAX_SUBMISSION_BYTES,
     summary: 'Checks a campaign and takes it in. The same one again changes nothing.',
     body: submissionSchema,
     reply: submittedSchema,

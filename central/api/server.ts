@@ -10,6 +10,7 @@ import {
   serializerCompiler,
   validatorCompiler,
 } from 'fastify-type-provider-zod'
+import { answerBrokenHttp } from '../../shared/broken-http.ts'
 import { ERRORS, type ErrorCode, IndraftError } from '../../shared/errors.ts'
 import type { StoredFile } from '../../shared/files/attempt-files.ts'
 import { type NodeHandler, serveFile } from '../../shared/files/server.ts'
@@ -19,8 +20,18 @@ import { CampaignRefused } from './campaigns.ts'
 import { type DataRoute, type FileRoute, type Given, type Reply, ROUTES, type Route, type RouteName } from './routes.ts'
 import { type ErrorReply, errorSchema } from './views.ts'
 
-/** Fits a table of 16 MiB with its escapes. */
-const MAX_BODY_BYTES = 32 * 1024 * 1024
+const MAX_BODY_BYTES = 64 * 1024
+/** Requests with a large body (submissions) that are read and checked at a time, and how long a further one waits. */
+const LARGE_AT_ONCE = 2
+const LARGE_WAIT_MS = 5000
+/** For a body of the API; those of /files may take as long as the whole server allows. */
+const BODY_TIMEOUT_MS = 60_000
+/** An output of tens of gigabytes over a slow line arrives as one request. */
+const REQUEST_TIMEOUT_MS = 3_600_000
+const HEADERS_TIMEOUT_MS = 15_000
+const KEEP_ALIVE_MS = 30_000
+const MAX_CONNECTIONS = 4096
+const CONNECTIONS_CHECKED_MS = 5000
 
 /** A file, nothing (an empty one), or a promise of one. */
 export type FileAnswer = StoredFile | 'empty' | { retryAfterMs: number }
@@ -38,22 +49,34 @@ export interface ServerParts {
   /** Throws while the service cannot do its work. */
   ready: () => Promise<void>
   onRefused?: (code: ErrorCode) => void
+  /** A minute unless given. */
+  bodyTimeoutMs?: number
 }
 
 const NOBODY: Principal = { subject: 'nobody', groups: [], roles: [] }
 
 export async function buildServer(parts: ServerParts): Promise<FastifyInstance> {
   const { tls, log, people, handlers } = parts
+  const checked = { connectionsCheckingInterval: CONNECTIONS_CHECKED_MS }
+  const slots = new Slots(LARGE_AT_ONCE)
   const app = Fastify({
     bodyLimit: MAX_BODY_BYTES,
     forceCloseConnections: true,
     routerOptions: { maxParamLength: 1024 },
-    ...(tls ? { https: { cert: tls.cert, key: tls.key, minVersion: 'TLSv1.2' } } : {}),
+    requestTimeout: REQUEST_TIMEOUT_MS,
+    keepAliveTimeout: KEEP_ALIVE_MS,
+    clientErrorHandler: answerBrokenHttp(parts.onRefused),
+    frameworkErrors: (error: FastifyError, request: FastifyRequest, reply: FastifyReply) =>
+      refuse(error, request, reply, parts),
+    ...(tls ? { https: { ...checked, cert: tls.cert, key: tls.key, minVersion: 'TLSv1.2' } } : { http: checked }),
   }) as unknown as FastifyInstance
+  app.server.headersTimeout = HEADERS_TIMEOUT_MS
+  app.server.maxConnections = MAX_CONNECTIONS
   app.setValidatorCompiler(validatorCompiler)
   app.setSerializerCompiler(serializerCompiler)
   app.setErrorHandler((error: FastifyError, request, reply) => refuse(error, request, reply, parts))
   app.setNotFoundHandler((_request, reply) => {
+    parts.onRefused?.('request.notFound')
     reply.code(404).send({ code: 'request.notFound', message: 'There is no such address.' } satisfies ErrorReply)
   })
   await app.register(swagger, {
@@ -70,11 +93,16 @@ export async function buildServer(parts: ServerParts): Promise<FastifyInstance> 
         method: route.method,
         url: route.path,
         schema: openApiSchema(name, route),
-        preValidation: async (request) => {
-          if (route.role === null) return
-          const caller = await people.identify(request.headers.authorization)
-          requireRole(caller, route.role)
-          callers.set(request, caller)
+        ...(route.bodyLimit === undefined ? {} : { bodyLimit: route.bodyLimit }),
+        // IMPORTANT: before the body is read, so that nobody without a token makes us read one (test/central/abuse.test.ts).
+        onRequest: async (request, reply) => {
+          if (route.role !== null) {
+            const caller = await people.identify(request.headers.authorization)
+            requireRole(caller, route.role)
+            callers.set(request, caller)
+          }
+          if (route.bodyLimit !== undefined) await slots.take(reply)
+          limitBodyTime(request, parts.bodyTimeoutMs ?? BODY_TIMEOUT_MS, parts.onRefused)
         },
         handler: async (request, reply) => {
           const { params, query, body } = request
@@ -98,6 +126,65 @@ export async function buildServer(parts: ServerParts): Promise<FastifyInstance> 
 }
 
 const callers = new WeakMap<FastifyRequest, Principal>()
+
+/** How many may go on at a time; each gives its place back when its answer is out or its connection gone. */
+class Slots {
+  #free: number
+  readonly #waiting = new Set<() => void>()
+
+  constructor(count: number) {
+    this.#free = count
+  }
+
+  /** @throws IndraftError dispatcher.busy when none comes free in time */
+  async take(reply: FastifyReply): Promise<void> {
+    if (this.#free > 0) this.#free--
+    else await this.#wait()
+    let isHeld = true
+    const release = () => {
+      if (!isHeld) return
+      isHeld = false
+      const [next] = this.#waiting
+      if (!next) this.#free++
+      else {
+        this.#waiting.delete(next)
+        next()
+      }
+    }
+    if (reply.raw.destroyed) return release()
+    reply.raw.once('finish', release)
+    reply.raw.once('close', release)
+  }
+
+  async #wait(): Promise<void> {
+    const turn = Promise.withResolvers<void>()
+    this.#waiting.add(turn.resolve)
+    const timer = setTimeout(() => {
+      const message = 'Enough submissions are being checked now: ask again later.'
+      turn.reject(new IndraftError('dispatcher.busy', message, { retryAfterMs: LARGE_WAIT_MS }))
+      this.#waiting.delete(turn.resolve)
+    }, LARGE_WAIT_MS)
+    try {
+      await turn.promise
+    } finally {
+      clearTimeout(timer)
+      this.#waiting.delete(turn.resolve)
+    }
+  }
+}
+
+/** Ends the connection of a request whose body has not arrived in time. */
+function limitBodyTime({ raw }: FastifyRequest, ms: number, onRefused: ServerParts['onRefused']): void {
+  if (raw.complete) return
+  const timer = setTimeout(() => {
+    if (raw.complete) return
+    onRefused?.('request.invalid')
+    raw.destroy()
+  }, ms)
+  timer.unref()
+  raw.once('end', () => clearTimeout(timer))
+  raw.once('close', () => clearTimeout(timer))
+}
 
 function openApiSchema(name: RouteName, route: Route) {
   return {

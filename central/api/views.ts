@@ -19,7 +19,7 @@ const countsSchema = z.object(
 const reason = z.enum(ERROR_CODES)
 const totalsSchema = z.record(z.string(), z.number())
 
-const stepViewSchema = z.object({
+export const stepViewSchema = z.object({
   name: z.string(),
   size: count,
   after: z.array(z.object({ step: z.string(), accept: z.number() })),

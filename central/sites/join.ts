@@ -2,8 +2,10 @@
  * What a site gets for its join token: one credential that opens its own subjects and files and nothing else. A site
  * with a relay gets relay.json; a direct one gets pilot.json, whose pilots speak to the centre themselves.
  */
+
 import type { PilotCredential, RelayCredential } from '../../shared/credentials.ts'
-import { mintSiteCreds, siteInboxPrefix } from './nats-account.ts'
+import { siteInboxPrefix } from '../../shared/link-nats.ts'
+import { mintSiteCreds } from './nats-account.ts'
 import type { SiteRegistry } from './registry.ts'
 
 export interface JoinFacts {

@@ -21,7 +21,7 @@ import {
   type KeyPair,
 } from '@nats-io/jwt'
 import { z } from 'zod'
-import { siteSubject } from '../../shared/link-nats.ts'
+import { siteInboxPrefix, siteSubject } from '../../shared/link-nats.ts'
 
 const FILE = 'nats-account.json'
 /** A frame is at most 48 kB; the server cuts off what cannot be one. */
@@ -65,11 +65,6 @@ export async function prepareNatsAccount(dir: string): Promise<NatsAccount> {
     '',
   ].join('\n')
   return { configText, centralCreds }
-}
-
-/** Reply subjects a site's credential may subscribe to, for connectNats' `inboxPrefix`. */
-export function siteInboxPrefix(site: string): string {
-  return `_INBOX_${site}`
 }
 
 /**

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Clock } from '../../shared/clock.ts'
 import type { FrameHandler } from '../../shared/link.ts'
-import { connectNats, natsLink, serveNats } from '../../shared/link-nats.ts'
+import { connectNats, natsLink, serveNats, siteInboxPrefix } from '../../shared/link-nats.ts'
 import { silentLog } from '../../shared/log.ts'
 import { type RunningNats, startNats } from '../../shared/servers/nats.ts'
 import type { Carrier } from './suite.ts'
@@ -29,7 +29,8 @@ export function overNats(): Carrier & { start(): Promise<void>; stop(): Promise<
       // Subscribed only when the server has said so; a request before that would find nobody.
       await connection.flush()
       return {
-        open: async () => natsLink(await connectNats({ url, name: 'holder' }), site),
+        open: async () =>
+          natsLink(await connectNats({ url, name: 'holder', inboxPrefix: siteInboxPrefix(site) }), site),
         async close() {
           await serving.close()
           await connection.close()

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { NatsConnection } from '@nats-io/transport-node'
 import { afterEach, beforeEach, expect, it } from 'vitest'
-import { connectNats, natsLink, serveNats } from '../../shared/link-nats.ts'
+import { connectNats, natsLink, serveNats, siteInboxPrefix } from '../../shared/link-nats.ts'
 import { silentLog } from '../../shared/log.ts'
 import { type RunningNats, startNats } from '../../shared/servers/nats.ts'
 
@@ -24,7 +24,7 @@ afterEach(async () => {
 })
 
 async function connection(name: string): Promise<NatsConnection> {
-  const made = await connectNats({ url: server.url, name })
+  const made = await connectNats({ url: server.url, name, inboxPrefix: siteInboxPrefix('ALPHA') })
   open.push(made)
   return made
 }
