@@ -12,6 +12,7 @@ export const MAX_TEMPLATE_BYTES = 16 * 1024
 export const MAX_ROW_BYTES = 4 * 1024
 /** Rows of a table, until tables are kept and read in parts. */
 export const MAX_ROWS = 100_000
+export const MAX_CELLS = 2_000_000
 /** Words that programs give a meaning of their own as keys; refused wherever a file may name something. */
 export const NOT_A_NAME: readonly string[] = ['__proto__', 'constructor', 'prototype']
 export const NAME = /^[A-Za-z_][A-Za-z0-9_]*$/

@@ -14,7 +14,7 @@ const MAX_DEPTH = 30
 const MAX_KEYS = 1000
 const MAX_KEY_CHARACTERS = 1000
 /** Of the whole file, with what aliases stand for counted each time. */
-const MAX_VALUES = 100_000
+const MAX_VALUES = 50_000
 /** Words, signs, blanks and line ends that are read at all. */
 const MAX_TOKENS = 500_000
 const MAX_NOT_YAML = 20
@@ -35,6 +35,8 @@ export type Report = (path: FieldPath, message: string | (() => string)) => void
 
 export interface Source {
   value: unknown
+  /** Nodes looked at so far; a test holds it in proportion to the file and to what is asked. */
+  looked(): number
   /** As written (`2.0`, not 2) where YAML made a number or boolean of it. */
   spelling(path: FieldPath): string | undefined
   /** Of the value, or with `key` of the key before it; the nearest place above where the field is not there. */
@@ -80,6 +82,7 @@ export function readSource(text: string): { source: Source } | { problems: Probl
   return {
     source: {
       value,
+      looked: () => index.steps,
       spelling(path) {
         const { node } = index.find(root, path)
         return isScalar(node) && typeof node.source === 'string' ? node.source : undefined
@@ -134,7 +137,6 @@ interface Place {
 /** One walk over a document: what no campaign file may hold, and where each field stands. */
 class DocumentIndex {
   readonly problems: Problem[] = []
-  /** Nodes looked at; a test holds it in proportion to the file. */
   steps = 0
   readonly #lines: LineCounter
   readonly #maps = new Map<unknown, Map<string, Place>>()
@@ -161,6 +163,7 @@ class DocumentIndex {
   find(root: Node | null, path: FieldPath): Place {
     let place: Place = { node: root, keyNode: null }
     for (const part of path) {
+      this.steps += 1
       const node: Node | null = this.#targets.get(place.node) ?? place.node
       if (isMap(node)) {
         const pair = this.#maps.get(node)?.get(String(part))

@@ -1,20 +1,21 @@
 /** The rows of a table: a .csv with a header line, or a .jsonl with one object a line. Every value becomes text. */
 import { parse } from 'csv-parse/sync'
 import { BUILT_IN_NAMES } from '../../shared/expand.ts'
-import { MAX_ROW_BYTES, MAX_ROWS, NAME, NOT_A_NAME } from './format.ts'
+import { MAX_CELLS, MAX_ROW_BYTES, MAX_ROWS, NAME, NOT_A_NAME } from './format.ts'
 
 /** All tables of one submission together; larger ones wait for a later version. */
 export const MAX_TABLE_BYTES = 16 * 1024 * 1024
 const MAX_COLUMNS = 200
+/** Of one line; a row as data is bounded more tightly. */
+const MAX_LINE = 64 * 1024
 
 type Row = Record<string, string>
 
 /** @returns the rows, or what is wrong in words (with the line where there is one) */
 export function readTable(name: string, text: string): { rows: Row[] } | { wrong: string[] } {
   if (Buffer.byteLength(text) > MAX_TABLE_BYTES) return { wrong: [`${name} is over 16 MiB: not supported yet`] }
-  if (hasMoreLines(text, MAX_ROWS + 1)) {
-    return { wrong: [`${name} has more than ${MAX_ROWS} rows: expected at most ${MAX_ROWS} in this release`] }
-  }
+  const large = tooLarge(text)
+  if (large) return { wrong: [`${name} ${large}`] }
   if (text.includes('\0')) return { wrong: [`${name}: expected text without NUL characters`] }
   const read = name.endsWith('.csv') ? readCsv(name, text) : readJsonLines(name, text)
   if ('wrong' in read) return read
@@ -22,17 +23,20 @@ export function readTable(name: string, text: string): { rows: Row[] } | { wrong
   return wrong.length > 0 ? { wrong } : { rows: read.rows }
 }
 
-/** Counted before anything is parsed, so that no table takes more memory than its text suggests. */
-function hasMoreLines(text: string, most: number): boolean {
+/** Counted before anything is parsed, so that no table takes more time and memory than its limits allow. */
+function tooLarge(text: string): string | undefined {
   let lines = 0
-  let isBreak = true
+  let commas = 0
+  let lineStart = 0
   for (let at = 0; at < text.length; at++) {
     const code = text.charCodeAt(at)
-    const wasBreak = isBreak
-    isBreak = code === 10 || code === 13
-    if (wasBreak && !isBreak && ++lines > most) return true
+    if (code === 44 && ++commas > MAX_CELLS) return `has more than ${MAX_CELLS} cells`
+    if (code === 10 || code === 13) lineStart = at + 1
+    else if (at === lineStart && ++lines > MAX_ROWS + 1) {
+      return `has more than ${MAX_ROWS} rows: expected at most ${MAX_ROWS} in this release`
+    } else if (at - lineStart > MAX_LINE) return `line ${lines}: expected at most ${MAX_LINE} characters`
   }
-  return false
+  return undefined
 }
 
 type Read = { columns: string[]; rows: Row[]; lineOf(at: number): number } | { wrong: string[] }
