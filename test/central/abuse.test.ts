@@ -6,6 +6,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { campaignHandlers } from '../../central/api/campaigns.ts'
 import { buildServer, type Handlers } from '../../central/api/server.ts'
 import type { CampaignStore, CampaignView } from '../../central/campaigns/model.ts'
+import { makeMetrics } from '../../central/metrics.ts'
 import type { People, Principal } from '../../central/people.ts'
 import type { ErrorCode } from '../../shared/errors.ts'
 import { IndraftError } from '../../shared/errors.ts'
@@ -183,4 +184,22 @@ describe('api - a stored campaign that cannot be shown', () => {
     const cancelled = await app.inject({ method: 'POST', url, headers, payload: { desired: 'cancelled' } })
     expect([cancelled.statusCode, cancelled.json()]).toMatchObject([200, { desired: 'cancelled', steps: [] }])
   })
+})
+
+it('metrics - a site name that somebody made up is no label', async () => {
+  const metrics = makeMetrics(silentLog)
+  const holders = async () => [{ site: 'LIVE', state: 'active' }]
+  const known = { ...store, holders } as unknown as CampaignStore
+  metrics.watch(
+    known,
+    async () => ({ sequence: 0, halted: false }),
+    async () => ['ALPHA'],
+  )
+  for (const site of ['ALPHA', 'LIVE', 'made-up-1', 'made-up-2']) {
+    metrics.dispatcherEvents.onRefused('message.garbled', { site })
+  }
+  const text = async () => (await metrics.registry.metrics()).match(/^indraft_messages_refused_total.*$/gm)?.sort()
+  const series = (site: string, count: number) =>
+    `indraft_messages_refused_total{code="message.garbled",site="${site}"} ${count}`
+  await expect.poll(text).toEqual([series('ALPHA', 1), series('LIVE', 1), series('unknown', 2)])
 })
