@@ -16,7 +16,7 @@ const MAX_KEY_CHARACTERS = 1000
 /** Of the whole file, with what aliases stand for counted each time. */
 const MAX_VALUES = 50_000
 /** Words, signs, blanks and line ends that are read at all. */
-const MAX_TOKENS = 500_000
+const MAX_TOKENS = 250_000
 const MAX_NOT_YAML = 20
 
 export type FieldPath = readonly (string | number)[]
@@ -111,7 +111,14 @@ function scan(text: string): string | undefined {
     column = lineEnd < 0 ? column + token.length : token.length - lineEnd - 1
     if (type === 'newline') opens = true
     if (type === null || type === 'newline' || type === 'space' || type === 'comment') continue
-    if (type === 'scalar' || type === 'comma' || type === 'map-value-ind' || type === 'seq-item-ind') values += 1
+    if (
+      type === 'scalar' ||
+      type === 'comma' ||
+      type === 'map-value-ind' ||
+      type === 'seq-item-ind' ||
+      type === 'alias'
+    )
+      values += 1
     if (values > MAX_VALUES * 2) return tooManyValues()
     if (type === 'flow-seq-start' || type === 'flow-map-start') brackets += 1
     if (type === 'flow-seq-end' || type === 'flow-map-end') brackets = Math.max(0, brackets - 1)
