@@ -1,3 +1,4 @@
+import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
@@ -182,6 +183,13 @@ describe('limits', () => {
     const result = await site.runScript('setsid sh -c "sleep 64 & exit 0" > /dev/null 2>&1 < /dev/null; echo well')
     expect(result.end).toBe('done')
     await vi.waitFor(() => expect(marked()).toEqual([]), { timeout: 5000 })
+  })
+
+  test('payload - one that also threw its environment away is found by its folder', async () => {
+    const result = await site.runScript('env -i setsid sleep 6431 > /dev/null 2>&1 < /dev/null & exit 0')
+    expect(result.end).toBe('done')
+    const left = () => spawnSync('pgrep', ['-f', 'sleep 6431$'], { encoding: 'utf8' }).stdout
+    await vi.waitFor(() => expect(left()).toBe(''), { timeout: 5000 })
   })
 
   test('payload - cancelled while it runs, and before it starts', async () => {

@@ -3,8 +3,12 @@
  * its session or process group, what descends from them, and whatever carries the attempt's marker in its environment,
  * so that a daemon that left its session and its parent is still found. Once known a process stays known: the
  * membership is kept by pid and start time.
+ *
+ * One that left its session, parent and environment between two scans is still told by the task's folder it works in,
+ * unless it has a terminal (somebody who looks). IMPORTANT: one that left that too is not found: Linux keeps no other
+ * trace without a subreaper or a process namespace. Containers close this with --pid.
  */
-import { readdirSync, readFileSync } from 'node:fs'
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
 
 /** Kernel ticks a second; fixed at 100 for user space on Linux. */
 const TICKS_PER_SECOND = 100
@@ -27,6 +31,8 @@ export interface ProcessSource {
   list(): ProcessFacts[]
   /** Environment as NAME=value; null where it cannot be read, empty while a program is being loaded. */
   environment(pid: number): string[] | null
+  /** Where a process without a terminal works; null where that cannot be told. */
+  folder?(pid: number): string | null
   /** Memory with shared pages counted once among their users; null where the kernel does not say. */
   pssBytes(pid: number): number | null
   kill(pid: number, signal: NodeJS.Signals): void
@@ -78,6 +84,16 @@ export function linuxProcesses(): ProcessSource {
       return found
     },
     environment: (pid) => readText(`/proc/${pid}/environ`)?.split('\0').filter(Boolean) ?? null,
+    folder(pid) {
+      const stat = readText(`/proc/${pid}/stat`) ?? ''
+      // The fifth after the name is the terminal.
+      if (stat.slice(stat.lastIndexOf(')') + 2).split(' ')[4] !== '0') return null
+      try {
+        return readlinkSync(`/proc/${pid}/cwd`)
+      } catch {
+        return null
+      }
+    },
     pssBytes(pid) {
       const match = /^Pss:\s+(\d+) kB/m.exec(readText(`/proc/${pid}/smaps_rollup`) ?? '')
       return match ? Number(match[1]) * 1024 : null
@@ -105,6 +121,7 @@ export const RUN_VARIABLE = 'INDRAFT_PILOT_RUN'
 export class Membership {
   readonly #source: ProcessSource
   readonly #run: string
+  #folders: ReadonlyMap<string, string> = new Map()
   /** Attempt by `pid:start`; null for processes that are nobody's. */
   #known = new Map<string, string | null>()
 
@@ -118,11 +135,14 @@ export class Membership {
    * @param living attempt by the pid of its first process
    * @param ended the same, of first processes that have ended: what they left in their session (a FUSE server of a
    * container that was killed, say) is still theirs
+   * @param folders attempt by a folder that is its alone
    */
   assign(
     living: ReadonlyMap<number, string>,
     ended: ReadonlyMap<number, string> = new Map(),
+    folders: ReadonlyMap<string, string> = new Map(),
   ): Map<string, ProcessFacts[]> {
+    this.#folders = folders
     const all = this.#source.list()
     const byPid = new Map(all.map((facts) => [facts.pid, facts]))
     const leaders = new Map(living)
@@ -164,11 +184,21 @@ export class Membership {
     return attempt
   }
 
+  #byFolder({ pid, isZombie }: ProcessFacts): string | null {
+    const at = this.#folders.size === 0 || isZombie ? null : (this.#source.folder?.(pid) ?? null)
+    if (at === null) return null
+    // A folder that was removed meanwhile is shown as "PATH (deleted)".
+    for (const [folder, attempt] of this.#folders) {
+      if (at === folder || at.startsWith(`${folder}/`) || at === `${folder} (deleted)`) return attempt
+    }
+    return null
+  }
+
   /** Undefined where it cannot be told yet. */
   #marker(facts: ProcessFacts): string | null | undefined {
     const environment = this.#source.environment(facts.pid)
     if (environment?.length === 0 && facts.rssBytes > 0 && !facts.isZombie) return undefined
-    if (!environment?.includes(`${RUN_VARIABLE}=${this.#run}`)) return null
+    if (!environment?.includes(`${RUN_VARIABLE}=${this.#run}`)) return this.#byFolder(facts)
     const prefix = `${ATTEMPT_VARIABLE}=`
     return environment.find((line) => line.startsWith(prefix))?.slice(prefix.length) ?? null
   }

@@ -7,6 +7,7 @@
  * What always holds: one scan of the processes serves all attempts, at most a tenth of the time goes into it, and a
  * process of an attempt that is over is ended at the next scan.
  */
+import { realpathSync } from 'node:fs'
 import { lstat, opendir } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Clock } from '../shared/clock.ts'
@@ -88,6 +89,8 @@ export class Watcher {
   readonly #watched = new Map<string, Watched>()
   /** First processes of attempts that ended since the last scan; what they started may be in no scan yet. */
   readonly #released = new Map<number, string>()
+  /** Attempt by folder, for as long as something of it may turn up. */
+  readonly #folders = new Map<string, string>()
   /** Attempts that are over but had processes at the last scan: since when. */
   readonly #leftovers = new Map<string, { sinceMs: number; told: boolean }>()
   #timer: NodeJS.Timeout | undefined
@@ -102,6 +105,7 @@ export class Watcher {
   watch(target: WatchTarget): Watched {
     const watched = new Watched(target, this.#options.clock.monotonicMs())
     this.#watched.set(target.attempt, watched)
+    for (const folder of target.folders) this.#folders.set(realPath(folder), target.attempt)
     this.#schedule(this.#options.everyMs)
     return watched
   }
@@ -167,6 +171,7 @@ export class Watcher {
       this.#scan()
       for (const watched of this.#watched.values()) this.#check(watched)
       this.#scansDue = Math.max(0, this.#scansDue - 1)
+      if (this.#scansDue === 0) this.#forgetFolders()
       const tookMs = performance.now() - startMs
       if (this.#watched.size > 0 || this.#leftovers.size > 0 || this.#scansDue > 0) {
         this.#schedule(Math.max(this.#options.everyMs, tookMs * 10))
@@ -174,10 +179,14 @@ export class Watcher {
     }, inMs)
   }
 
+  #forgetFolders(): void {
+    for (const [folder, attempt] of this.#folders) if (!this.#watched.has(attempt)) this.#folders.delete(folder)
+  }
+
   #scan(): void {
     const leaders = new Map<number, string>()
     for (const watched of this.#watched.values()) leaders.set(watched.target.pid, watched.target.attempt)
-    const members = this.#membership.assign(leaders, this.#released)
+    const members = this.#membership.assign(leaders, this.#released, this.#folders)
     this.#released.clear()
     for (const watched of this.#watched.values()) {
       const { usage } = watched
@@ -271,6 +280,14 @@ export class Watcher {
     if (watched.isViolated) return
     watched.isViolated = true
     watched.target.onViolated(reason, detail)
+  }
+}
+
+function realPath(folder: string): string {
+  try {
+    return realpathSync(folder)
+  } catch {
+    return folder
   }
 }
 
