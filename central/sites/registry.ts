@@ -16,6 +16,8 @@ const joinKey = (token: string) => `indraft:join:${tokenHash(token)}`
 export const siteNameSchema = z
   .string()
   .regex(/^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$/, 'expected letters, digits, - and _, at most 63, as in CSC-LUMI')
+  // Replies to central and to a relay's pilots go to inboxes of these names.
+  .refine((name) => !['central', 'pilot'].includes(name), 'central and pilot are taken')
 
 export const siteSettingsSchema = z.object({
   labels: z.record(z.string().regex(/^[A-Za-z0-9._-]{1,63}$/), z.string().max(200)),
