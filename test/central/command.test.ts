@@ -43,7 +43,7 @@ describe('command - what it says and how it ends', () => {
     expect(code).toBe(1)
     expect(stderr.split('\n')).toEqual([
       'bad.yaml:6:9  steps.sim.cuont: is not a known key: did you mean count?',
-      'bad.yaml:6:39  steps.sim.resources.memory: expected a size with a unit, such as 500MB or 2GiB, found 4',
+      'bad.yaml:6:39  steps.sim.resources.memory: expected a size with a unit, such as 500MB or 2GiB, at most 64TiB, found 4',
       'indraft: bad.yaml is not acceptable: 2 problems',
     ])
     const asJson = await indraft('campaign', 'submit', 'bad.yaml', '--json')
