@@ -186,7 +186,7 @@ describe('limits', () => {
   })
 
   test('payload - one that also threw its environment away is found by its folder', async () => {
-    const result = await site.runScript('env -i setsid sleep 6431 > /dev/null 2>&1 < /dev/null & exit 0')
+    const result = await site.runScript('env -i setsid sleep 6431 > /dev/null 2>&1 < /dev/null & sleep 0.03; exit 0')
     expect(result.end).toBe('done')
     const left = () => spawnSync('pgrep', ['-f', 'sleep 6431$'], { encoding: 'utf8' }).stdout
     await vi.waitFor(() => expect(left()).toBe(''), { timeout: 5000 })

@@ -197,7 +197,7 @@ export class Membership {
   /** Undefined where it cannot be told yet. */
   #marker(facts: ProcessFacts): string | null | undefined {
     const environment = this.#source.environment(facts.pid)
-    if (environment?.length === 0 && facts.rssBytes > 0 && !facts.isZombie) return undefined
+    if (environment?.length === 0 && facts.rssBytes > 0 && !facts.isZombie) return this.#byFolder(facts) ?? undefined
     if (!environment?.includes(`${RUN_VARIABLE}=${this.#run}`)) return this.#byFolder(facts)
     const prefix = `${ATTEMPT_VARIABLE}=`
     return environment.find((line) => line.startsWith(prefix))?.slice(prefix.length) ?? null

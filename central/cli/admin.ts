@@ -6,6 +6,7 @@ import { columns, EXIT, type Options, print, withCentral, withClient } from './c
 export function registerAdmin(program: Command): void {
   withClient(program.command('whoami'))
     .description('the person behind the token')
+    .addHelpText('after', '\nExamples:\n  indraft whoami')
     .action(async (options: Options) => {
       const reply = await withCentral(options, (client, url) =>
         client.call('whoami', {}).then((who) => ({ ...who, url })),
@@ -16,6 +17,7 @@ export function registerAdmin(program: Command): void {
   const admin = program.command('admin').description('what only administrators do')
   withClient(admin.command('verify'))
     .description('hold every invariant against the store; exit code 1 where one does not hold')
+    .addHelpText('after', '\nExamples:\n  indraft admin verify\n  indraft admin verify --json | jq .findings')
     .action(async (options: Options) => {
       const reply = await withCentral(options, (client) => client.call('verify', {}))
       if (reply.findings.length > 0) process.exitCode = EXIT.failed
@@ -27,6 +29,7 @@ export function registerAdmin(program: Command): void {
     })
   withClient(admin.command('lift-halt'))
     .description('grant again after the store lost writes and the inventories were looked at')
+    .addHelpText('after', '\nExamples:\n  indraft admin verify && indraft admin lift-halt')
     .action(async (options: Options) => {
       const reply = await withCentral(options, (client) => client.call('liftHalt', {}))
       print(options, reply, () => 'granting again')
@@ -45,6 +48,7 @@ export function registerAdmin(program: Command): void {
     })
   withClient(token.command('list'))
     .description('who has tokens')
+    .addHelpText('after', '\nExamples:\n  indraft admin token list')
     .action(async (options: Options) => {
       const reply = await withCentral(options, (client) => client.call('listTokens', {}))
       const rows = reply.tokens.map(({ id, subject, roles, groups }) => [
@@ -57,6 +61,7 @@ export function registerAdmin(program: Command): void {
     })
   withClient(token.command('remove <id>'))
     .description('take a token back')
+    .addHelpText('after', '\nExamples:\n  indraft admin token remove ID   (as "indraft admin token list" shows it)')
     .action(async (id: string, options: Options) => {
       const reply = await withCentral(options, (client) => client.call('removeToken', { params: { id } }))
       if (!reply.removed) process.exitCode = EXIT.failed

@@ -137,6 +137,7 @@ function count(amount: number, word: string): string {
 function registerViews(campaign: Command): void {
   withClient(campaign.command('list'))
     .description('campaigns of your groups, newest first')
+    .addHelpText('after', '\nExamples:\n  indraft campaign list')
     .action(async (options: Options) => {
       const reply = await withCentral(options, (client) => client.call('listCampaigns', {}))
       print(options, reply, ({ campaigns }) => {
@@ -162,6 +163,7 @@ function registerViews(campaign: Command): void {
   withClient(campaign.command('show <campaign>'))
     .description('one campaign: steps, counts, what they need, why attempts failed')
     .option('--source', 'the file as it was submitted')
+    .addHelpText('after', '\nExamples:\n  indraft campaign show ising\n  indraft campaign show /demo/ising --source')
     .action(async (name: string, options: Options) => {
       const params = { campaign: name }
       if (options.source) {
@@ -289,6 +291,7 @@ function registerSteering(campaign: Command): void {
   for (const [word, desired, description] of orders) {
     withClient(campaign.command(`${word} <campaign>`))
       .description(description)
+      .addHelpText('after', `\nExamples:\n  indraft campaign ${word} ising`)
       .action(async (name: string, options: Options) => {
         const reply = await withCentral(options, (client) =>
           client.call('setDesired', { params: { campaign: name }, body: { desired } }),

@@ -48,6 +48,7 @@ export function registerRelay(program: Command): Command {
 
   withClient(relay.command('list'))
     .description('relays, with the state of their link')
+    .addHelpText('after', '\nExamples:\n  indraft relay list')
     .action(async (options: Options) => {
       const reply = await withCentral(options, (client) => client.call('listHolders', { query: { role: 'relay' } }))
       print(options, reply, ({ holders }) => {
@@ -74,6 +75,7 @@ export function registerPilot(program: Command): void {
     .description('pilots of every site')
     .option('--site <name>', 'only of this site')
     .option('--all', 'those too that are gone')
+    .addHelpText('after', '\nExamples:\n  indraft pilot list\n  indraft pilot list --site CSC-LUMI --all')
     .action(async (options: Options) => {
       const all = (await withCentral(options, (client) => client.call('listPilots', {}))).pilots
       const pilots = all.filter(

@@ -26,6 +26,7 @@ export function registerSite(program: Command): void {
 
   withClient(site.command('list'))
     .description('every site, with who speaks for it')
+    .addHelpText('after', '\nExamples:\n  indraft site list')
     .action(async (options: Options) => {
       const reply = await withCentral(options, (client) => client.call('listSites', {}))
       print(options, reply, ({ sites }) => {
@@ -36,6 +37,7 @@ export function registerSite(program: Command): void {
 
   withClient(site.command('show <name>'))
     .description('one site')
+    .addHelpText('after', '\nExamples:\n  indraft site show CSC-LUMI')
     .action(async (name: string, options: Options) => {
       const reply = await withCentral(options, (client) => client.call('showSite', { params: { site: name } }))
       print(options, reply, siteText)
