@@ -18,6 +18,8 @@ import type { Plans } from './plans.ts'
 import type { Scripts } from './scripts.ts'
 import type { Session, Sessions } from './sessions.ts'
 
+/** One more than the nodes that a task can avoid (see grantSchema): enough to find one that it does not. */
+const MOST_OTHER_NODES = 65
 const MOST_GRANTS = 128
 
 export interface GrantRequest {
@@ -124,11 +126,16 @@ export class Granting {
       nowMs: Number(seconds) * 1000,
       activeSites: new Set(live.map((session) => session.site)).size,
       hasOtherSite: (needs) => anyFits(elsewhere, needs),
-      hasOtherNode: (needs, node) =>
-        anyFits(
-          here.map((session) => ({ ...session, nodes: session.nodes.filter((facts) => facts.node !== node) })),
-          needs,
-        ),
+      otherNodes: (needs, node) => {
+        const names = new Set<string>()
+        for (const session of here) {
+          for (const facts of session.nodes) {
+            if (facts.node === node || names.size >= MOST_OTHER_NODES) continue
+            if (anyFits([{ ...session, nodes: [facts] }], needs)) names.add(facts.node)
+          }
+        }
+        return [...names]
+      },
     }
   }
 
@@ -172,7 +179,7 @@ export class Granting {
       holder: session.holder,
       sequence: request.sequence,
       confirmMs: request.confirmMs,
-      picks: picks.map(({ queue, tasks, bundles, node }) => ({
+      picks: picks.map(({ queue, tasks, bundles, node, others }) => ({
         campaign: queue.campaign,
         step: queue.step,
         class: queue.matchClass,
@@ -180,6 +187,7 @@ export class Granting {
         tasks,
         bundles,
         node,
+        others,
       })),
     })
     if (answer.outcome === 3) throw new IndraftError('session.unknown')

@@ -58,7 +58,7 @@ const context = (change: Partial<MatchContext> = {}): MatchContext => ({
   activeSites: 1,
   shares: new Map(),
   hasOtherSite: () => false,
-  hasOtherNode: () => false,
+  otherNodes: () => [],
   ...change,
 })
 const picked = (queues: QueueEntry[], offer: OfferEntry[], about: Partial<MatchContext> = {}) => {
@@ -145,5 +145,8 @@ test('matching - a limit of a campaign holds over all its queues', () => {
 test('matching - a node that tasks avoid is passed over while another could take them', () => {
   const offer = [entry({ node: 'n1' })]
   expect(choose([queue()], offer, context()).picks[0]?.node).toBe('')
-  expect(choose([queue()], offer, context({ hasOtherNode: () => true })).picks[0]?.node).toBe('n1')
+  expect(choose([queue()], offer, context({ otherNodes: () => ['n2'] })).picks[0]).toMatchObject({
+    node: 'n1',
+    others: ['n2'],
+  })
 })

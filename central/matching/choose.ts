@@ -44,8 +44,8 @@ export interface MatchContext {
   shares: ReadonlyMap<string, Share>
   /** Whether a live site other than this one could run it. */
   hasOtherSite(needs: Needs): boolean
-  /** Whether a live node of this site other than this one could run it. */
-  hasOtherNode(needs: Needs, node: string): boolean
+  /** Live nodes of this site other than this one that could run it; more than any task avoids are not needed. */
+  otherNodes(needs: Needs, node: string): readonly string[]
 }
 
 export interface Pick {
@@ -53,6 +53,8 @@ export interface Pick {
   tasks: number
   /** The offering node, where bundles that avoid it are to be passed over; else ''. */
   node: string
+  /** Who else could take them: a bundle that avoids all of these too is not passed over. */
+  others: readonly string[]
 }
 
 export type NothingPicked = 'noWork' | 'nothingFits' | 'limits'
@@ -100,9 +102,10 @@ export function choose(
       left.set(best, left.get(best)! - tasks)
       room.set(best.campaign, room.get(best.campaign)! - tasks)
       leasedCores.set(best.group, (leasedCores.get(best.group) ?? 0) + tasks * best.needs.cores)
-      const node = entry.node !== null && context.hasOtherNode(best.needs, entry.node) ? entry.node : ''
+      const others = entry.node === null ? [] : context.otherNodes(best.needs, entry.node)
+      const node = others.length > 0 ? (entry.node ?? '') : ''
       const name = [best.campaign, best.step, best.matchClass, best.avoid, node].join('|')
-      const pick = picks.get(name) ?? { queue: best, tasks: 0, node }
+      const pick = picks.get(name) ?? { queue: best, tasks: 0, node, others }
       pick.tasks += tasks
       picks.set(name, pick)
     }

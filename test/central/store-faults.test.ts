@@ -356,3 +356,20 @@ test('a node that fails everything - its retries go to another node, and it gets
   expect(grants[0]).toMatchObject({ tries: { '0': 1 }, avoidNodes: ['n-bad'] })
   await clean()
 })
+
+test('a task that failed on every node - is granted all the same, for there is nobody else', async () => {
+  const one = await new TestHolder(lab.dispatcher, { name: 'one' }).hello()
+  const two = await new TestHolder(lab.dispatcher, { name: 'two' }).hello()
+  await lab.settle()
+  await seed(1, 'unlucky')
+  for (const holder of [one, two, one]) {
+    await vi.waitFor(async () => {
+      await lab.settle()
+      await Promise.all([one.beat(), two.beat()])
+      const { grants } = await holder.pull(1)
+      expect(grants).toHaveLength(1)
+    }, 8000)
+    await holder.verdicts(holder.allResults({ end: 'failed', reason: 'stage.inFailed' }))
+  }
+  await clean()
+})

@@ -1,9 +1,14 @@
 -- Leases bundles to a session, and keeps the answer under (session, sequence): a repeat is given the same again.
 -- A bundle larger than what is wanted is split; the rest stays queued under its own id.
--- args: session, site, holder, sequence, confirmMs, picks (list of {campaign, step, class, avoid, tasks, bundles, node})
+-- args: session, site, holder, sequence, confirmMs, picks (list of {campaign, step, class, avoid, tasks, bundles, node,
+--   others})
 -- outcomes: 1 granted (leases), 2 repeated (leases), 3 the session is dead here, 4 nothing left of what was picked
 -- events: bundle.granted, task.granted
 local replyKey = key('reply', args.session)
+
+local function avoids(record, node)
+  return string.find(',' .. record.nodes .. ',', ',' .. node .. ',', 1, true) ~= nil
+end
 
 local function triesOf(c, s, list)
   local tries = {}
@@ -69,8 +74,18 @@ for _, pick in ipairs(args.picks) do
   for _, b in ipairs(candidates) do
     if wanted <= 0 or left <= 0 then break end
     local record = readBundle(b)
-    local avoided = record and pick.node ~= '' and
-        string.find(',' .. record.nodes .. ',', ',' .. pick.node .. ',', 1, true) ~= nil
+    local avoided = record and pick.node ~= '' and avoids(record, pick.node)
+    if avoided then
+      -- Only while somebody else could take it: where it avoids all of them, any will do.
+      local alternative = false
+      for _, other in ipairs(pick.others) do
+        if not avoids(record, other) then
+          alternative = true
+          break
+        end
+      end
+      avoided = alternative
+    end
     if record and record.state == 'queued' and not avoided then
       local size = count(record.spans)
       if size > wanted then
