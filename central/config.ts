@@ -71,6 +71,11 @@ export const CENTRAL_SETTINGS = {
     meaning: 'Factor on every protocol interval; below 1 only for one machine and for tests.',
   },
   joinValid: { type: 'duration', default: '24h', min: '1s', meaning: 'How long the join token of a site can be used.' },
+  failpoints: {
+    type: 'text',
+    default: null,
+    meaning: 'For fault tests only: folder in which named moments are armed (shared/failpoint.ts); off where not set.',
+  },
   logLevel: {
     type: 'text',
     default: 'info',

@@ -8,6 +8,7 @@ import type { Redis } from 'ioredis'
 import { systemClock } from '../shared/clock.ts'
 import { shownConfig } from '../shared/config.ts'
 import { frameHandler } from '../shared/dispatcher.ts'
+import { enableFailpoints } from '../shared/failpoint.ts'
 import { AttemptFiles } from '../shared/files/attempt-files.ts'
 import { makeCapability } from '../shared/files/capability.ts'
 import { fileHandler } from '../shared/files/server.ts'
@@ -43,6 +44,7 @@ export interface RunningCentral {
 const NATS_INBOX = '_INBOX_central'
 
 export async function startCentral(config: CentralConfig, log: Log): Promise<RunningCentral> {
+  enableFailpoints(config.failpoints)
   log.info({ config: shownConfig(CENTRAL_SETTINGS, config) }, 'central.starting')
   const paths = centralPaths(config)
   for (const folder of [paths.state, paths.outputs, paths.blobs]) mkdirSync(folder, { recursive: true, mode: 0o700 })

@@ -60,6 +60,11 @@ export const relaySettings = {
     max: 1,
     meaning: 'Shortens the intervals agreed with pilots, for one machine and for tests; 1 in production.',
   },
+  failpoints: {
+    type: 'text',
+    default: null,
+    meaning: 'For fault tests only: folder in which named moments are armed (shared/failpoint.ts); off where not set.',
+  },
   logLevel: {
     type: 'text',
     default: 'info',

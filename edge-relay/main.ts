@@ -8,6 +8,7 @@ import { join } from 'node:path'
 import { systemClock } from '../shared/clock.ts'
 import { readRelayCredential, writeCredential } from '../shared/credentials.ts'
 import { frameHandler } from '../shared/dispatcher.ts'
+import { enableFailpoints } from '../shared/failpoint.ts'
 import { AttemptFiles } from '../shared/files/attempt-files.ts'
 import { FileClient } from '../shared/files/client.ts'
 import { connectNats, serveNats } from '../shared/link-nats.ts'
@@ -52,6 +53,7 @@ export interface RunningRelay {
 
 /** Resolves when pilots can be served, whether or not central can be reached. @throws IndraftError | Error */
 export async function startRelay(config: RelayConfig, log: Log): Promise<RunningRelay> {
+  enableFailpoints(config.failpoints)
   const clock = systemClock
   const state = config.state
   const credential = readRelayCredential(config.credential ?? join(state, 'relay.json'))

@@ -114,6 +114,11 @@ export const PILOT_SETTINGS = {
     default: null,
     meaning: 'File that says whose payload ran where and when (default: trace.jsonl in scratch).',
   },
+  failpoints: {
+    type: 'text',
+    default: null,
+    meaning: 'For fault tests only: folder in which named moments are armed (shared/failpoint.ts); off where not set.',
+  },
   logLevel: { type: 'text', default: 'info', oneOf: ['debug', 'info', 'warn', 'error', 'silent'], meaning: 'Detail.' },
 } as const satisfies Settings
 

@@ -9,6 +9,7 @@ import { dirname, isAbsolute, join, resolve } from 'node:path'
 import { type Clock, systemClock } from '../shared/clock.ts'
 import { type PilotCredential, readPilotCredential } from '../shared/credentials.ts'
 import { IndraftError } from '../shared/errors.ts'
+import { enableFailpoints } from '../shared/failpoint.ts'
 import { FileClient } from '../shared/files/client.ts'
 import type { Link } from '../shared/link.ts'
 import { connectNats, natsLink } from '../shared/link-nats.ts'
@@ -52,6 +53,7 @@ const WELCOME_WAIT_MS = 10_000
 
 /** @throws IndraftError request.invalid for a credential or name that cannot be used */
 export async function startPilot(config: PilotConfig, log: Log, world: PilotWorld = {}): Promise<Pilot> {
+  enableFailpoints(config.failpoints)
   const { batch = readBatchEnvironment(), clock = systemClock } = world
   const credential = readPilotCredential(config.credential)
   const scratch = resolve(config.scratch)

@@ -1,0 +1,41 @@
+/**
+ * Failpoints: named moments at which a test can make this process die, freeze or meet a failing disk. Inert unless the
+ * program was started with the `failpoints` setting. Then a moment is armed by a file of its name in that folder, and the
+ * first process that passes takes the file (by renaming it to `<name>.hit.<pid>`) and does what it says: `kill` and `stop`
+ * send SIGKILL and SIGSTOP to itself, `throw ENOSPC` throws an error with that code. A failpoint switches nothing off.
+ */
+import { readFileSync, renameSync } from 'node:fs'
+import { join } from 'node:path'
+
+/** Every moment, and what has and what has not happened when it is passed. */
+export const FAILPOINTS = {
+  'grant.persisted': 'central: lease and reply are in the store, the reply is not sent',
+  'results.persisted': 'central: results are in the store, their acknowledgement is not sent',
+} as const
+export type Failpoint = keyof typeof FAILPOINTS
+
+let folder: string | null = null
+
+/** Called once by a program's start. @param path the folder, or null: inert */
+export function enableFailpoints(path: string | null): void {
+  folder = path
+}
+
+/** @throws Error with the armed code */
+export function failpoint(name: Failpoint): void {
+  if (folder !== null) passArmed(folder, name)
+}
+
+function passArmed(from: string, name: Failpoint): void {
+  const taken = join(from, `${name}.hit.${process.pid}`)
+  try {
+    renameSync(join(from, name), taken)
+  } catch {
+    return // not armed, or another process was first
+  }
+  const [action = '', code = 'EIO'] = readFileSync(taken, 'utf8').trim().split(' ')
+  if (action === 'kill') process.kill(process.pid, 'SIGKILL')
+  else if (action === 'stop') process.kill(process.pid, 'SIGSTOP')
+  else if (action === 'throw') throw Object.assign(new Error(`${code}: failpoint ${name}`), { code })
+  else throw new Error(`failpoint ${name}: expected kill, stop or throw CODE, found "${action}"`)
+}
