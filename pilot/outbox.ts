@@ -7,6 +7,7 @@ import { randomBytes } from 'node:crypto'
 import { mkdir, open, readdir, readFile, rename, rm, unlink } from 'node:fs/promises'
 import { join } from 'node:path'
 import { z } from 'zod'
+import { failpoint } from '../shared/failpoint.ts'
 import { type AttemptRef, attemptPath } from '../shared/ids.ts'
 import type { Log } from '../shared/log.ts'
 import { pack } from '../shared/protocol/codec.ts'
@@ -109,6 +110,7 @@ export class Outbox {
     const name = `${Date.now().toString(36)}-${this.#counter++}-${randomBytes(4).toString('hex')}.json`
     const path = join(this.#folder, name)
     try {
+      failpoint('outbox.writing')
       const file = await open(`${path}.tmp`, 'wx', 0o600)
       try {
         await file.writeFile(JSON.stringify(results))

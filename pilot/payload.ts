@@ -14,6 +14,7 @@ import { dirname, join } from 'node:path'
 import type { Clock } from '../shared/clock.ts'
 import { type ErrorCode, IndraftError } from '../shared/errors.ts'
 import { expand, type Values, valuesOf } from '../shared/expand.ts'
+import { failpoint } from '../shared/failpoint.ts'
 import { safeParts } from '../shared/files/attempt-files.ts'
 import { checksumFile } from '../shared/files/checksum.ts'
 import type { FileClient } from '../shared/files/client.ts'
@@ -397,10 +398,12 @@ export class Attempt {
         outputBytes: () => stdout.bytes + stderr.bytes,
         onViolated: (reason, detail) => this.end(reason, detail),
       })
+      failpoint('payload.started')
       if (this.#end) void watcher.end(this.#watched, this.#end.graceMs, this.#exited.signal)
     }
     const end = await this.#exit(started)
     this.#exited.abort()
+    failpoint('payload.ended')
     if (this.#watched) watcher.release(this.#watched)
     if (end?.failure) throw spawnError(end.failure)
     const status = parseStatus(await readStatus(prepared.control))

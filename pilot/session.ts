@@ -9,6 +9,7 @@
 import { access } from 'node:fs/promises'
 import type { Clock } from '../shared/clock.ts'
 import { ERRORS, IndraftError, isIndraftError } from '../shared/errors.ts'
+import { failpoint } from '../shared/failpoint.ts'
 import type { Shape } from '../shared/fit.ts'
 import { shapeWithout } from '../shared/fit.ts'
 import { heldDigest } from '../shared/held.ts'
@@ -399,6 +400,7 @@ export class Session {
     this.#toReturn = this.#toReturn.filter((part) => !returned.includes(part))
     const { session } = this.#holder.welcome!
     const refused = leases.accept(reply.grants, reply.templates, session, clock.wallMs(), sentAtMs)
+    if (reply.grants.length > 0) failpoint('grant.received')
     this.#holder.processedGrants(reply.sequence)
     for (const grant of refused) await this.#reportRefused(grant)
     this.#settle(reply.verdicts)
@@ -486,7 +488,9 @@ export class Session {
     this.#counters.cpu_ms! += result.cpuMs
     this.#counters.core_ms! += result.wallMs * lease.needs.cores
     this.#unacknowledged.set(attempt.path, attempt)
+    failpoint('outputs.stored')
     await outbox.add(result)
+    failpoint('outbox.written')
     this.#running.delete(attempt)
     this.#idleSinceMs = this.#options.clock.monotonicMs()
     this.#wakeReport()
@@ -536,6 +540,7 @@ export class Session {
       }
       try {
         const { verdicts } = await this.#holder.report(results)
+        failpoint('report.answered')
         this.#settle(verdicts)
         most = REPORT_MOST
         if (verdicts.length < results.length) await clock.sleep(TICK_MS, this.#stopped.signal)
@@ -664,6 +669,7 @@ export class Session {
     this.#holder.stop()
     this.#wake()
     this.#wakeReport()
+    failpoint('bye.begun')
     const isHurried = this.#draining === 'hurried' || code === 700
     await this.#holder.bye({ code, reason: reason.slice(0, 500), returned }, isHurried ? 1 : 3)
     await link.close().catch((error) => log.warn({ err: error }, 'link.closeFailed'))

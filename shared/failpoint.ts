@@ -11,6 +11,14 @@ import { join } from 'node:path'
 export const FAILPOINTS = {
   'grant.persisted': 'central: lease and reply are in the store, the reply is not sent',
   'results.persisted': 'central: results are in the store, their acknowledgement is not sent',
+  'grant.received': 'pilot: grants are in hand, none of their tasks is started and their sequence is not confirmed',
+  'payload.started': 'pilot: the payload runs, no message has said so',
+  'payload.ended': 'pilot: the payload ended, neither its outputs are stored nor its result written',
+  'outputs.stored': 'pilot: outputs and logs are at the dispatcher, the result is not in the outbox',
+  'outbox.writing': 'pilot: the result is about to be written into the outbox (the place for `throw ENOSPC`)',
+  'outbox.written': 'pilot: the result is in the outbox, it is not reported',
+  'report.answered': 'pilot: the dispatcher acknowledged results, the outbox still holds them',
+  'bye.begun': 'pilot: payloads are ended and work is withdrawn, the bye is not sent',
 } as const
 export type Failpoint = keyof typeof FAILPOINTS
 
