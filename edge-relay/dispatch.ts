@@ -9,6 +9,7 @@
 import { type Clock, systemClock } from '../shared/clock.ts'
 import type { Dispatcher } from '../shared/dispatcher.ts'
 import { IndraftError } from '../shared/errors.ts'
+import { failpoint } from '../shared/failpoint.ts'
 import { makeCapability } from '../shared/files/capability.ts'
 import type { Peer } from '../shared/link.ts'
 import type { Log } from '../shared/log.ts'
@@ -186,6 +187,7 @@ export class RelayDispatcher implements Dispatcher {
     journal.putReply(session.session, pull.sequence, body)
     sessions.save(session)
     await journal.committed()
+    if (grants.grants.length > 0) failpoint('sublease.persisted')
     this.#events.onDemand?.()
     return reply
   }

@@ -9,6 +9,7 @@ import type { AddressInfo } from 'node:net'
 import { answerBrokenHttp } from '../shared/broken-http.ts'
 import type { Clock } from '../shared/clock.ts'
 import { type ErrorCode, IndraftError } from '../shared/errors.ts'
+import { failpoint } from '../shared/failpoint.ts'
 import type { AttemptFiles } from '../shared/files/attempt-files.ts'
 import { attemptFolder } from '../shared/files/attempt-files.ts'
 import { coversAttempt, verifyCapability } from '../shared/files/capability.ts'
@@ -114,7 +115,11 @@ function fileService(options: RelayFilesOptions): FileService {
       const capability = options.capabilityOf(attempt.campaign)
       return cache.get(attemptKey(name), fromCentral(fileAddress.attempt(name), null, capability))
     },
-    putAttemptFile: (attempt, path, content, checksum) => outbox.put(attempt, path, content, checksum, fileLimitBytes),
+    async putAttemptFile(attempt, path, content, checksum) {
+      const outcome = await outbox.put(attempt, path, content, checksum, fileLimitBytes)
+      failpoint('file.stored')
+      return outcome
+    },
     async fetchFromOutside(url, checksum) {
       const fetchIt = (target: string) =>
         fetched(

@@ -11,6 +11,7 @@ import { existsSync, mkdirSync, renameSync } from 'node:fs'
 import { dirname } from 'node:path'
 import { DatabaseSync, type SQLInputValue, type StatementSync } from 'node:sqlite'
 import { IndraftError } from '../shared/errors.ts'
+import { failpoint } from '../shared/failpoint.ts'
 import type { Log } from '../shared/log.ts'
 import { pack, unpack } from '../shared/protocol/codec.ts'
 import type { Grant, Result } from '../shared/protocol/messages.ts'
@@ -290,6 +291,7 @@ export class Journal {
     }
     const startMs = performance.now()
     try {
+      failpoint('changes.gathered')
       this.#database.exec('BEGIN IMMEDIATE')
       for (const [statement, ...values] of changes) statement.run(...values)
       this.#database.exec('COMMIT')
@@ -299,6 +301,7 @@ export class Journal {
       this.#onFailed(error)
       return
     }
+    failpoint('changes.committed')
     this.#lastCommitMs = performance.now() - startMs
     waiting?.resolve()
   }

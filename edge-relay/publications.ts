@@ -5,6 +5,7 @@
 import { access, open, rename, unlink } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { failpoint } from '../shared/failpoint.ts'
 import type { Log } from '../shared/log.ts'
 import type { Result, Verdict } from '../shared/protocol/messages.ts'
 import { attemptName } from './buffer.ts'
@@ -84,6 +85,7 @@ async function publish({ from, to }: Publication): Promise<void> {
     if (to === null) await unlink(from)
     else {
       await rename(from, to)
+      failpoint('output.renamed')
       const folder = await open(dirname(to), 'r')
       try {
         await folder.sync()

@@ -4,6 +4,7 @@
  */
 
 import { IndraftError } from '../shared/errors.ts'
+import { failpoint } from '../shared/failpoint.ts'
 import type { AttemptFiles } from '../shared/files/attempt-files.ts'
 import { attemptFolder, parseAttemptUrl } from '../shared/files/attempt-files.ts'
 import type { AttemptName } from '../shared/files/capability.ts'
@@ -99,7 +100,11 @@ export class Uploads {
     const { outgoing, log } = this.#options
     try {
       const capability = this.#options.capabilityOf(result)
-      for (const output of outputs) await this.#upload(result, output.path, capability, output, isAfterRestart)
+      for (const [at, output] of outputs.entries()) {
+        if (at === 1) failpoint('upload.halfway')
+        await this.#upload(result, output.path, capability, output, isAfterRestart)
+      }
+      failpoint('upload.finished')
       outgoing.makeReady(result)
     } catch (error) {
       if (this.#stop.signal.aborted) return

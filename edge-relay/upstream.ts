@@ -7,6 +7,7 @@
  */
 import type { Clock } from '../shared/clock.ts'
 import { ERRORS, IndraftError } from '../shared/errors.ts'
+import { failpoint } from '../shared/failpoint.ts'
 import { shapeOf } from '../shared/fit.ts'
 import { heldDigest } from '../shared/held.ts'
 import { Holder, type HolderMemory } from '../shared/holder.ts'
@@ -234,6 +235,7 @@ export class Upstream {
       waitMs: returned.length > 0 ? 0 : Math.min(pullWaitMs, beatMs),
       knows: buffer.templateNames().slice(-512),
     })
+    if (answer.reply.grants.length > 0) failpoint('lease.received')
     await this.#onGrants(answer.reply, returned)
     const { reply } = answer
     if (reply.grants.length === 0 && reply.askAgainMs > 0) {
@@ -300,6 +302,7 @@ export class Upstream {
       await this.#results.next(this.#stop.signal)
       return
     }
+    failpoint('results.acknowledged')
     await this.#report(batch)
   }
 
@@ -317,6 +320,7 @@ export class Upstream {
       return
     }
     this.#lastAnswerMs = this.#options.clock.monotonicMs()
+    failpoint('verdict.received')
     const verdicts = new Map(reply.verdicts.map((verdict) => [attemptName(verdict), verdict.verdict]))
     for (const result of results) {
       const verdict = verdicts.get(attemptName(result))

@@ -19,6 +19,16 @@ export const FAILPOINTS = {
   'outbox.written': 'pilot: the result is in the outbox, it is not reported',
   'report.answered': 'pilot: the dispatcher acknowledged results, the outbox still holds them',
   'bye.begun': 'pilot: payloads are ended and work is withdrawn, the bye is not sent',
+  'changes.gathered': 'relay: changes are in memory, the journal lacks them (the place for `throw ENOSPC`)',
+  'changes.committed': 'relay: changes are in the journal, nobody was told',
+  'lease.received': "relay: central's grants are in hand, neither journalled nor confirmed",
+  'sublease.persisted': 'relay: what a pilot was granted is in the journal, the reply is not sent',
+  'file.stored': 'relay: an output is on disk under its name, the pilot is not told',
+  'results.acknowledged': 'relay: pilots know that it has the results, none of them went up',
+  'upload.halfway': 'relay: one output of a result is at central, the others are not',
+  'upload.finished': 'relay: all outputs of a result are at central, the result is not',
+  'verdict.received': 'relay: central has judged results, the journal still holds them',
+  'output.renamed': 'relay: a file has its final name, neither its folder is synced nor the journal told',
 } as const
 export type Failpoint = keyof typeof FAILPOINTS
 
