@@ -9,8 +9,20 @@ import { join } from 'node:path'
 
 /** Every moment, and what has and what has not happened when it is passed. */
 export const FAILPOINTS = {
+  'campaign.written': 'central: the blobs of a new campaign are written, the campaign does not exist yet',
+  'campaign.created': 'central: the campaign exists, nothing of it is expanded and the answer is not sent',
+  'campaign.desiredSet':
+    'central: pause, resume or cancel is in the store, nothing followed and the answer is not sent',
+  'campaign.partCancelled': 'central: a part of the tasks of a cancelled campaign is cancelled, others are not',
+  'step.prepared': 'central: the manifests of a step are written, none of its tasks is released',
+  'step.partReleased': 'central: a range of tasks is released, none of it bundled; the rest of the step may be blocked',
+  'retries.fed': 'central: due retries of a step are bundled, its ready tasks are not',
   'grant.persisted': 'central: lease and reply are in the store, the reply is not sent',
   'results.persisted': 'central: results are in the store, their acknowledgement is not sent',
+  'session.ended': 'central: a session is declared over, its leases stand',
+  'lease.expired': 'central: one lease of an ended session is expired, its others stand',
+  'output.published': 'central: one output has its final name, others of the task may not, the task is on the list',
+  'block.written': 'central: a block of results is in the blob store, its results are still in the store too',
   'grant.received': 'pilot: grants are in hand, none of their tasks is started and their sequence is not confirmed',
   'payload.started': 'pilot: the payload runs, no message has said so',
   'payload.ended': 'pilot: the payload ended, neither its outputs are stored nor its result written',

@@ -2,6 +2,7 @@
 
 import type { ErrorCode } from '../../shared/errors.ts'
 import { IndraftError } from '../../shared/errors.ts'
+import { failpoint } from '../../shared/failpoint.ts'
 import { campaignState, type DesiredState, desiredTable, isCampaignOver, sumCounts } from '../../shared/lifecycle.ts'
 import type { Log } from '../../shared/log.ts'
 import type { Signer } from '../../shared/signing.ts'
@@ -35,6 +36,7 @@ export class Campaigns {
     const { scripts, plans, mark, signer, feeding, log } = this.#parts
     if (await mark.isFull()) throw new IndraftError('store.full', undefined, { retryAfterMs: 60_000 })
     const { digest } = await plans.write(plan, signer)
+    failpoint('campaign.written')
     await scripts.redis.sadd(GLOBAL.groups, plan.group)
     await scripts.redis.hset(GLOBAL.campaigns, plan.id, plan.group)
     const answer = await scripts.run('create', groupBase(plan.group), {
@@ -51,6 +53,7 @@ export class Campaigns {
     if (answer.outcome === 3) {
       throw new IndraftError('campaign.conflict', `${plan.name} exists in ${plan.group} with other content`)
     }
+    failpoint('campaign.created')
     await mark.advance()
     feeding.want('expand', plan.id, '')
     const created = answer.outcome === 1
@@ -169,6 +172,7 @@ export class Campaigns {
         path: 'desired',
       })
     }
+    failpoint('campaign.desiredSet')
     await mark.advance()
     if (answer.outcome === 1) log.info({ campaign: id, desired: to }, 'campaign.desiredSet')
     feeding.want('release', id, '')

@@ -3,6 +3,7 @@
  * those that can never run, cancels in bulk, and marks the end. Every function may be repeated and may die anywhere;
  * called by the background work, and by nothing else.
  */
+import { failpoint } from '../../shared/failpoint.ts'
 import { ENDED_TASK_STATES } from '../../shared/lifecycle.ts'
 import type { Log } from '../../shared/log.ts'
 import { chooseBundleSize } from '../matching/bundle-size.ts'
@@ -63,6 +64,7 @@ export class Feeder {
     const size = chooseBundleSize(mean, counts.queued, slots, step.rowBytesMax)
     const args = { campaign, step: stepName, class: step.matchClass, size }
     await this.#scripts.run('feed-retries', base, args)
+    failpoint('retries.fed')
     const window = Math.min(WINDOW.most, Math.max(WINDOW.least, Math.ceil((2 * slots) / size)))
     await this.#scripts.run('feed', base, { ...args, window })
   }
@@ -109,6 +111,7 @@ export class Feeder {
 
   async #release(base: string, campaign: string, step: StoredStep): Promise<boolean> {
     const manifests = JSON.stringify(await this.#manifests.write(campaign, step))
+    failpoint('step.prepared')
     for (let first = 0; first < step.size; first += RELEASE_TASKS) {
       const last = Math.min(step.size, first + RELEASE_TASKS) - 1
       const answer = await this.#scripts.run('release', base, {
@@ -120,6 +123,7 @@ export class Feeder {
         manifests,
       })
       if (answer.outcome !== 1) return false
+      failpoint('step.partReleased')
       // The first bundles need not wait for the last million tasks.
       await this.feed(campaign, step.name)
     }
@@ -136,6 +140,7 @@ export class Feeder {
         mode,
         cursor,
       })
+      if (mode === 'cancel') failpoint('campaign.partCancelled')
       more = answer.outcome === 1 && answer.more === true
       cursor = answer.cursor ?? 0
     }

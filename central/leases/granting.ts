@@ -4,6 +4,7 @@
  */
 
 import { IndraftError } from '../../shared/errors.ts'
+import { failpoint } from '../../shared/failpoint.ts'
 import type { Log } from '../../shared/log.ts'
 import type { Grant, Message, OfferEntry, ReplyTo } from '../../shared/protocol/messages.ts'
 import { countRanges, parseRanges } from '../../shared/ranges.ts'
@@ -193,6 +194,7 @@ export class Granting {
     if (answer.outcome === 3) throw new IndraftError('session.unknown')
     const leases = answer.leases ?? []
     if (answer.outcome === 1) {
+      failpoint('grant.persisted')
       const tasks = leases.reduce((sum, lease) => sum + countRanges(parseRanges(lease.tasks)), 0)
       events.onGranted?.(group, leases.length, tasks)
       for (const { campaign, step, bundle, fence, tasks: ranges } of leases) {

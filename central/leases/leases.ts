@@ -3,6 +3,7 @@
  * they are told which group's keys and which step's retry rules apply. Anything may be repeated.
  */
 import { chargeOf, type ErrorCode } from '../../shared/errors.ts'
+import { failpoint } from '../../shared/failpoint.ts'
 import type { Log } from '../../shared/log.ts'
 import type { LeasePart, StartedPart } from '../../shared/protocol/messages.ts'
 import type { StoreEvents } from './open.ts'
@@ -130,13 +131,17 @@ export class Leases {
 
   /** Declares an ended session dead in its groups, ends its leases one by one, and forgets it. */
   async bury(site: string, session: string, bases: string[], reason: ErrorCode): Promise<void> {
+    failpoint('session.ended')
     for (const base of bases) {
       const answer = await this.#scripts.run<{ outcome: number; leases: { bundle: string; fence: string }[] }>(
         'bury',
         base,
         { session },
       )
-      for (const lease of answer.leases) await this.expire(base, lease.bundle, { fence: lease.fence, reason })
+      for (const lease of answer.leases) {
+        await this.expire(base, lease.bundle, { fence: lease.fence, reason })
+        failpoint('lease.expired')
+      }
     }
     await this.#sessions.forget(site, session)
   }

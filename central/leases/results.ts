@@ -5,6 +5,7 @@
 import { promisify } from 'node:util'
 import { inflateRaw } from 'node:zlib'
 import { chargeOf, ERRORS, type ErrorCode } from '../../shared/errors.ts'
+import { failpoint } from '../../shared/failpoint.ts'
 import type { Log } from '../../shared/log.ts'
 import { pack, unpack } from '../../shared/protocol/codec.ts'
 import type { Result, Verdict } from '../../shared/protocol/messages.ts'
@@ -87,6 +88,7 @@ export class Results {
         { site, results: list.map(({ at, step }) => this.#scriptResult(results[at]!, step)) },
         list.map(({ at }) => pack(results[at]!)),
       )
+      failpoint('results.persisted')
       for (const [i, { at, group }] of list.entries()) {
         const result = results[at]!
         const verdict = answer.verdicts[i]!

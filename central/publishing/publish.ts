@@ -6,6 +6,7 @@
 import { link, mkdir, rename, stat, unlink } from 'node:fs/promises'
 import { dirname, join, normalize } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { failpoint } from '../../shared/failpoint.ts'
 import type { Log } from '../../shared/log.ts'
 import type { OutputRecord, Result } from '../../shared/protocol/messages.ts'
 
@@ -34,6 +35,7 @@ export async function publishOutputs(outputsDir: string, result: Result, log: Lo
     const stored = storedFilePath(outputsDir, output.url)
     if (stored) await linkTo(stored, publishedPath(outputsDir, result, output.path))
     else await renameFinal(output, result)
+    failpoint('output.published')
   }
   log.debug(
     { task: `${result.campaign}/${result.step}/${result.index}`, outputs: result.outputs.length },

@@ -5,6 +5,7 @@
  */
 import { promisify } from 'node:util'
 import { deflateRaw } from 'node:zlib'
+import { failpoint } from '../../shared/failpoint.ts'
 import { ENDED_TASK_STATES } from '../../shared/lifecycle.ts'
 import { pack, unpack } from '../../shared/protocol/codec.ts'
 import type { Result } from '../../shared/protocol/messages.ts'
@@ -71,6 +72,7 @@ export class Compactor {
     }
     if (indices.length === 0) return false
     const digest = await this.#blobs.put(await compress(pack(results)))
+    failpoint('block.written')
     const answer = await this.#scripts.run('compact', base, {
       campaign,
       step,
