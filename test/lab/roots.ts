@@ -72,15 +72,34 @@ export function cacheFolder(): string {
   return join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'indraft', 'lab')
 }
 
+/** What a machine has to be to hold a lab. */
+export interface Machine {
+  platform: string
+  arch: string
+  /** Undefined where there are no users. */
+  user: number | undefined
+  isDebian: boolean
+  /** The text of /proc/filesystems. */
+  filesystems: string
+}
+
+function thisMachine(): Machine {
+  return {
+    platform: process.platform,
+    arch: process.arch,
+    user: process.getuid?.(),
+    isDebian: existsSync('/etc/debian_version'),
+    filesystems: existsSync('/proc/filesystems') ? readFileSync('/proc/filesystems', 'utf8') : '',
+  }
+}
+
 /** Why this machine cannot hold a lab, in a sentence for a person, or null when it can. */
-export function whyNoLab(): string | null {
-  if (process.platform !== 'linux') return 'the lab needs Linux'
-  if (process.getuid?.() !== 0) return 'the lab needs root: it makes network namespaces and Debian root folders'
-  if (!existsSync('/etc/debian_version'))
-    return "the lab needs Debian: it builds its hosts from this machine's apt mirror"
-  if (process.arch !== 'x64' && process.arch !== 'arm64') return `the lab has no images for ${process.arch}`
-  if (!readFileSync('/proc/filesystems', 'utf8').includes('\toverlay\n'))
-    return 'the lab needs the overlay file system in this kernel'
+export function whyNoLab(machine: Machine = thisMachine()): string | null {
+  if (machine.platform !== 'linux') return 'the lab needs Linux'
+  if (machine.user !== 0) return 'the lab needs root: it makes network namespaces and Debian root folders'
+  if (!machine.isDebian) return "the lab needs Debian: it builds its hosts from this machine's apt mirror"
+  if (machine.arch !== 'x64' && machine.arch !== 'arm64') return `the lab has no images for ${machine.arch}`
+  if (!machine.filesystems.includes('\toverlay\n')) return 'the lab needs the overlay file system in this kernel'
   return null
 }
 
