@@ -326,6 +326,7 @@ export class Upstream {
       const verdict = verdicts.get(attemptName(result))
       // Not judged is not had: it stays and goes again.
       if (!verdict) continue
+      log.info({ attempt: attemptName(result), end: result.end, verdict }, 'result.acknowledged')
       publications.onVerdict(result, verdict)
       outgoing.settle(result)
       buffer.settle(result)
