@@ -19,6 +19,7 @@ import {
   grantsSchema,
   type LeasePart,
   type Message,
+  type OfferEntry,
   type ReplyTo,
   type Result,
   type StartedPart,
@@ -31,6 +32,7 @@ import { timingsFor } from '../shared/timings.ts'
 import { type Buffer, OWN_HOP, type SubLease } from './buffer.ts'
 import type { Cancels } from './cancels.ts'
 import { chooseWork } from './choice.ts'
+import { answerDemand } from './demand.ts'
 import type { Journal, JournalContent } from './journal.ts'
 import type { Outgoing } from './outgoing.ts'
 import type { Session, Sessions } from './sessions.ts'
@@ -59,6 +61,8 @@ export interface DispatchOptions {
   leaseLeftMs: (leaseMs: number) => number
   /** Central wants this relay empty, or the relay is stopping. */
   isDraining: () => boolean
+  /** What central would give such nodes now; throws where it does not answer. */
+  askCentre?: (offer: OfferEntry[]) => Promise<ReplyTo<'demand'>>
   events?: DispatchEvents
 }
 
@@ -285,6 +289,19 @@ export class RelayDispatcher implements Dispatcher {
       tasks: formatRanges(part.tasks),
       expiresAtMs: lease.expiresAtMs + lease.needs.walltimeMs + DAY_MS,
     })
+  }
+
+  onDemand(peer: Peer, demand: Message<'demand'>): Promise<ReplyTo<'demand'>> {
+    const { buffer, sessions, isDraining, askCentre } = this.#options
+    this.#checkSite(peer)
+    const parts = {
+      leases: () => buffer.leases(),
+      estimateMs: (lease: Parameters<typeof buffer.estimateMs>[0]) => buffer.estimateMs(lease),
+      pilots: () => sessions.live().filter(({ state }) => state === 'active'),
+      isDraining,
+      askCentre: askCentre ?? (() => Promise.reject(new IndraftError('link.noResponder'))),
+    }
+    return answerDemand(parts, demand)
   }
 
   async onReport(peer: Peer, report: Message<'report'>): Promise<ReplyTo<'report'>> {

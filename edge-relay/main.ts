@@ -181,6 +181,7 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
       capabilityKey,
       leaseLeftMs: (leaseMs) => upstream.leaseLeftMs(leaseMs),
       isDraining: () => upstream.isDraining,
+      askCentre: (offer) => upstream.askDemand(offer),
       events: {
         onDemand: () => upstream.demand(),
         onStarted: (part) => upstream.noteStarted(part),

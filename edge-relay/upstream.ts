@@ -29,6 +29,8 @@ const MOST_RESULTS = 256
 const MOST_PARTS = 200
 const MOST_PILOTS_A_BEAT = 200
 const MOST_NODES = 32
+/** Whoever asks waits itself. */
+const DEMAND_TIMEOUT_MS = 3000
 /** Before the first welcome, and where central refuses in a way that repeating cannot mend soon. */
 const REFUSED_PAUSE_MS = 10_000
 
@@ -115,6 +117,11 @@ export class Upstream {
   /** Pilots want work, or took some of the buffer. */
   demand(): void {
     this.#demand.raise()
+  }
+
+  /** What central would give such nodes now. @throws IndraftError where it does not answer soon */
+  askDemand(offer: Message<'demand'>['offer']): Promise<Message<'demanded'>> {
+    return this.#holder.demand(offer, DEMAND_TIMEOUT_MS)
   }
 
   noteStarted(part: StartedPart): void {

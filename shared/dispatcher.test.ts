@@ -27,6 +27,7 @@ function recording(answers: Partial<Dispatcher> = {}) {
     onBeat: note('beat'),
     onInventory: note('inventory'),
     onBye: note('bye'),
+    onDemand: note('demand'),
     ...answers,
   }
   const handle = frameHandler(dispatcher, silentLog, {

@@ -19,6 +19,8 @@ export interface Dispatcher {
   onBeat(peer: Peer, beat: Message<'beat'>): Promise<ReplyTo<'beat'>>
   onInventory(peer: Peer, inventory: Message<'inventory'>): Promise<ReplyTo<'inventory'>>
   onBye(peer: Peer, bye: Message<'bye'>): Promise<ReplyTo<'bye'>>
+  /** A dispatcher without it refuses the question; who asks then does without an answer. */
+  onDemand?(peer: Peer, demand: Message<'demand'>): Promise<ReplyTo<'demand'>>
 }
 
 export interface DispatcherEvents {
@@ -72,5 +74,8 @@ function dispatch(dispatcher: Dispatcher, peer: Peer, type: RequestType, body: u
       return dispatcher.onInventory(peer, body as Message<'inventory'>)
     case 'bye':
       return dispatcher.onBye(peer, body as Message<'bye'>)
+    case 'demand':
+      if (!dispatcher.onDemand) throw new IndraftError('message.unknown', 'demand is not answered here')
+      return dispatcher.onDemand(peer, body as Message<'demand'>)
   }
 }

@@ -89,6 +89,11 @@ export class Holder {
     this.#stop.abort()
   }
 
+  /** What such nodes would be given now; asked once, without a session. @throws IndraftError where nobody answers */
+  async demand(offer: Message<'demand'>['offer'], timeoutMs: number): Promise<ReplyTo<'demand'>> {
+    return (await this.#once('demand', { offer }, timeoutMs)).reply
+  }
+
   /**
    * Says hello until it is welcomed. Concurrent callers share one attempt.
    * @throws IndraftError with the dispatcher's code where repeating cannot help

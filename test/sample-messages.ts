@@ -267,6 +267,28 @@ export const SAMPLES: Samples = {
     full: { session: 's1', code: 200, reason: 'no work for 3 min', returned: [lease] },
     small: { session: 's1', code: 700, reason: '', returned: [] },
   },
+  demand: {
+    full: { offer: [{ shape, count: 1, timeLeftMs: 43_200_000, aheadMs: 0, node: null }] },
+    small: { offer: [{ shape, count: 1, timeLeftMs: null, aheadMs: 0, node: null }] },
+  },
+  demanded: {
+    full: {
+      fits: [
+        {
+          entry: 0,
+          group: '/vo.example/prod',
+          work: 'c0123456789/simulate',
+          tasks: 812,
+          perNode: 128,
+          estimateMs: 900,
+        },
+      ],
+      idlePilots: 2,
+      isWhole: true,
+      reason: null,
+    },
+    small: { fits: [], idlePilots: 0, isWhole: false, reason: 'noWork' },
+  },
   farewell: { full: { mark }, small: { mark: { epoch: 'e', sequence: 0 } } },
   refused: {
     full: { code: 'dispatcher.busy', message: 'Ask again.', path: 'pull.offer.0', retryAfterMs: 500 },

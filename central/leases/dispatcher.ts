@@ -10,11 +10,13 @@ import type { Log } from '../../shared/log.ts'
 import type { Grant, Message, ReplyTo, Verdict } from '../../shared/protocol/messages.ts'
 import { timingsFor } from '../../shared/timings.ts'
 import type { Beats } from './beats.ts'
+import { findDemand } from './demand.ts'
 import type { Envelopes, GrantedLease } from './envelope.ts'
 import type { Granting } from './granting.ts'
 import { groupBase } from './keys.ts'
 import type { Leases } from './leases.ts'
 import type { Mark } from './mark.ts'
+import type { MatchIndex } from './match-index.ts'
 import type { SiteInfo, StoreOptions } from './open.ts'
 import type { Results } from './results.ts'
 import type { Session, Sessions } from './sessions.ts'
@@ -35,6 +37,7 @@ export interface DispatcherParts {
   envelopes: Envelopes
   waiting: Waiting
   beats: Beats
+  index: MatchIndex
 }
 
 type Granted = { leases: GrantedLease[]; reason: ReplyTo<'pull'>['reason'] }
@@ -223,5 +226,12 @@ export class CentralDispatcher implements Dispatcher {
     if (groups) await leases.bury(peer.site, bye.session, groups.map(groupBase), 'node.ending')
     this.#log.info({ site: peer.site, session: bye.session, code: bye.code, reason: bye.reason }, 'pilot.left')
     return { mark: await mark.advance() }
+  }
+
+  async onDemand(peer: Peer, demand: Message<'demand'>): Promise<ReplyTo<'demand'>> {
+    const { options, index } = this.#parts
+    const info = await options.siteOf(peer.site)
+    const site = info && !info.disabled ? { name: peer.site, labels: info.labels } : null
+    return findDemand(index, site, demand, this.#clock.wallMs())
   }
 }

@@ -159,6 +159,7 @@ export async function openStore(options: StoreOptions): Promise<OpenStore> {
       envelopes,
       waiting,
       beats,
+      index,
     }),
     work,
     async ping() {

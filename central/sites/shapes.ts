@@ -84,5 +84,6 @@ export function notingShapes(dispatcher: Dispatcher, seen: SeenShapes, onFailed:
     onBeat: (peer, beat) => dispatcher.onBeat(peer, beat),
     onInventory: (peer, inventory) => dispatcher.onInventory(peer, inventory),
     onBye: (peer, bye) => dispatcher.onBye(peer, bye),
+    ...(dispatcher.onDemand ? { onDemand: (peer, demand) => dispatcher.onDemand!(peer, demand) } : {}),
   }
 }

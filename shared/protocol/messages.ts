@@ -291,6 +291,35 @@ export const byeSchema = z.object({
 /** Dispatcher, to bye. */
 export const farewellSchema = z.object({ mark: storeMarkSchema })
 
+/** Whoever decides at a site whether to start pilots, without a session: what would such nodes be given now? Changes nothing. */
+export const demandSchema = z.object({ offer: z.array(offerEntrySchema).min(1).max(16) })
+
+/** Dispatcher, to demand. A wish, not a promise: others may take the work first. */
+export const demandedSchema = z.object({
+  fits: z
+    .array(
+      z.object({
+        /** Which entry of the offer. */
+        entry: count,
+        group: name,
+        /** `campaign/step`. */
+        work: z.string().max(400),
+        /** Queued tasks that such a node may be given. */
+        tasks: count,
+        /** How many of them run side by side on one such node. */
+        perNode: count,
+        /** What a task is expected to take; null until known. */
+        estimateMs: ms.nullable(),
+      }),
+    )
+    .max(256),
+  /** Pilots of the site that have nothing to do: they come first. */
+  idlePilots: count,
+  /** False where a relay could not ask the centre: there may be more. */
+  isWhole: z.boolean(),
+  reason: z.enum(['noWork', 'nothingFits', 'draining']).nullable(),
+})
+
 /** Dispatcher, instead of any other reply. */
 export const refusedSchema = z.object({
   code: z.enum(ERROR_CODES),
@@ -307,6 +336,7 @@ export const REPLY_OF = {
   beat: 'orders',
   inventory: 'orders',
   bye: 'farewell',
+  demand: 'demanded',
 } as const
 export type RequestType = keyof typeof REPLY_OF
 
@@ -322,6 +352,8 @@ export const MESSAGES = {
   inventory: inventorySchema,
   bye: byeSchema,
   farewell: farewellSchema,
+  demand: demandSchema,
+  demanded: demandedSchema,
   refused: refusedSchema,
 } as const
 export type MessageType = keyof typeof MESSAGES
