@@ -15,8 +15,9 @@ export const PILOT_SETTINGS = {
   },
   scratch: {
     type: 'text',
-    default: join(tmpdir(), 'indraft-pilot'),
-    meaning: 'Folder for task folders and undelivered results; node-local where possible. Made when missing.',
+    default: join(tmpdir(), `indraft-pilot-${process.getuid?.() ?? 0}`),
+    meaning:
+      'Folder for task folders and undelivered results; node-local where possible. Made when missing; has to be ours, and writable by nobody else.',
   },
   name: {
     type: 'text',
@@ -52,6 +53,17 @@ export const PILOT_SETTINGS = {
     type: 'duration',
     default: '30min',
     meaning: 'Leave when the dispatcher did not answer for this long and nothing runs.',
+  },
+  diskPatience: {
+    type: 'duration',
+    default: '5min',
+    meaning: 'Leave (500) when results could not be written to disk for this long; no work is taken meanwhile.',
+  },
+  outboxMemory: {
+    type: 'bytes',
+    default: '16MiB',
+    min: '64kB',
+    meaning: 'Take no more work while undelivered results are larger than this; they are kept in memory too.',
   },
   ahead: {
     type: 'duration',

@@ -3,7 +3,8 @@
  * it: their payloads are ended, their undelivered results taken over, the rest removed. While a pilot lives a small
  * shell stands beside it that ends its payloads when it is killed.
  */
-import { chmod, mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
+import { constants } from 'node:fs'
+import { access, chmod, lstat, mkdir, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { execa } from 'execa'
 import { z } from 'zod'
@@ -36,6 +37,42 @@ export interface Home {
   tasksFolder: string
   blobsFolder: string
   pipesFolder: string
+}
+
+/**
+ * The folder below which pilots of this user keep what is theirs, made where it is missing. It is the scratch folder itself
+ * where nobody else may write there; in one for everybody (root's, or sticky, as /tmp is) it is a folder of our own below.
+ * What others could have put there is never trusted: results, images and a dead pilot's folder are taken from it.
+ * @throws IndraftError request.invalid where somebody else could change it under us; node.fault where it cannot be written
+ */
+export async function takeScratch(scratch: string): Promise<string> {
+  const own = process.getuid?.() ?? 0
+  try {
+    await mkdir(scratch, { recursive: true, mode: 0o700 })
+    const { uid, mode } = await stat(scratch)
+    const isOpen = (mode & 0o022) !== 0
+    if (uid === own && !isOpen) {
+      await access(scratch, constants.W_OK)
+      return scratch
+    }
+    if ((uid !== own && uid !== 0) || (isOpen && (mode & 0o1000) === 0)) refuseScratch(scratch, own, uid, mode)
+    const below = join(scratch, `indraft-pilot-${own}`)
+    await mkdir(below, { recursive: true, mode: 0o700 })
+    const facts = await lstat(below)
+    if (!facts.isDirectory() || facts.uid !== own || (facts.mode & 0o022) !== 0) {
+      refuseScratch(below, own, facts.uid, facts.mode)
+    }
+    return below
+  } catch (cause) {
+    if (cause instanceof IndraftError) throw cause
+    throw new IndraftError('node.fault', `scratch ${scratch}: ${(cause as Error).message}`, { cause })
+  }
+}
+
+function refuseScratch(folder: string, own: number, uid: number, mode: number): never {
+  const expected = `expected a folder of user ${own} that nobody else may write`
+  const found = `found one of user ${uid} with mode ${(mode & 0o7777).toString(8)}`
+  throw new IndraftError('request.invalid', `scratch ${folder}: ${expected}, ${found}`)
 }
 
 /**
@@ -75,8 +112,7 @@ export async function adoptDead(scratch: string, own: Home, node: string, outbox
     if (!owner || owner.node !== node || isAlive(owner)) continue
     log.info({ folder, pid: owner.pid }, 'pilot.adopted')
     await endProcessesOf(owner.run, log)
-    await outbox.adopt(join(folder, 'outbox'))
-    await removeFolder(folder, log)
+    if (await outbox.adopt(join(folder, 'outbox'))) await removeFolder(folder, log)
   }
 }
 

@@ -5,6 +5,7 @@
  * so that the centre hears why.
  */
 import type { KeyObject } from 'node:crypto'
+import type { Clock } from '../shared/clock.ts'
 import { type ErrorCode, IndraftError } from '../shared/errors.ts'
 import type { AttemptRef } from '../shared/ids.ts'
 import type { Log } from '../shared/log.ts'
@@ -29,6 +30,14 @@ export interface Trust {
   /** From the credential, and from nowhere else. */
   keys: ReadonlyMap<string, KeyObject>
   policy: SitePolicy
+  /** Wall-clock milliseconds for the expiry of signed work; see expiryClock. */
+  expiryNowMs: () => number
+}
+
+/** A wall clock that was stepped ahead while this pilot lives lets nothing expire: the earlier of what it says and would say. */
+export function expiryClock(clock: Clock): () => number {
+  const offsetMs = clock.wallMs() - clock.monotonicMs()
+  return () => Math.min(clock.wallMs(), offsetMs + clock.monotonicMs())
 }
 
 const MOST_TEMPLATES = 128
@@ -137,16 +146,9 @@ export class Leases {
   }
 
   /**
-   * @param wallMs for the expiry of signed work
    * @param sentAtMs monotonic time at which the pull was sent: the lease counts from there
    */
-  accept(
-    grants: readonly Grant[],
-    templates: readonly Signed[],
-    session: string,
-    wallMs: number,
-    sentAtMs: number,
-  ): RefusedGrant[] {
+  accept(grants: readonly Grant[], templates: readonly Signed[], session: string, sentAtMs: number): RefusedGrant[] {
     const refusedTemplates = new Map<string, IndraftError>()
     for (const signed of templates) {
       const name = digestOf(signed.bytes).slice('sha256:'.length, 'sha256:'.length + 16)
@@ -159,7 +161,7 @@ export class Leases {
     const refused: RefusedGrant[] = []
     for (const grant of grants) {
       try {
-        this.#held.add(this.#check(grant, refusedTemplates, session, wallMs, sentAtMs))
+        this.#held.add(this.#check(grant, refusedTemplates, session, sentAtMs))
       } catch (error) {
         const { code, message } = asRefusal(error)
         this.#log.error({ ...grant.lease, code, detail: message }, 'grant.refused')
@@ -169,15 +171,9 @@ export class Leases {
     return refused
   }
 
-  #check(
-    grant: Grant,
-    refusedTemplates: ReadonlyMap<string, IndraftError>,
-    session: string,
-    wallMs: number,
-    sentAtMs: number,
-  ): Lease {
-    const { site, keys, policy } = this.#trust
-    const bundle = verifyBundle(grant.bundle, keys, wallMs)
+  #check(grant: Grant, refusedTemplates: ReadonlyMap<string, IndraftError>, session: string, sentAtMs: number): Lease {
+    const { site, keys, policy, expiryNowMs } = this.#trust
+    const bundle = verifyBundle(grant.bundle, keys, expiryNowMs())
     if (bundle.site !== site) {
       throw new IndraftError('signature.invalid', `the work was signed for site ${bundle.site}, not for ${site}`)
     }

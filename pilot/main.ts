@@ -4,7 +4,7 @@
  */
 import { randomUUID } from 'node:crypto'
 import { constants } from 'node:fs'
-import { access, mkdir, rm, writeFile } from 'node:fs/promises'
+import { access, rm, writeFile } from 'node:fs/promises'
 import { dirname, isAbsolute, join, resolve } from 'node:path'
 import { type Clock, systemClock } from '../shared/clock.ts'
 import { type PilotCredential, readPilotCredential } from '../shared/credentials.ts'
@@ -19,11 +19,11 @@ import { importKeys } from '../shared/signing.ts'
 import { type BatchEnvironment, type PilotConfig, readBatchEnvironment } from './config.ts'
 import { hostRuntime, type Runtime } from './container.ts'
 import { probeContainer } from './container-probe.ts'
-import { adoptDead, startGuard, takeHome } from './home.ts'
+import { adoptDead, startGuard, takeHome, takeScratch } from './home.ts'
 import { ImageStore } from './images.ts'
-import { Leases } from './leases.ts'
+import { expiryClock, Leases } from './leases.ts'
 import { PipeMaker } from './logs.ts'
-import { type Check, nodeFacts, TimeLeft, testScratch } from './node.ts'
+import { type Check, lookAround, testScratch } from './node.ts'
 import { Outbox } from './outbox.ts'
 import type { PayloadAround } from './payload.ts'
 import { linuxProcesses } from './processes.ts'
@@ -56,13 +56,13 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
   enableFailpoints(config.failpoints)
   const { batch = readBatchEnvironment(), clock = systemClock } = world
   const credential = readPilotCredential(config.credential)
-  const scratch = resolve(config.scratch)
   const run = randomUUID()
   const name = config.name ?? [config.node, batch.slurmJobId, process.pid].filter((part) => part !== null).join('-')
   if (!/^[A-Za-z0-9][A-Za-z0-9._-]{0,120}$/.test(name)) {
     throw new IndraftError('request.invalid', `name "${name}": expected letters, digits, dots and dashes`)
   }
-  await mkdir(scratch, { recursive: true, mode: 0o700 })
+  const expiryNowMs = expiryClock(clock)
+  const scratch = await takeScratch(resolve(config.scratch))
   const home = await takeHome(scratch, name, config.node, run, log)
   const outbox = await Outbox.open(home.outboxFolder, log)
   await adoptDead(scratch, home, config.node, outbox, log)
@@ -114,12 +114,13 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     files,
     filesUrl: () => filesUrl,
     clock,
+    expiryNowMs,
     log,
     trace,
     payloadGraceMs: config.payloadGrace,
     stageTimeoutMs: config.stageTimeout,
   }
-  const trust = { site: credential.site, keys: importKeys(credential.keys), policy }
+  const trust = { site: credential.site, keys: importKeys(credential.keys), policy, expiryNowMs }
   const welcomed = Promise.withResolvers<void>()
   session = new Session({
     link: world.link ?? connectingLink(credential, name, log),
@@ -134,7 +135,8 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     leases: new Leases(trust, log),
     outbox,
     around,
-    stopFile: config.stopFile ?? join(scratch, 'STOP'),
+    // In the folder that was named, which an administrator knows, also where ours lies below it.
+    stopFile: config.stopFile ?? join(resolve(config.scratch), 'STOP'),
     onWelcome: (welcome) => {
       filesUrl = welcome.filesUrl
       welcomed.resolve()
@@ -261,8 +263,7 @@ export interface NodeReport {
 
 /** What `doctor` shows: the node test, without a dispatcher. */
 export async function examineNode(config: PilotConfig, log: Log, batch = readBatchEnvironment()): Promise<NodeReport> {
-  const scratch = resolve(config.scratch)
-  await mkdir(scratch, { recursive: true, mode: 0o700 })
+  const scratch = await takeScratch(resolve(config.scratch))
   const checks = await testScratch(scratch)
   const folder = join(scratch, `.doctor-${process.pid}`)
   const env = { PATH: batch.path, ...batch.container }
@@ -298,6 +299,9 @@ export async function examineNode(config: PilotConfig, log: Log, batch = readBat
   }
   const timeLeft = new TimeLeft(systemClock, batch, config)
   await timeLeft.refresh()
-  const facts = await nodeFacts({ config: { ...config, scratch }, batch, runtimes, timeLeftMs: timeLeft.leftMs })
+  const sight = { config: { ...config, scratch }, batch, runtimes, timeLeftMs: timeLeft.leftMs }
+  const { facts, troubles } = await lookAround(sight)
+  for (const trouble of troubles)
+    checks.push({ what: 'what the batch system gave is there', ok: false, detail: trouble })
   return { facts, checks }
 }

@@ -2,11 +2,13 @@
  * Results that no dispatcher has acknowledged yet, on disk: temporary name, fsync, rename, so that a file is whole or
  * not there. Results that come within a few milliseconds share a file. A pilot that starts reads what it finds, its
  * own from before and what dead pilots of this node left; any holder may hand in any result.
+ *
+ * Where the disk refuses (full, read-only, broken) results live in memory alone and `trouble` says so until mend()
+ * has written them; the owner takes no more work meanwhile.
  */
 import { randomBytes } from 'node:crypto'
 import { mkdir, open, readdir, readFile, rename, rm, unlink } from 'node:fs/promises'
 import { join } from 'node:path'
-import { z } from 'zod'
 import { failpoint } from '../shared/failpoint.ts'
 import { type AttemptRef, attemptPath } from '../shared/ids.ts'
 import type { Log } from '../shared/log.ts'
@@ -15,6 +17,8 @@ import { type Result, resultSchema, type Verdict } from '../shared/protocol/mess
 
 const GATHER_MS = 5
 const MOST_PER_FILE = 64
+/** What mend() writes when there is no result to write: about a file of results. */
+const PROBE_BYTES = 32 * 1024
 
 type Named = Pick<Result, 'campaign' | 'step' | 'index' | 'fences'>
 
@@ -36,13 +40,17 @@ export class Outbox {
   /** Results of each file that are not acknowledged yet. */
   readonly #left = new Map<string, number>()
   #gathering: { results: Result[]; written: Promise<void> } | undefined
+  #mending: Promise<boolean> | undefined
   #counter = 0
+  #bytes = 0
+  #trouble: string | null = null
 
   private constructor(folder: string, log: Log) {
     this.#folder = folder
     this.#log = log
   }
 
+  /** @throws Error where the folder cannot be made or listed */
   static async open(folder: string, log: Log): Promise<Outbox> {
     await mkdir(folder, { recursive: true, mode: 0o700 })
     const outbox = new Outbox(folder, log)
@@ -54,12 +62,40 @@ export class Outbox {
     return this.#entries.size
   }
 
-  /** Takes over the files of another outbox, whose pilot is dead. */
-  async adopt(folder: string): Promise<void> {
+  /** Of all results in hand, as a message carries them; they are in memory too. */
+  get bytes(): number {
+    return this.#bytes
+  }
+
+  /** Results that are in memory alone: they die with this process. */
+  get unwritten(): number {
+    let count = 0
+    for (const { file } of this.#entries.values()) if (file === null) count++
+    return count
+  }
+
+  /** What the disk said when it last refused; null while it takes results. */
+  get trouble(): string | null {
+    return this.#trouble
+  }
+
+  /**
+   * Takes over the files of another outbox, whose pilot is dead.
+   * @returns false where something could not be taken: then its folder has to stay
+   */
+  async adopt(folder: string): Promise<boolean> {
+    let isWhole = true
     for (const name of await readdir(folder).catch(() => [])) {
-      if (name.endsWith('.json')) await rename(join(folder, name), join(this.#folder, name)).catch(() => {})
+      if (!name.endsWith('.json')) continue
+      await rename(join(folder, name), join(this.#folder, name)).catch((error: NodeJS.ErrnoException) => {
+        // Gone: another pilot that starts now was quicker.
+        if (error.code === 'ENOENT') return
+        isWhole = false
+        this.#log.error({ err: error, folder, name }, 'outbox.notAdopted')
+      })
     }
     await this.#read()
+    return isWhole
   }
 
   async #read(): Promise<void> {
@@ -69,30 +105,58 @@ export class Outbox {
         if (name.endsWith('.tmp')) await rm(path, { force: true })
         continue
       }
-      if (this.#left.has(path)) continue
-      try {
-        const results = z.array(resultSchema).parse(JSON.parse(await readFile(path, 'utf8')))
-        this.#enter(results, path)
-        if (results.length > 0) this.#log.info({ results: results.length, path }, 'outbox.found')
-      } catch (error) {
-        this.#log.error({ err: error, path }, 'outbox.unreadable')
-        await rename(path, `${path}.bad`).catch(() => {})
-      }
+      if (!this.#left.has(path)) await this.#readFile(path)
     }
+  }
+
+  /** What is whole of a file is taken; a file that holds anything else is set aside under another name and stays. */
+  async #readFile(path: string): Promise<void> {
+    const results: Result[] = []
+    let torn = 0
+    try {
+      const found: unknown = JSON.parse(await readFile(path, 'utf8'))
+      if (!Array.isArray(found)) throw new Error('expected a list of results')
+      for (const one of found) {
+        const { data } = resultSchema.safeParse(one)
+        if (data) results.push(data)
+        else torn++
+      }
+    } catch (error) {
+      this.#log.error({ err: error, path }, 'outbox.unreadable')
+      torn++
+    }
+    if (torn === 0) {
+      this.#enter(results, path)
+    } else {
+      this.#enter(results, null)
+      this.#log.error({ torn, whole: results.length, path }, 'outbox.torn')
+      // The whole ones first under a name of their own: there is no moment at which they are nowhere.
+      if (results.length > 0) await this.#write(results)
+      await rename(path, `${path}.bad`).catch(() => {})
+    }
+    if (results.length > 0) this.#log.info({ results: results.length, path }, 'outbox.found')
   }
 
   #enter(results: readonly Result[], file: string | null): void {
     let entered = 0
     for (const result of results) {
-      if (this.#entries.has(keyOf(result))) continue
-      this.#entries.set(keyOf(result), { result, file, bytes: pack(result).length })
+      const key = keyOf(result)
+      const known = this.#entries.get(key)
+      if (known && (known.file !== null || file === null)) continue
+      if (known) {
+        known.file = file
+      } else {
+        const bytes = pack(result).length
+        this.#bytes += bytes
+        this.#entries.set(key, { result, file, bytes })
+      }
       entered++
     }
     if (file !== null && entered > 0) this.#left.set(file, entered)
     else if (file !== null) void unlink(file).catch(() => {})
   }
 
-  /** Resolves when the result is on disk (or, with a full disk, in memory and said so). */
+  /** Resolves when the result is on disk (or, where the disk refused, in memory and said so). */
   async add(result: Result): Promise<void> {
     if (!this.#gathering || this.#gathering.results.length >= MOST_PER_FILE) {
       const results: Result[] = []
@@ -107,24 +171,75 @@ export class Outbox {
   }
 
   async #write(results: Result[]): Promise<void> {
-    const name = `${Date.now().toString(36)}-${this.#counter++}-${randomBytes(4).toString('hex')}.json`
-    const path = join(this.#folder, name)
+    const path = this.#newPath()
+    try {
+      await this.#writeFile(path, JSON.stringify(results))
+      this.#enter(results, path)
+    } catch (error) {
+      this.#refused(error as Error)
+      this.#enter(results, null)
+    }
+  }
+
+  #newPath(): string {
+    return join(this.#folder, `${Date.now().toString(36)}-${this.#counter++}-${randomBytes(4).toString('hex')}.json`)
+  }
+
+  async #writeFile(path: string, text: string): Promise<void> {
     try {
       failpoint('outbox.writing')
       const file = await open(`${path}.tmp`, 'wx', 0o600)
       try {
-        await file.writeFile(JSON.stringify(results))
+        await file.writeFile(text)
         await file.sync()
       } finally {
         await file.close()
       }
       await rename(`${path}.tmp`, path)
       await syncFolder(this.#folder)
-      this.#enter(results, path)
     } catch (error) {
-      this.#log.error({ err: error }, 'outbox.writeFailed')
       await rm(`${path}.tmp`, { force: true }).catch(() => {})
-      this.#enter(results, null)
+      throw error
+    }
+  }
+
+  #refused(error: Error): void {
+    if (this.#trouble === null) this.#log.error({ err: error, folder: this.#folder }, 'outbox.writeFailed')
+    this.#trouble = error.message
+  }
+
+  /** Writes what lives in memory alone, or as much for a trial. @returns whether the disk takes results now */
+  mend(): Promise<boolean> {
+    this.#mending ??= this.#mend().finally(() => {
+      this.#mending = undefined
+    })
+    return this.#mending
+  }
+
+  async #mend(): Promise<boolean> {
+    try {
+      const unwritten = [...this.#entries.values()].filter(({ file }) => file === null).map(({ result }) => result)
+      if (unwritten.length === 0) {
+        const trial = join(this.#folder, `trial-${randomBytes(4).toString('hex')}`)
+        await this.#writeFile(trial, ' '.repeat(PROBE_BYTES))
+        await unlink(trial)
+      }
+      for (let at = 0; at < unwritten.length; at += MOST_PER_FILE) {
+        const some = unwritten.slice(at, at + MOST_PER_FILE)
+        const path = this.#newPath()
+        await this.#writeFile(path, JSON.stringify(some))
+        // Some may have been acknowledged while they were written.
+        this.#enter(
+          some.filter((result) => this.#entries.has(keyOf(result))),
+          path,
+        )
+      }
+      if (this.#trouble !== null) this.#log.info({ written: unwritten.length }, 'outbox.mended')
+      this.#trouble = null
+      return true
+    } catch (error) {
+      this.#refused(error as Error)
+      return false
     }
   }
 
@@ -147,6 +262,7 @@ export class Outbox {
       const entry = this.#entries.get(key)
       if (!entry) continue
       this.#entries.delete(key)
+      this.#bytes -= entry.bytes
       if (entry.file === null) continue
       const left = this.#left.get(entry.file)! - 1
       this.#left.set(entry.file, left)

@@ -23,14 +23,15 @@ import { type AttemptState, attemptTable, mustNextState } from '../shared/lifecy
 import type { Log } from '../shared/log.ts'
 import type { OutputRecord, Result } from '../shared/protocol/messages.ts'
 import type { BundleBody, TemplateBody } from '../shared/protocol/work.ts'
-import { formatBytes } from '../shared/quantity.ts'
+import { formatBytes, formatDuration } from '../shared/quantity.ts'
 import { type Launch, prepareControl, type Runtime, readStatus } from './container.ts'
 import { fetchInput, fetchManifest, storeOutput, type Transfer } from './drivers.ts'
 import { removeFolder } from './home.ts'
 import type { ImageStore } from './images.ts'
 import { CappedLog, type PipeMaker, tailOf } from './logs.ts'
-import type { SitePolicy } from './policy.ts'
+import { enforceImagePath, type SitePolicy } from './policy.ts'
 import { ATTEMPT_VARIABLE, RUN_VARIABLE } from './processes.ts'
+import { noResult, type ResultBody } from './result.ts'
 import type { Trace } from './trace.ts'
 import { folderBytes, MEASURE_AT_MOST_MS, type Usage, type Watched, type Watcher } from './watch.ts'
 import { parseStatus, type WrapperStatus } from './wrapper.ts'
@@ -64,6 +65,8 @@ export interface PayloadAround {
   files: FileClient
   filesUrl: () => string | null
   clock: Clock
+  /** See leases.ts. */
+  expiryNowMs: () => number
   log: Log
   trace: Trace
   payloadGraceMs: number
@@ -77,6 +80,10 @@ const LOG_FOLDER = '.log'
 /** How long storing the logs may hold up a result; less where the pilot itself is leaving. */
 const LOG_GIVE_UP_MS = 30_000
 const LOG_LEAVING_MS = 3000
+
+const START_LOOK_MS = { first: 100, longest: 3000 }
+/** Whose fault it is that the wrapper was not reached in time. */
+const NOT_STARTED = { container: 'container.failed', host: 'node.fault' } as const satisfies Record<string, ErrorCode>
 
 let foldersMade = 0
 
@@ -101,12 +108,14 @@ export class Attempt {
   #state: AttemptState = 'accepted'
   #end: EndReason | undefined
   #watched: Watched | undefined
+  /** The wrapper was seen to run. */
+  #isStarted = false
   #exited = new AbortController()
   #stdout: CappedLog | undefined
   #stderr: CappedLog | undefined
   #acceptedAtMs: number
   #startedAtMs: number | undefined
-  #result: Omit<Result, keyof AttemptRef>
+  #result: ResultBody
   /** Called when the attempt's state changes: room may have become free. */
   onChanged: () => void = () => {}
 
@@ -124,25 +133,7 @@ export class Attempt {
       attempt: work.ref.fences.join('.'),
       pilot: around.pilot,
     })
-    this.#result = {
-      end: 'failed',
-      reason: 'node.fault',
-      detail: null,
-      exitCode: null,
-      signal: null,
-      site: around.site,
-      node: around.node,
-      pilot: around.pilot,
-      wallMs: 0,
-      cpuMs: 0,
-      maxRssBytes: 0,
-      stageInMs: 0,
-      stageOutMs: 0,
-      outputs: [],
-      stdoutBytes: 0,
-      stderrBytes: 0,
-      tail: null,
-    }
+    this.#result = noResult(around)
   }
 
   get state(): AttemptState {
@@ -205,6 +196,11 @@ export class Attempt {
     this.#event('attempt.acknowledged', { verdict })
   }
 
+  /** Where a payload can write, all of which counts as its scratch. */
+  get #writable(): string[] {
+    return ['work', 'tmp', 'control'].map((name) => join(this.#folder, name))
+  }
+
   #event(event: string, facts: Record<string, unknown> = {}): void {
     this.#state = mustNextState(attemptTable, this.#state, event)
     if (event === 'attempt.started' || event === 'attempt.ended') this.#log.info(facts, event)
@@ -216,7 +212,8 @@ export class Attempt {
   #fail(error: unknown): void {
     const known = error instanceof IndraftError
     if (!known && !this.#end) this.#log.error({ err: error }, 'attempt.faulted')
-    const reason = this.#end?.reason ?? (known ? error.code : 'node.fault')
+    const fault = saysFull(error) ? 'node.scratchFull' : 'node.fault'
+    const reason = this.#end?.reason ?? (known ? error.code : fault)
     const detail = this.#end ? this.#end.detail : (error as Error).message
     Object.assign(this.#result, { end: 'failed', reason, detail: detail?.slice(0, 500) ?? null })
   }
@@ -229,7 +226,7 @@ export class Attempt {
     const { clock } = this.#around
     this.#stopIfEnding()
     const { template, bundle, ref } = this.work
-    if (clock.wallMs() > bundle.expiresAtMs) throw new IndraftError('signature.expired')
+    if (this.#around.expiryNowMs() > bundle.expiresAtMs) throw new IndraftError('signature.expired')
     const runtime = this.#around.runtimes.find((one) => one.kind === (template.image === 'host' ? 'host' : 'container'))
     if (!runtime) throw new IndraftError('container.failed', 'this node has no runtime for the image')
     const values = valuesOf(template, bundle, ref.index, this.work.earlierAttempts)
@@ -247,6 +244,7 @@ export class Attempt {
     // Before the inputs: an image that cannot be had or run makes them useless.
     const image = runtime.kind === 'host' ? template.image : await this.#around.images.locate(template.image, transfer)
     launch.image = image
+    if (image.startsWith('/')) await enforceImagePath(image, this.#around.own)
     const refused = await runtime.refusal(image)
     if (refused) throw new IndraftError(refused.reason, refused.detail)
     await this.#fetchInputs(values, transfer)
@@ -393,7 +391,7 @@ export class Attempt {
       this.#watched = watcher.watch({
         attempt: this.path,
         pid: started.pid,
-        folders: [join(this.#folder, 'work'), join(this.#folder, 'tmp')],
+        folders: this.#writable,
         limits: { ...template.needs, stalledAfterMs: template.stalledAfterMs },
         outputBytes: () => stdout.bytes + stderr.bytes,
         onViolated: (reason, detail) => this.end(reason, detail),
@@ -401,12 +399,19 @@ export class Attempt {
       failpoint('payload.started')
       if (this.#end) void watcher.end(this.#watched, this.#end.graceMs, this.#exited.signal)
     }
+    void this.#watchStart(prepared.control, NOT_STARTED[runtime.kind])
     const end = await this.#exit(started)
     this.#exited.abort()
     failpoint('payload.ended')
     if (this.#watched) watcher.release(this.#watched)
     if (end?.failure) throw spawnError(end.failure)
     const status = parseStatus(await readStatus(prepared.control))
+    status.started ||= this.#isStarted
+    // Time that the payload never had is not its own, whatever ran out.
+    if (!status.started && this.#end?.reason.startsWith('payload.')) {
+      const detail = `${this.#end.reason} before the payload had started`
+      this.#end = { ...this.#end, reason: NOT_STARTED[runtime.kind], detail }
+    }
     const usage = this.#watched!.usage
     Object.assign(this.#result, {
       wallMs: Math.round(clock.monotonicMs() - this.#startedAtMs),
@@ -419,6 +424,21 @@ export class Attempt {
     const at = new Date(clock.wallMs()).toISOString()
     trace.write({ at, event: 'ended', ...told, exitCode: status.exitCode, reason: this.#end?.reason ?? null })
     return status
+  }
+
+  /** Notes that the wrapper was reached, whatever the payload does to its status later; ends what is not in time. */
+  async #watchStart(control: string, reason: ErrorCode): Promise<void> {
+    const { clock, stageTimeoutMs } = this.#around
+    const sinceMs = clock.monotonicMs()
+    const { signal } = this.#exited
+    for (let pauseMs = START_LOOK_MS.first; ; pauseMs = Math.min(2 * pauseMs, START_LOOK_MS.longest)) {
+      await clock.sleep(pauseMs, signal)
+      if (signal.aborted) return
+      this.#isStarted ||= parseStatus(await readStatus(control)).started
+      if (this.#isStarted) return
+      if (clock.monotonicMs() - sinceMs < stageTimeoutMs) continue
+      return this.end(reason, `the payload had not started after ${formatDuration(stageTimeoutMs)}`)
+    }
   }
 
   /** The end of the first process; null where it cannot be ended at all. */
@@ -467,14 +487,16 @@ export class Attempt {
   async #checkScratch(): Promise<void> {
     const { scratchBytes } = this.work.template.needs
     if (scratchBytes === 0) return
-    const folders = [join(this.#folder, 'work'), join(this.#folder, 'tmp')]
+    const folders = this.#writable
     if ((await folderBytes(folders, scratchBytes, MEASURE_AT_MOST_MS)) > scratchBytes) {
       throw new IndraftError('payload.scratch', `more than ${formatBytes(scratchBytes)}`)
     }
   }
 
   async #storeOutputs(outputs: readonly { path: string; url: string | null; optional: boolean }[]): Promise<void> {
-    const work = await realpath(join(this.#folder, 'work'))
+    // On the host a payload can remove its own folder, or put a link in its place.
+    const work = join(await realpath(this.#folder), 'work')
+    if (!(await isFolder(work))) throw new IndraftError('payload.outputMissing', 'the task folder is gone')
     const present: { path: string; url: string | null; location: string; sizeBytes: number }[] = []
     for (const output of outputs) {
       const location = join(work, output.path)
@@ -554,12 +576,25 @@ async function checkOutput(location: string, path: string): Promise<number | nul
   }
 }
 
+async function isFolder(path: string): Promise<boolean> {
+  return await lstat(path).then(
+    (facts) => facts.isDirectory(),
+    () => false,
+  )
+}
+
 /** Less than this is left on the file system for an ordinary user. */
 const FULL_BYTES = 64 * 1024
 
 async function isFull(folder: string): Promise<boolean> {
   const disk = await statfs(folder).catch(() => null)
   return disk !== null && disk.blocks > 0 && disk.bavail * disk.bsize < FULL_BYTES
+}
+
+/** A disk that is full, by the system's code or in the words of a program that was asked to make something. */
+function saysFull(error: unknown): boolean {
+  const { code, message } = error as NodeJS.ErrnoException
+  return code === 'ENOSPC' || code === 'EDQUOT' || /no space left on device|disk quota exceeded/i.test(message)
 }
 
 function signalOf(exitCode: number | null): string | null {

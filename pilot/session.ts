@@ -1,31 +1,29 @@
 /**
  * A pilot's life with its dispatcher: hello, then four loops that never wait for each other (beat, pull, report, and a
- * tick that looks at clocks), and at the end bye with a code of Vac's classes.
+ * tick that looks at clocks), and at the end bye with a code of Vac's classes. What is in hand and what runs is work.ts's,
+ * when to drain and to leave is decided in lifetime.ts; here are the messages, the orders and the timers.
  *
- * What always holds: the beat waits for nothing but its answer; a task starts as soon as it fits, whatever messages
- * are under way; a result is on disk before it is reported and until it is acknowledged; what was granted is started,
- * given back, or dropped because its session is gone.
+ * What always holds: the beat waits for nothing but its answer; a result is on disk before it is reported and until it
+ * is acknowledged; while the disk refuses results no work is taken.
  */
 import { access } from 'node:fs/promises'
 import type { Clock } from '../shared/clock.ts'
 import { ERRORS, IndraftError, isIndraftError } from '../shared/errors.ts'
 import { failpoint } from '../shared/failpoint.ts'
-import type { Shape } from '../shared/fit.ts'
-import { shapeWithout } from '../shared/fit.ts'
-import { heldDigest } from '../shared/held.ts'
 import { Holder } from '../shared/holder.ts'
 import { type AttemptRef, attemptPath } from '../shared/ids.ts'
 import type { Link } from '../shared/link.ts'
 import type { Log } from '../shared/log.ts'
-import type { LeasePart, Message, NodeFacts, Order, Result, Verdict } from '../shared/protocol/messages.ts'
-import type { Needs } from '../shared/protocol/work.ts'
-import { indices, parseRanges } from '../shared/ranges.ts'
+import type { LeasePart, Message, NodeFacts, Order } from '../shared/protocol/messages.ts'
+import { beatBody } from './beat.ts'
 import type { PilotConfig } from './config.ts'
-import type { Lease, Leases, RefusedGrant } from './leases.ts'
-import type { TimeLeft } from './node.ts'
+import type { Lease, Leases } from './leases.ts'
+import { type Draining, type Farewell, nextStep } from './lifetime.ts'
 import type { Outbox } from './outbox.ts'
-import { Attempt, type PayloadAround } from './payload.ts'
-import { type BusyWork, freeShape, nextToStart, roomFor } from './slots.ts'
+import type { PayloadAround } from './payload.ts'
+import { Reports } from './reports.ts'
+import type { TimeLeft } from './time-left.ts'
+import { Work } from './work.ts'
 
 export interface SessionOptions {
   link: Link
@@ -44,47 +42,27 @@ export interface SessionOptions {
   onWelcome: (welcome: Message<'welcome'>) => void
 }
 
-/** Why a pilot left. Codes in Vac's classes: 200 done, 300 no work, 400 refused, 500 node, 600 ours, 700 transient. */
-export interface Farewell {
-  code: number
-  reason: string
-}
-
 const TICK_MS = 500
 const DRAIN_TICK_MS = 50
-const REPORT_MOST = 64
-/** Of a report before it is packed: the message may have 48 kB. */
-const REPORT_BYTES = 36 * 1024
 /** Between pulls that brought nothing, whatever the dispatcher says. */
 const LEAST_PAUSE_MS = 50
 const MOST_PAUSE_MS = 60_000
 const HURRIED_MS = 2000
+/** Parts given back in one message. */
 const MOST_NAMED = 256
-const MOST_USAGE = 128
 /** A gap of so many beats between two ticks means that the pilot stood still. */
 const SUSPENDED_BEATS = 3
-
-type Draining = 'no' | 'finishing' | 'ending' | 'hurried'
+const REFRESH_TIME_LEFT_MS = 60_000
+/** How often a disk that refused is tried again. */
+const MEND_EVERY_MS = 2000
+/** Before the first welcome nothing but the tick runs; it needs some beat to measure gaps by. */
+const TIMINGS_BEFORE_WELCOME = { beatMs: 5000, lostAfterMs: 60_000, leaseMs: 60_000, confirmMs: 60_000, pullWaitMs: 0 }
 
 export class Session {
   readonly #options: SessionOptions
   readonly #holder: Holder
-  readonly #running = new Map<Attempt, Lease>()
-  /** Finished, not acknowledged; for the log line that closes an attempt. */
-  readonly #unacknowledged = new Map<string, Attempt>()
-  /** Room that an unkillable process keeps. */
-  readonly #closed: Needs[] = []
-  #toReturn: LeasePart[] = []
-  readonly #started = new Map<Lease, Set<number>>()
-  readonly #counters: Record<string, number> = {
-    tasks_started: 0,
-    tasks_done: 0,
-    tasks_failed: 0,
-    wall_ms: 0,
-    cpu_ms: 0,
-    core_ms: 0,
-    suspended: 0,
-  }
+  readonly #work: Work
+  readonly #reports: Reports
   readonly #bornAtMs: number
   readonly #over = Promise.withResolvers<Farewell>()
   readonly #stopped = new AbortController()
@@ -99,15 +77,18 @@ export class Session {
   /** SIGUSR1: payloads may finish until then. */
   #noticeEndsAtMs = Number.POSITIVE_INFINITY
   #idleSinceMs: number
-  #hasWorked = false
+  readonly #suspended = { times: 0, ms: 0 }
+  /** When it last began to run: silence is not counted while it stood still. */
+  #awakeSinceMs: number
+  #disk: { sinceMs: number; triedAtMs: number } | null = null
   #wakers: (() => void)[] = []
-  #reportWakers: (() => void)[] = []
 
   constructor(options: SessionOptions) {
     this.#options = options
-    const { link, clock, log, name, incarnation, software } = options
+    const { link, clock, log, name, incarnation, software, outbox } = options
     this.#bornAtMs = clock.monotonicMs()
     this.#idleSinceMs = this.#bornAtMs
+    this.#awakeSinceMs = this.#bornAtMs
     this.#holder = new Holder({
       link,
       clock,
@@ -118,6 +99,21 @@ export class Session {
       software,
       nodes: () => [options.facts()],
       onWelcome: (welcome, isNewSession) => this.#onWelcome(welcome, isNewSession),
+    })
+    this.#work = new Work({
+      ...options,
+      mayStart: () => this.#mayTake,
+      onChanged: () => {
+        this.#idleSinceMs = clock.monotonicMs()
+        this.#reports.wake()
+        this.#wake()
+      },
+      onDiskSuspected: () => void outbox.mend(),
+    })
+    this.#reports = new Reports({
+      ...{ holder: this.#holder, outbox, work: this.#work, clock, log },
+      stopped: this.#stopped.signal,
+      isPassing: (error) => this.#isPassing(error),
     })
   }
 
@@ -141,6 +137,11 @@ export class Session {
     this.#over.resolve(farewell)
   }
 
+  /** A process that SIGKILL does not end; see Work.closeSlot. */
+  closeSlot(attemptName: string): void {
+    this.#work.closeSlot(attemptName)
+  }
+
   /**
    * finish: take nothing more, let what runs end. notice: the same, but no longer than noticeTime. end: payloads get
    * SIGTERM and a grace, and the pilot is gone within drainGrace. Asked to end twice, it hurries.
@@ -151,33 +152,29 @@ export class Session {
     if (this.#draining === 'no') {
       this.#drainReason = farewell
       this.#draining = 'finishing'
-      this.#giveBack(this.#options.leases.withdraw(() => true))
+      this.#work.giveBack()
     }
     if (how === 'notice') this.#noticeEndsAtMs = Math.min(this.#noticeEndsAtMs, nowMs + config.noticeTime)
     if (how === 'end') {
       const isHurried = this.#draining === 'ending' || this.#draining === 'hurried'
       this.#draining = isHurried ? 'hurried' : 'ending'
       this.#deadlineMs = Math.min(this.#deadlineMs, nowMs + (isHurried ? HURRIED_MS : config.drainGrace - 1000))
+      const graceMs = isHurried ? 0 : config.payloadGrace
       // Outputs that are being stored have until the deadline.
-      const ended = [...this.#running.keys()].filter((attempt) => attempt.takesRoom || isHurried)
-      if (ended.some((attempt) => attempt.takesRoom)) {
+      const isMeant = (attempt: { takesRoom: boolean }) => attempt.takesRoom || isHurried
+      if (this.#work.end(isMeant, 'node.ending', farewell.reason, graceMs)) {
         this.#drainReason = { code: 700, reason: `${farewell.reason}; payloads were ended` }
       }
-      for (const attempt of ended) attempt.end('node.ending', farewell.reason, isHurried ? 0 : config.payloadGrace)
     }
-    log.info({ how: this.#draining, running: this.#running.size, reason: farewell.reason }, 'pilot.draining')
+    log.info({ how: this.#draining, running: this.#work.running, reason: farewell.reason }, 'pilot.draining')
     this.#drained.abort()
     this.#wake()
   }
 
-  /** A process that SIGKILL does not end: its attempt is over without it, its room is not used again. */
-  closeSlot(attemptName: string): void {
-    for (const [attempt, lease] of this.#running) {
-      if (attempt.path !== attemptName) continue
-      this.#closed.push(lease.needs)
-      attempt.giveUp()
-    }
-    this.#options.log.error({ attempt: attemptName, closed: this.#closed.length }, 'slot.closed')
+  /** New work is asked for, and what was granted starts. */
+  get #mayTake(): boolean {
+    const { outbox, config } = this.#options
+    return this.#draining === 'no' && this.#isTested && outbox.trouble === null && outbox.bytes < config.outboxMemory
   }
 
   // --- hello
@@ -191,8 +188,9 @@ export class Session {
         if (!(await this.#isPassing(error))) return this.#onRefused(error)
       }
     }
-    for (const loop of [this.#beatLoop(), this.#pullLoop(), this.#reportLoop()]) {
+    for (const loop of [this.#beatLoop(), this.#pullLoop(), this.#reports.run()]) {
       loop.catch((error) => {
+        if (error instanceof IndraftError) return this.#onRefused(error)
         this.#options.log.error({ err: error }, 'session.loopFailed')
         this.abandon({ code: 600, reason: 'internal error' })
       })
@@ -200,13 +198,11 @@ export class Session {
   }
 
   #onWelcome(welcome: Message<'welcome'>, isNewSession: boolean): void {
-    const { log, leases, name, incarnation } = this.#options
-    this.#options.onWelcome(welcome)
+    const { log, name, incarnation, onWelcome } = this.#options
+    onWelcome(welcome)
     if (!isNewSession) return
     const isFirst = this.#sessions++ === 0
-    const dropped = leases.dropOthers(welcome.session)
-    this.#toReturn = []
-    this.#started.clear()
+    const dropped = this.#work.startSession(welcome.session)
     const facts = { pilot: name, session: welcome.session, site: welcome.site, incarnation, dropped }
     log.info(facts, isFirst ? 'pilot.ready' : 'session.renewed')
   }
@@ -227,7 +223,7 @@ export class Session {
     const isSite = error instanceof IndraftError && ERRORS[error.code].fault === 'site'
     const reason = error instanceof IndraftError ? `${error.code}: ${error.message}` : 'internal error'
     const farewell = { code: isSite ? 400 : 600, reason }
-    if (this.#running.size === 0) this.abandon(farewell)
+    if (this.#work.running === 0) this.abandon(farewell)
     else this.drain('finish', farewell)
   }
 
@@ -236,100 +232,47 @@ export class Session {
   async #beatLoop(): Promise<void> {
     const { clock, log } = this.#options
     while (!this.#stopped.signal.aborted) {
-      const started = new Map([...this.#started].map(([lease, tasks]) => [lease, [...tasks]]))
+      const started = this.#work.unsaidStarts()
       try {
         const { orders } = await this.#holder.beat(this.#beatBody(started))
-        for (const [lease, tasks] of started) this.#forgetStarted(lease, tasks)
+        this.#work.saidStarts(started)
         for (const order of orders) this.#onOrder(order)
       } catch (error) {
+        if (this.#stopped.signal.aborted) return
         if (!(error instanceof IndraftError)) log.error({ err: error }, 'session.beatFailed')
         else if (!ERRORS[error.code].retry) this.#onRefused(error)
         else log.debug({ code: error.code }, 'session.beatLost')
       }
-      await clock.sleep(this.#timings().beatMs, this.#stopped.signal)
+      await clock.sleep(this.#timings.beatMs, this.#stopped.signal)
     }
   }
 
   #beatBody(started: ReadonlyMap<Lease, number[]>): Parameters<Holder['beat']>[0] {
-    const { clock, config, leases } = this.#options
-    const session = this.#holder.welcome!.session
-    const held = [...leases.held].filter((lease) => lease.session === session)
-    const facts = this.#options.facts()
-    const taking = [...this.#running.keys()].filter((attempt) => attempt.takesRoom)
-    let coresBusy = 0
-    for (const attempt of taking) coresBusy += attempt.work.template.needs.cores
-    return {
-      draining: this.#draining !== 'no',
-      started: [...started].slice(0, MOST_NAMED).map(([lease, tasks]) => ({ ...lease.part(tasks), node: facts.node })),
-      held:
-        this.#holder.welcome!.inventory === 'digest'
-          ? {
-              count: held.length,
-              digest: heldDigest(
-                held.map(({ grant }) => ({ bundle: grant.lease.bundle, fence: grant.lease.fences.at(-1)! })),
-              ),
-            }
-          : held.slice(0, 512).map(({ grant: { lease } }) => ({
-              bundle: lease.bundle,
-              campaign: lease.campaign,
-              step: lease.step,
-              fences: lease.fences,
-            })),
-      counters: { ...this.#counters },
-      gauges: {
-        cores: config.cores ?? facts.cores,
-        coresBusy,
-        running: taking.length,
-        waiting: leases.unstarted,
-        undelivered: this.#options.outbox.size,
-        slotsClosed: this.#closed.length,
-        upMs: Math.round(clock.monotonicMs() - this.#bornAtMs),
-        rssBytes: process.memoryUsage.rss(),
-      },
-      pilots: [],
-      usage: taking.slice(0, MOST_USAGE).flatMap((attempt) =>
-        attempt.usage
-          ? [
-              {
-                attempt: attempt.work.ref,
-                wallMs: Math.round(attempt.elapsedMs),
-                cpuMs: Math.round(attempt.usage.cpuMs),
-                rssBytes: Math.round(attempt.usage.rssBytes),
-              },
-            ]
-          : [],
-      ),
-    }
-  }
-
-  #forgetStarted(lease: Lease, tasks: Iterable<number>): void {
-    const known = this.#started.get(lease)
-    if (!known) return
-    for (const task of tasks) known.delete(task)
-    if (known.size === 0) this.#started.delete(lease)
+    const { clock, facts, leases, outbox } = this.#options
+    return beatBody({
+      ...{ welcome: this.#holder.welcome!, facts: facts(), started, leases, outbox, work: this.#work },
+      isDraining: this.#draining !== 'no',
+      upMs: clock.monotonicMs() - this.#bornAtMs,
+      suspended: this.#suspended,
+    })
   }
 
   #onOrder(order: Order): void {
-    const { log, leases } = this.#options
-    log.info({ ...order }, 'order.received')
+    this.#options.log.info({ ...order }, 'order.received')
     switch (order.kind) {
       case 'attempt.cancel': {
         const name = attemptPath(order.attempt as AttemptRef)
-        for (const attempt of this.#running.keys()) {
-          if (attempt.path === name) attempt.end('attempt.cancelled', 'ordered by the dispatcher')
-        }
-        const isOf = (lease: Lease) => attemptPath(lease.ref(order.attempt.index)) === name
-        this.#giveBack(leases.withdraw(isOf, order.attempt.index))
+        this.#work.end(({ path }) => path === name, 'attempt.cancelled', 'ordered by the dispatcher')
+        const { index } = order.attempt
+        this.#work.giveBack((lease) => attemptPath(lease.ref(index)) === name, index)
         break
       }
-      case 'campaign.cancel':
-        for (const attempt of this.#running.keys()) {
-          if (attempt.work.ref.campaign === order.campaign) {
-            attempt.end('attempt.cancelled', 'the campaign was cancelled')
-          }
-        }
-        this.#giveBack(leases.withdraw((lease) => lease.grant.lease.campaign === order.campaign))
+      case 'campaign.cancel': {
+        const isOf = ({ work }: { work: { ref: AttemptRef } }) => work.ref.campaign === order.campaign
+        this.#work.end(isOf, 'attempt.cancelled', 'the campaign was cancelled')
+        this.#work.giveBack((lease) => lease.grant.lease.campaign === order.campaign)
         break
+      }
       case 'holder.drain':
         if (this.#draining === 'no') this.drain('finish', { code: 200, reason: 'told to drain by the dispatcher' })
         break
@@ -352,11 +295,8 @@ export class Session {
     const parts = Math.max(1, Math.ceil(all.length / size))
     try {
       for (let part = 0; part < parts; part++) {
-        const { orders } = await this.#holder.inventory({
-          part,
-          parts,
-          leases: all.slice(part * size, (part + 1) * size),
-        })
+        const leases = all.slice(part * size, (part + 1) * size)
+        const { orders } = await this.#holder.inventory({ part, parts, leases })
         for (const order of orders) this.#onOrder(order)
       }
     } catch (error) {
@@ -369,8 +309,8 @@ export class Session {
   async #pullLoop(): Promise<void> {
     const { clock, config } = this.#options
     while (!this.#stopped.signal.aborted) {
-      const entry = this.#draining === 'no' && this.#isTested ? this.#offer() : null
-      const returned = this.#toReturn.slice(0, MOST_NAMED)
+      const entry = this.#mayTake ? this.#work.offer() : null
+      const returned = this.#work.toReturn.slice(0, MOST_NAMED)
       if (!entry && returned.length === 0) {
         // What fits also changes with time, as work in hand runs down.
         await this.#changed(Math.min(TICK_MS, Math.max(50, config.ahead / 4)))
@@ -380,9 +320,7 @@ export class Session {
         const pauseMs = await this.#pullOnce(entry, returned)
         if (pauseMs > 0) await clock.sleep(pauseMs, this.#stopped.signal)
       } catch (error) {
-        if (await this.#isPassing(error)) continue
-        if (!(error instanceof IndraftError)) throw error
-        return this.#onRefused(error)
+        if (!(await this.#isPassing(error))) throw error
       }
     }
   }
@@ -393,192 +331,25 @@ export class Session {
       offer: entry ? [entry] : [],
       finished: [],
       returned,
-      waitMs: entry && returned.length === 0 ? this.#timings().pullWaitMs : 0,
+      waitMs: entry && returned.length === 0 ? this.#timings.pullWaitMs : 0,
       knows: leases.knownTemplates(),
     })
-    // A new session in between has emptied the list already.
-    this.#toReturn = this.#toReturn.filter((part) => !returned.includes(part))
+    this.#work.returned(returned)
     const { session } = this.#holder.welcome!
-    const refused = leases.accept(reply.grants, reply.templates, session, clock.wallMs(), sentAtMs)
+    const refused = leases.accept(reply.grants, reply.templates, session, sentAtMs)
     if (reply.grants.length > 0) failpoint('grant.received')
     this.#holder.processedGrants(reply.sequence)
-    for (const grant of refused) await this.#reportRefused(grant)
-    this.#settle(reply.verdicts)
+    for (const grant of refused) await this.#work.refuse(grant)
+    if (refused.length > 0) this.#reports.wake()
+    this.#work.settle(reply.verdicts)
     if (reply.grants.length > 0) {
       this.#idleSinceMs = clock.monotonicMs()
       log.debug({ grants: reply.grants.length, sequence: reply.sequence }, 'work.granted')
-      if (this.#draining !== 'no') this.#giveBack(leases.withdraw(() => true))
-      this.#startWhatFits()
+      if (!this.#mayTake) this.#work.giveBack()
+      this.#work.startWhatFits()
       return 0
     }
     return entry ? Math.min(MOST_PAUSE_MS, Math.max(LEAST_PAUSE_MS, reply.askAgainMs)) : 0
-  }
-
-  /** What there is room for; nothing where too little time is left for anything. */
-  #offer(): Message<'pull'>['offer'][number] | null {
-    const { config, leases, timeLeft } = this.#options
-    const timeLeftMs = timeLeft.leftMs
-    if (timeLeftMs !== null && timeLeftMs < config.leastTimeLeft) return null
-    const held = [...leases.held]
-    const room = roomFor(this.#whole(), this.#busy(), held, config.ahead)
-    if (!room) return null
-    const aheadMs = Math.round(Math.max(0, room.aheadMs))
-    return { shape: room.shape, count: 1, timeLeftMs, aheadMs, node: config.node }
-  }
-
-  #whole(): Shape {
-    const { node: _node, timeLeftMs: _timeLeftMs, labels: _labels, ...shape } = this.#options.facts()
-    return this.#closed.reduce((whole, needs) => shapeWithout(whole, needs), shape)
-  }
-
-  #busy(): BusyWork[] {
-    const busy: BusyWork[] = []
-    for (const [attempt, lease] of this.#running) {
-      if (!attempt.takesRoom) continue
-      busy.push({ needs: lease.needs, estimateMs: lease.estimateMs, elapsedMs: attempt.elapsedMs })
-    }
-    return busy
-  }
-
-  #startWhatFits(): void {
-    if (this.#draining !== 'no' || !this.#isTested) return
-    const { leases, clock, timeLeft } = this.#options
-    const whole = this.#whole()
-    // Outputs that are being stored take no core, but there is an end to how many may pile up.
-    while (this.#running.size < 4 * whole.cores + 16) {
-      const nowMs = clock.monotonicMs()
-      const lease = nextToStart(leases.held, freeShape(whole, this.#busy()), timeLeft.leftMs, nowMs)
-      if (!lease) return
-      this.#start(lease, lease.takeNext())
-    }
-  }
-
-  #start(lease: Lease, index: number): void {
-    const { grant, template, bundle } = lease
-    const work = {
-      ref: lease.ref(index),
-      template,
-      bundle,
-      earlierAttempts: grant.tries[String(index)] ?? 0,
-      capability: grant.capability,
-    }
-    const attempt = new Attempt(work, this.#options.around)
-    this.#running.set(attempt, lease)
-    this.#hasWorked = true
-    this.#counters.tasks_started!++
-    lease.running++
-    const started = this.#started.get(lease)
-    if (started) started.add(index)
-    else this.#started.set(lease, new Set([index]))
-    let tookRoom = true
-    attempt.onChanged = () => {
-      if (!tookRoom || attempt.takesRoom) return
-      tookRoom = false
-      lease.running--
-      lease.sawRunTime(attempt.elapsedMs)
-      this.#wake()
-    }
-    void attempt.run().then((result) => this.#onFinished(attempt, lease, result))
-  }
-
-  async #onFinished(attempt: Attempt, lease: Lease, result: Result): Promise<void> {
-    const { outbox } = this.#options
-    this.#counters[result.end === 'done' ? 'tasks_done' : 'tasks_failed']!++
-    this.#counters.wall_ms! += result.wallMs
-    this.#counters.cpu_ms! += result.cpuMs
-    this.#counters.core_ms! += result.wallMs * lease.needs.cores
-    this.#unacknowledged.set(attempt.path, attempt)
-    failpoint('outputs.stored')
-    await outbox.add(result)
-    failpoint('outbox.written')
-    this.#running.delete(attempt)
-    this.#idleSinceMs = this.#options.clock.monotonicMs()
-    this.#wakeReport()
-    this.#wake()
-  }
-
-  async #reportRefused({ lease, reason, detail }: RefusedGrant): Promise<void> {
-    const { outbox, around, log } = this.#options
-    let tasks: number[]
-    try {
-      tasks = [...indices(parseRanges(lease.tasks))]
-    } catch {
-      return log.error({ lease }, 'grant.unreadable')
-    }
-    await Promise.all(
-      tasks.map((index) =>
-        outbox.add({
-          ...{ campaign: lease.campaign, step: lease.step, index, bundle: lease.bundle, fences: lease.fences },
-          ...{ end: 'failed', reason, detail: detail.slice(0, 500), exitCode: null, signal: null },
-          ...{ site: around.site, node: around.node, pilot: around.pilot },
-          ...{ wallMs: 0, cpuMs: 0, maxRssBytes: 0, stageInMs: 0, stageOutMs: 0 },
-          ...{ outputs: [], stdoutBytes: 0, stderrBytes: 0, tail: null },
-        }),
-      ),
-    )
-    this.#wakeReport()
-  }
-
-  #giveBack(parts: readonly LeasePart[]): void {
-    const { log, name } = this.#options
-    for (const part of parts) log.info({ ...part, pilot: name }, 'attempt.givenBack')
-    this.#toReturn.push(...parts)
-  }
-
-  // --- report
-
-  async #reportLoop(): Promise<void> {
-    const { outbox, log, clock } = this.#options
-    let most = REPORT_MOST
-    while (!this.#stopped.signal.aborted) {
-      const results = outbox.batch(most, REPORT_BYTES)
-      if (results.length === 0) {
-        await new Promise<void>((resolve) => {
-          this.#reportWakers.push(resolve)
-        })
-        continue
-      }
-      try {
-        const { verdicts } = await this.#holder.report(results)
-        failpoint('report.answered')
-        this.#settle(verdicts)
-        most = REPORT_MOST
-        if (verdicts.length < results.length) await clock.sleep(TICK_MS, this.#stopped.signal)
-      } catch (error) {
-        if (await this.#isPassing(error)) continue
-        if (!(error instanceof IndraftError)) throw error
-        if (error.code === 'message.tooLarge' && results.length > 1) most = Math.ceil(results.length / 2)
-        else if (error.code === 'message.tooLarge') await this.#shrink(results[0]!)
-        else {
-          log.error({ err: error }, 'session.reportRefused')
-          return this.#onRefused(error)
-        }
-      }
-    }
-  }
-
-  /** One result that no message can carry: its outputs are too many to be named. */
-  async #shrink(result: Result): Promise<void> {
-    const { outbox, log } = this.#options
-    log.error({ ...result, outputs: result.outputs.length }, 'result.tooLarge')
-    outbox.acknowledged([result])
-    const detail = 'the list of outputs is too long for a message'
-    await outbox.add({ ...result, end: 'failed', reason: 'stage.outFailed', detail, outputs: [], tail: null })
-  }
-
-  #settle(verdicts: readonly Verdict[]): void {
-    const { outbox, leases, log } = this.#options
-    outbox.acknowledged(verdicts)
-    for (const verdict of verdicts) {
-      const ref = verdict as unknown as AttemptRef
-      leases.settle(ref)
-      const path = attemptPath(ref)
-      this.#unacknowledged.get(path)?.acknowledge(verdict.verdict)
-      this.#unacknowledged.delete(path)
-      log.debug({ attempt: path, verdict: verdict.verdict }, 'result.acknowledged')
-      if (verdict.verdict !== 'accepted') log.info({ ...verdict, attempt: path }, 'result.notAccepted')
-    }
-    if (verdicts.length > 0) this.#wake()
   }
 
   // --- the clock
@@ -586,27 +357,31 @@ export class Session {
   async #tickLoop(): Promise<void> {
     const { clock, timeLeft } = this.#options
     let lastMs = clock.monotonicMs()
-    let refreshAtMs = lastMs + 60_000
+    let refreshAtMs = lastMs + REFRESH_TIME_LEFT_MS
     while (!this.#stopped.signal.aborted) {
       await (this.#draining === 'no'
         ? clock.sleep(TICK_MS, this.#drained.signal)
         : clock.sleep(DRAIN_TICK_MS, this.#stopped.signal))
       const nowMs = clock.monotonicMs()
-      this.#noticeSuspension(nowMs - lastMs)
+      this.#noticeSuspension(nowMs, nowMs - lastMs)
       lastMs = nowMs
       if (nowMs > refreshAtMs) {
-        refreshAtMs = nowMs + 60_000
+        refreshAtMs = nowMs + REFRESH_TIME_LEFT_MS
         void timeLeft.refresh()
       }
       await this.#tick(nowMs)
     }
   }
 
-  #noticeSuspension(gapMs: number): void {
-    if (gapMs < Math.max(SUSPENDED_BEATS * this.#timings().beatMs, 10 * TICK_MS)) return
-    this.#options.log.warn({ gapMs: Math.round(gapMs) }, 'pilot.suspended')
-    this.#counters.suspended!++
+  /** Leases are not shifted: the dispatcher did not stand still. */
+  #noticeSuspension(nowMs: number, gapMs: number): void {
+    if (gapMs < Math.max(SUSPENDED_BEATS * this.#timings.beatMs, 10 * TICK_MS)) return
+    this.#options.log.warn({ gapMs: Math.round(gapMs), running: this.#work.running }, 'pilot.suspended')
+    this.#suspended.times++
+    this.#suspended.ms += gapMs
     this.#idleSinceMs += gapMs
+    this.#awakeSinceMs = nowMs
+    if (this.#disk) this.#disk.sinceMs += gapMs
     this.#options.around.watcher.shift(gapMs)
   }
 
@@ -614,67 +389,73 @@ export class Session {
     const { config, leases, outbox, timeLeft, stopFile } = this.#options
     const session = this.#holder.welcome?.session
     if (session !== undefined) leases.renew(session, this.#holder.renewedAtMs)
-    this.#startWhatFits()
-    if (this.#draining === 'no' && (await exists(stopFile))) {
-      this.drain('finish', { code: 200, reason: 'a STOP file asks for it' })
-    }
-    const leftMs = timeLeft.leftMs
-    const isAtEnd = leftMs !== null && leftMs <= 0
-    if (this.#draining !== 'ending' && this.#draining !== 'hurried') {
-      if (isAtEnd) this.drain('end', { code: 200, reason: 'the allocation ends' })
-      else if (nowMs > this.#noticeEndsAtMs) this.drain('end', { code: 200, reason: 'the announced end has come' })
-    }
-    if (nowMs > this.#deadlineMs) return this.#over.resolve(this.#drainReason)
-
-    const silentMs = nowMs - Math.max(this.#holder.renewedAtMs, this.#bornAtMs)
-    const isGone = silentMs > config.goneAfter
-    if (this.#running.size > 0) this.#idleSinceMs = nowMs
-    else if (isGone) return this.#over.resolve({ code: 700, reason: 'the dispatcher does not answer' })
-    if (this.#running.size > 0 || outbox.size > 0) return
-    // What is to be given back goes with the bye.
-    if (this.#draining !== 'no') return this.#over.resolve(this.#drainReason)
-    if (leases.unstarted > 0) return
-    if (leftMs !== null && leftMs < config.leastTimeLeft) {
-      return this.#over.resolve({ code: 300, reason: 'too little time is left' })
-    }
-    if (nowMs - this.#idleSinceMs > (this.#hasWorked ? config.idleAfter : config.idleBefore)) {
-      const isSilent = silentMs > Math.max(60_000, this.#timings().lostAfterMs)
-      const reason = this.#hasWorked ? 'no more work' : 'no work'
-      this.#over.resolve(isSilent ? { code: 700, reason: 'the dispatcher does not answer' } : { code: 300, reason })
-    }
+    this.#watchDisk(nowMs)
+    this.#work.startWhatFits()
+    const { running } = this.#work
+    if (running > 0) this.#idleSinceMs = nowMs
+    const decided = nextStep(
+      {
+        nowMs,
+        draining: this.#draining,
+        drainReason: this.#drainReason,
+        deadlineMs: this.#deadlineMs,
+        noticeEndsAtMs: this.#noticeEndsAtMs,
+        timeLeftMs: timeLeft.leftMs,
+        hasStopFile: this.#draining === 'no' && (await exists(stopFile)),
+        running,
+        undelivered: outbox.size,
+        unstarted: leases.unstarted,
+        hasWorked: this.#work.hasWorked,
+        idleMs: nowMs - this.#idleSinceMs,
+        silentMs: nowMs - Math.max(this.#holder.renewedAtMs, this.#awakeSinceMs),
+        diskTrouble:
+          this.#disk && outbox.trouble !== null ? { forMs: nowMs - this.#disk.sinceMs, message: outbox.trouble } : null,
+      },
+      { ...config, silentMs: Math.max(60_000, this.#timings.lostAfterMs) },
+    )
+    if (decided.step === 'drain') this.drain(decided.how, decided.farewell)
+    else if (decided.step === 'leave') this.#over.resolve(decided.farewell)
   }
 
-  #timings(): Message<'welcome'>['timings'] {
-    // Before the first welcome nothing but the tick runs; it needs some beat to measure gaps by.
-    return (
-      this.#holder.welcome?.timings ?? {
-        beatMs: 5000,
-        lostAfterMs: 60_000,
-        leaseMs: 60_000,
-        confirmMs: 60_000,
-        pullWaitMs: 0,
-      }
-    )
+  /** While the disk refuses results nothing is begun, and it is tried again and again. */
+  #watchDisk(nowMs: number): void {
+    const { outbox } = this.#options
+    if (outbox.trouble === null) {
+      if (this.#disk) this.#wake()
+      this.#disk = null
+      return
+    }
+    if (!this.#disk) this.#work.giveBack()
+    this.#disk ??= { sinceMs: nowMs, triedAtMs: nowMs }
+    if (nowMs - this.#disk.triedAtMs < MEND_EVERY_MS) return
+    this.#disk.triedAtMs = nowMs
+    void outbox.mend()
+  }
+
+  get #timings(): Message<'welcome'>['timings'] {
+    return this.#holder.welcome?.timings ?? TIMINGS_BEFORE_WELCOME
   }
 
   // --- the end
 
   async #leave({ code, reason }: Farewell): Promise<void> {
-    const { log, link, leases, name } = this.#options
-    for (const attempt of this.#running.keys()) attempt.end('node.ending', reason, 0)
+    const { log, link, name, outbox } = this.#options
+    this.#work.end(() => true, 'node.ending', reason, 0)
     // Their results stay in the outbox for the next pilot here; the bye tells the dispatcher at once.
-    for (let i = 0; this.#running.size > 0 && i < 20; i++) await this.#options.clock.sleep(DRAIN_TICK_MS)
-    const returned = [...this.#toReturn, ...leases.withdraw(() => true)].slice(0, MOST_NAMED)
+    for (let i = 0; this.#work.running > 0 && i < 20; i++) await this.#options.clock.sleep(DRAIN_TICK_MS)
+    this.#work.giveBack()
+    const returned = this.#work.toReturn.slice(0, MOST_NAMED)
     this.#stopped.abort()
     this.#drained.abort()
     this.#holder.stop()
     this.#wake()
-    this.#wakeReport()
+    this.#reports.wake()
     failpoint('bye.begun')
     const isHurried = this.#draining === 'hurried' || code === 700
     await this.#holder.bye({ code, reason: reason.slice(0, 500), returned }, isHurried ? 1 : 3)
     await link.close().catch((error) => log.warn({ err: error }, 'link.closeFailed'))
-    log.info({ pilot: name, code, reason, undelivered: this.#options.outbox.size }, 'pilot.left')
+    if (outbox.unwritten > 0) log.error({ results: outbox.unwritten }, 'outbox.lost')
+    log.info({ pilot: name, code, reason, undelivered: outbox.size }, 'pilot.left')
   }
 
   #wake(): void {
@@ -682,13 +463,7 @@ export class Session {
     this.#wakers = []
     for (const wake of wakers) wake()
     // Not within the caller: an attempt that changes its state is in the middle of something.
-    queueMicrotask(() => this.#startWhatFits())
-  }
-
-  #wakeReport(): void {
-    const wakers = this.#reportWakers
-    this.#reportWakers = []
-    for (const wake of wakers) wake()
+    queueMicrotask(() => this.#work.startWhatFits())
   }
 
   async #changed(atMostMs: number): Promise<void> {

@@ -145,6 +145,7 @@ export class TestSite {
       files: this.#client,
       filesUrl: () => this.filesUrl,
       clock: systemClock,
+      expiryNowMs: () => Date.now(),
       log: this.#log,
       trace: this.trace,
       payloadGraceMs: 500,

@@ -238,7 +238,9 @@ export class Holder {
     try {
       return await this.#exchange(type, body, timeoutMs)
     } catch (error) {
-      if (type !== 'hello' && error instanceof IndraftError && error.code === 'session.unknown') {
+      // Who said bye has no session, and wants none: its open pull is answered so.
+      const isLeaving = this.#stop.signal.aborted
+      if (type !== 'hello' && !isLeaving && error instanceof IndraftError && error.code === 'session.unknown') {
         this.#options.log.warn({ type }, 'session.lost')
         await this.connect()
       }

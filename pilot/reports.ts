@@ -1,0 +1,80 @@
+/**
+ * Hands results from the outbox to the dispatcher, in batches that fit a message, until each is acknowledged. Never
+ * waits for anything but its own answers, and nothing waits for it.
+ */
+import type { Clock } from '../shared/clock.ts'
+import { IndraftError } from '../shared/errors.ts'
+import { failpoint } from '../shared/failpoint.ts'
+import type { Holder } from '../shared/holder.ts'
+import type { Log } from '../shared/log.ts'
+import type { Result } from '../shared/protocol/messages.ts'
+import type { Outbox } from './outbox.ts'
+import type { Work } from './work.ts'
+
+const REPORT_MOST = 64
+/** Of a report before it is packed: the message may have 48 kB. */
+const REPORT_BYTES = 36 * 1024
+const PAUSE_MS = 500
+
+export interface ReportsOptions {
+  holder: Holder
+  outbox: Outbox
+  work: Work
+  clock: Clock
+  log: Log
+  stopped: AbortSignal
+  /** Whether a failed request may be made again; waits where that helps. */
+  isPassing: (error: unknown) => Promise<boolean>
+}
+
+export class Reports {
+  readonly #options: ReportsOptions
+  #wakers: (() => void)[] = []
+
+  constructor(options: ReportsOptions) {
+    this.#options = options
+  }
+
+  /** There may be something to report. */
+  wake(): void {
+    const wakers = this.#wakers
+    this.#wakers = []
+    for (const wake of wakers) wake()
+  }
+
+  /** Until the pilot stops. @throws IndraftError what the dispatcher refused for good */
+  async run(): Promise<void> {
+    const { outbox, holder, work, clock, stopped, isPassing } = this.#options
+    let most = REPORT_MOST
+    while (!stopped.aborted) {
+      const results = outbox.batch(most, REPORT_BYTES)
+      if (results.length === 0) {
+        await new Promise<void>((resolve) => {
+          this.#wakers.push(resolve)
+        })
+        continue
+      }
+      try {
+        const { verdicts } = await holder.report(results)
+        failpoint('report.answered')
+        work.settle(verdicts)
+        most = REPORT_MOST
+        if (verdicts.length < results.length) await clock.sleep(PAUSE_MS, stopped)
+      } catch (error) {
+        if (await isPassing(error)) continue
+        if (!(error instanceof IndraftError) || error.code !== 'message.tooLarge') throw error
+        if (results.length > 1) most = Math.ceil(results.length / 2)
+        else await this.#shrink(results[0]!)
+      }
+    }
+  }
+
+  /** One result that no message can carry: its outputs are too many to be named. */
+  async #shrink(result: Result): Promise<void> {
+    const { outbox, log } = this.#options
+    log.error({ ...result, outputs: result.outputs.length }, 'result.tooLarge')
+    outbox.acknowledged([result])
+    const detail = 'the list of outputs is too long for a message'
+    await outbox.add({ ...result, end: 'failed', reason: 'stage.outFailed', detail, outputs: [], tail: null })
+  }
+}
