@@ -6,12 +6,28 @@
  * A payload on the host runs as the pilot's own account: what it writes outside its folder cannot be prevented, only
  * not collected. Sites that mind set hostRuntime to false.
  */
-import { mkdir, readFile, writeFile } from 'node:fs/promises'
+import { constants } from 'node:fs'
+import { mkdir, open, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { execa } from 'execa'
 import type { ErrorCode } from '../shared/errors.ts'
 import { checkImage, type ImageRefusal, isSif } from './sif.ts'
 import { WRAPPER } from './wrapper.ts'
+
+/** GPUs that are one payload's own. */
+export interface GpuShare {
+  vendor: 'nvidia' | 'amd'
+  /** As the vendor's tools name them: numbers, or UUIDs. */
+  ids: readonly string[]
+}
+
+/** How far a payload is kept from what it shares the node with; said in the attempt's log line and in the trace. */
+export interface Sealing {
+  /** own: it reaches nothing but its own loopback. shared: the node's network, loopback and abstract sockets. */
+  network: 'own' | 'shared'
+  /** own: it sees and signals its own processes only, and all of them end with its first one. */
+  processes: 'own' | 'shared'
+}
 
 export interface Launch {
   /** Ignored by the host runtime. */
@@ -27,6 +43,10 @@ export interface Launch {
   control: string
   /** Where the container runtime unpacks an image that it cannot mount. */
   unpack: string
+  /** Null where it asked for none; then it sees none, as far as this runtime can see to that. */
+  gpus?: GpuShare | null
+  /** `none`: the payload is to reach no network. */
+  network?: 'none' | 'proxy' | 'outgoing'
   /** File descriptors. */
   stdout: number
   stderr: number
@@ -51,6 +71,8 @@ export interface Runtime {
   /** What keeps this image from being started here, as far as it can be told beforehand. */
   refusal(image: string): Promise<ImageRefusal | null>
   start(launch: Launch): Started
+  /** What start() will do about the rest of the node. */
+  sealing(launch: Pick<Launch, 'network'>): Sealing
   /** Folders as the payload sees them. */
   view(launch: Pick<Launch, 'work' | 'temporary'>): { work: string; temporary: string }
   /** Why the payload was never reached, from what the runtime said. */
@@ -59,6 +81,8 @@ export interface Runtime {
 
 export const STATUS_NAME = 'status'
 const WRAPPER_NAME = 'run'
+/** The wrapper writes some hundred bytes; a payload can write there as well, and what it likes. */
+const STATUS_BYTES = 16 * 1024
 
 /** Puts the wrapper into an attempt's control folder. */
 export async function prepareControl(control: string): Promise<void> {
@@ -66,8 +90,26 @@ export async function prepareControl(control: string): Promise<void> {
   await writeFile(join(control, WRAPPER_NAME), WRAPPER, { mode: 0o500 })
 }
 
+/** The status file's beginning; nothing where a payload put something else in its place. Never waits, never follows. */
 export async function readStatus(control: string): Promise<string> {
-  return await readFile(join(control, STATUS_NAME), 'utf8').catch(() => '')
+  const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK
+  const file = await open(join(control, STATUS_NAME), flags).catch(() => null)
+  if (!file) return ''
+  try {
+    if (!(await file.stat()).isFile()) return ''
+    const { buffer, bytesRead } = await file.read(Buffer.alloc(STATUS_BYTES), 0, STATUS_BYTES, 0)
+    return buffer.toString('utf8', 0, bytesRead)
+  } catch {
+    return ''
+  } finally {
+    await file.close()
+  }
+}
+
+/** The variables by which programs know which GPUs are theirs. On a node whose GPUs are others' they name none. */
+function gpuVariables(gpus: GpuShare | null | undefined): Record<string, string> {
+  const ids = (vendor: GpuShare['vendor']) => (gpus?.vendor === vendor ? gpus.ids.join(',') : '')
+  return { CUDA_VISIBLE_DEVICES: ids('nvidia'), ROCR_VISIBLE_DEVICES: ids('amd') }
 }
 
 function spawn(file: string, args: readonly string[], env: Record<string, string>, launch: Launch): Started {
@@ -105,9 +147,10 @@ export function hostRuntime(path: string): Runtime {
       spawn(
         '/bin/sh',
         [join(launch.control, WRAPPER_NAME), join(launch.control, STATUS_NAME), ...launch.argv],
-        { PATH: path, ...launch.env, ...launch.marker },
+        { PATH: path, ...launch.env, ...gpuVariables(launch.gpus), ...launch.marker },
         launch,
       ),
+    sealing: () => ({ network: 'shared', processes: 'shared' }),
     view: ({ work, temporary }) => ({ work, temporary }),
     explain: (said) => ({ reason: 'node.fault', detail: said }),
   }
@@ -119,9 +162,13 @@ export interface ContainerOptions {
   version: string
   /** The first of ISOLATIONS that worked in the probe. */
   isolation: readonly string[]
+  /** Options that give a payload a network of its own, with loopback alone; null where none can be had here. */
+  offline: readonly string[] | null
   /** How image files are run here, and why so. */
   sif: SifWay
   binds: readonly string[]
+  /** Whether images may be named by registry: the runtime of each node asks there itself. */
+  registries: boolean
   /** For the runtime itself, not for payloads. */
   env: Readonly<Record<string, string>>
 }
@@ -143,6 +190,11 @@ export const ISOLATIONS: readonly (readonly string[])[] = [
   ['--userns', '--contain', '--ipc', '--cleanenv'],
 ]
 
+/** Without CNI, without privileges: a network namespace in which loopback is up. */
+export const OFFLINE = ['--net', '--network', 'none'] as const
+
+const GPU_OPTIONS: Readonly<Record<GpuShare['vendor'], string>> = { nvidia: '--nv', amd: '--rocm' }
+
 const INSIDE = { work: '/work', control: '/indraft', temporary: '/tmp' } as const
 
 export function containerRuntime(options: ContainerOptions): Runtime {
@@ -153,21 +205,31 @@ export function containerRuntime(options: ContainerOptions): Runtime {
     kind: 'container',
     name: options.version,
     refusal: async (image) => {
-      if (!image.startsWith('/')) return null
+      if (!image.startsWith('/')) {
+        if (options.registries) return null
+        const how = 'make a SIF file of it (apptainer pull) and name that by path or URL'
+        return {
+          reason: 'image.missing',
+          detail: `this node reaches no registry (its network is not outgoing): ${how}`,
+        }
+      }
       const refused = await checkImage(image)
       if (refused || options.sif.how !== 'none' || !(await isSif(image))) return refused
       return { reason: 'container.failed', detail: `only unpacked images run on this node: ${options.sif.why}` }
     },
     start: (launch) => {
       const inside: Record<string, string> = {}
-      for (const [name, value] of Object.entries({ ...launch.env, ...launch.marker })) {
+      const variables = { ...launch.env, ...gpuVariables(launch.gpus), ...launch.marker }
+      for (const [name, value] of Object.entries(variables)) {
         // HOME comes from --home; the runtime refuses it here.
         if (name !== 'HOME') inside[prefix + name] = value
       }
       const args = [
         '--quiet',
         'exec',
-        ...containerArguments(options, isApptainer),
+        ...containerArguments(options),
+        ...(isOffline(launch) ? (options.offline ?? []) : []),
+        ...(launch.gpus && launch.gpus.ids.length > 0 ? [GPU_OPTIONS[launch.gpus.vendor]] : []),
         ...(options.sif.how === 'unsquash' ? ['--unsquash'] : []),
         '--workdir',
         launch.temporary,
@@ -184,21 +246,26 @@ export function containerRuntime(options: ContainerOptions): Runtime {
         ...launch.argv,
       ]
       const unpack = { APPTAINER_TMPDIR: launch.unpack, SINGULARITY_TMPDIR: launch.unpack }
-      return spawn(binary, args, { ...unpack, ...env, ...inside, ...launch.marker }, launch)
+      return spawn(binary, args, { ...env, ...unpack, ...inside, ...launch.marker }, launch)
     },
+    sealing: (launch) => ({
+      network: options.offline !== null && isOffline(launch) ? 'own' : 'shared',
+      processes: options.isolation.includes('--containall') ? 'own' : 'shared',
+    }),
     view: () => ({ work: INSIDE.work, temporary: INSIDE.temporary }),
     explain: explainContainer,
   }
 }
 
-export function containerArguments(
-  options: Pick<ContainerOptions, 'isolation' | 'binds'>,
-  isApptainer: boolean,
-): string[] {
+function isOffline(launch: Pick<Launch, 'network'>): boolean {
+  return launch.network === 'none'
+}
+
+export function containerArguments(options: Pick<ContainerOptions, 'isolation' | 'binds'>): string[] {
   return [
     ...options.isolation,
-    // Without this, values of the environment would be run by a shell inside.
-    ...(isApptainer ? ['--no-eval'] : []),
+    // Without this, values of the environment would be run by a shell inside. Runtimes that lack it are not used.
+    '--no-eval',
     '--no-mount',
     'hostfs,bind-paths',
     ...options.binds.flatMap((bind) => ['--bind', bind]),
@@ -208,10 +275,11 @@ export function containerArguments(
 /** What the runtimes print, by what it means; the first that fits. */
 const SAID: readonly (readonly [RegExp, ErrorCode])[] = [
   [/no space left on device|disk quota exceeded/i, 'node.scratchFull'],
+  [/engine configuration too big|argument list too long/i, 'campaign.invalid'],
   [/image.*architecture|exec format error|could not run on the host/i, 'image.architecture'],
   // Before image.missing: a file that is no image "could not be opened" as well.
   [
-    /image format not recognized|squashfs image|squashfs superblock|filesystem corruption|input\/output error|invalid SIF|not a valid (?:SIF|image)/i,
+    /image format not recognized|squashfs image|squashfs superblock|filesystem corruption|input\/output error|invalid SIF|not a valid (?:SIF|image)|exec \/bin\/sh failed|FATAL:\s+permission denied|destination \S+ doesn't exist in container/i,
     'image.damaged',
   ],
   [

@@ -156,7 +156,8 @@ function imageError(error: unknown, url: string): IndraftError {
     if (error.code === 'request.notFound') return named('image.missing')
     if (error.code === 'file.checksum') return named('image.damaged')
     if (error.code === 'file.tooLarge') return named('image.missing')
-    if (error.code === 'link.closed') return error
+    // The relay's own word on what it fetches.
+    if (error.code === 'link.closed' || error.code === 'policy.refused') return error
   }
   return named('stage.inFailed')
 }

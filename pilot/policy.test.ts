@@ -1,6 +1,7 @@
 import { expect, test } from 'vitest'
 import { enforceFolder, enforcePolicy, type SitePolicy } from './policy.ts'
 
+const hex = 'a'.repeat(64)
 const open: SitePolicy = { allowGroups: [], allowImages: [], hostRuntime: true, sharedFolders: [] }
 
 test.each<[string, Partial<SitePolicy>, { group: string; image: string }, boolean]>([
@@ -23,6 +24,35 @@ test.each<[string, Partial<SitePolicy>, { group: string; image: string }, boolea
     { group: '/vo', image: 'docker://elsewhere/a' },
     false,
   ],
+  ...(
+    [
+      ['/images', '/images/a.sif', true],
+      ['/images', 'file:///images/a.sif', true],
+      ['/images', '/images', true],
+      ['/images', '/images-of-others/a.sif', false],
+      ['/images', '/images/../home/someone/a', false],
+      ['/images', 'file:///images/../home/someone/a', false],
+      ['/images', '/images//../home/a', false],
+      ['https://good.example/x', `https://good.example/x/a.sif#sha256:${hex}`, true],
+      ['https://good.example', `https://good.example/a.sif#sha256:${hex}`, true],
+      ['https://good.example', `https://GOOD.example/a.sif#sha256:${hex}`, true],
+      ['https://good.example', `https://good.example.evil.org/a.sif#sha256:${hex}`, false],
+      ['https://good.example', `https://good.example@evil.org/a.sif#sha256:${hex}`, false],
+      ['https://good.example/x', `https://good.example/x/../y/a.sif#sha256:${hex}`, false],
+      ['https://good.example/x', `https://good.example/x/%2e%2e/y/a.sif#sha256:${hex}`, false],
+      ['docker://registry.example/sim', `docker://registry.example/sim@sha256:${hex}`, true],
+      ['docker://registry.example/sim', `docker://registry.example/simulate@sha256:${hex}`, false],
+      ['docker://registry.example/sim', `docker://registry.example/sim/../x@sha256:${hex}`, false],
+      [`sha256:${hex}`, `https://anywhere.example/a.sif#sha256:${hex}`, true],
+      [`sha256:${hex}`, `docker://anywhere.example/a@sha256:${hex}`, true],
+      [`sha256:${hex}`, `https://anywhere.example/a.sif#sha256:${'b'.repeat(64)}`, false],
+    ] as const
+  ).map(([allowed, image, takes]): [string, Partial<SitePolicy>, { group: string; image: string }, boolean] => [
+    `${image} where ${allowed} is allowed`,
+    { allowImages: [allowed] },
+    { group: '/vo', image },
+    takes,
+  ]),
   ['host beside image prefixes', { allowImages: ['/images/'] }, { group: '/vo', image: 'host' }, true],
 ])('policy - %s', (_what, more, template, allowed) => {
   const enforce = () => enforcePolicy({ ...open, ...more }, template)

@@ -1,14 +1,19 @@
 /**
  * The site's own rules, enforced at the node against everybody, the centre included: for whom, in which images, and
- * from which folders this pilot works. Pure; what it refuses ends as policy.refused.
+ * from which folders this pilot works. What it refuses ends as policy.refused.
  */
+import { realpath } from 'node:fs/promises'
+import { posix } from 'node:path'
 import { IndraftError } from '../shared/errors.ts'
 import type { TemplateBody } from '../shared/protocol/work.ts'
 
 export interface SitePolicy {
   /** Group paths; those below one are included. Empty allows all. */
   allowGroups: readonly string[]
-  /** Prefixes. Empty allows all; `host` is ruled by hostRuntime alone. */
+  /**
+   * A folder, an address or a registry with all below it, one image, or `sha256:<hex>` for one content wherever it comes
+   * from. Empty allows all; `host` is ruled by hostRuntime alone.
+   */
   allowImages: readonly string[]
   hostRuntime: boolean
   /** Absolute folders for file: URLs. Empty allows all that the account can read. */
@@ -25,9 +30,46 @@ export function enforcePolicy(policy: SitePolicy, template: Pick<TemplateBody, '
   }
   if (template.image === 'host') {
     if (!policy.hostRuntime) refuse('nothing may run here without a container image')
-  } else if (policy.allowImages.length > 0 && !policy.allowImages.some((prefix) => template.image.startsWith(prefix))) {
-    refuse(`image ${template.image} may not run here`)
+  } else if (policy.allowImages.length > 0 && !policy.allowImages.some((one) => isAllowedImage(template.image, one))) {
+    refuse(`image ${template.image.slice(0, 200)} may not run here`)
   }
+}
+
+/** What an image's name says is brought into one form first: a path with dots, or an address with a user, is no way out. */
+function isAllowedImage(image: string, allowed: string): boolean {
+  if (/^sha256:[0-9a-f]{64}$/.test(allowed)) return image.endsWith(`#${allowed}`) || image.endsWith(`@${allowed}`)
+  const plain = plainName(image)
+  const top = plainName(allowed) ?? allowed
+  if (plain === null) return false
+  if (plain === top || top.endsWith('/')) return plain.startsWith(top)
+  // Whole names only: /images is not /images-of-others, registry/sim is not registry/simulate.
+  return plain.startsWith(top) && /^[/@:#?]/.test(plain.slice(top.length))
+}
+
+function plainName(image: string): string | null {
+  const path = image.startsWith('file:///') ? image.slice('file://'.length) : image
+  if (path.startsWith('/')) return posix.normalize(path)
+  if (!/^https?:/i.test(path)) return path.includes('/../') ? null : path
+  const url = URL.parse(path)
+  return url && !url.username && !url.password ? url.href : null
+}
+
+/**
+ * Whether the file or folder that an image leads to may be one: not where the kernel shows processes and devices, not
+ * one that holds the pilot's own files or lies among them.
+ * @param path absolute; one that is not there passes, whoever opens it says so
+ * @param own as in enforceFolder
+ * @throws IndraftError policy.refused
+ */
+export async function enforceImagePath(path: string, own: readonly string[]): Promise<void> {
+  const real = await realpath(path).catch(() => null)
+  if (real === null) return
+  const refuse = (why: string) => {
+    throw new IndraftError('policy.refused', `image ${path.slice(0, 200)}: ${why}`)
+  }
+  if (['/proc', '/sys', '/dev'].some((folder) => isWithin(real, folder))) refuse('devices and processes are no images')
+  const owned = await Promise.all(own.map((one) => realpath(one).catch(() => one)))
+  if (owned.some((one) => isWithin(one, real) || isWithin(real, one))) refuse("the pilot's own files are in it")
 }
 
 /**

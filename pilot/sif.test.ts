@@ -1,6 +1,7 @@
 import { chmodSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { execa } from 'execa'
 import { afterEach, beforeEach, expect, test } from 'vitest'
 import { checkImage, isSif, makeSkeletonSif } from './sif.ts'
 
@@ -49,6 +50,21 @@ test('image - what is not there or leads nowhere is missing', async () => {
   })
   symlinkSync('loop', join(folder, 'loop'))
   expect(await checkImage(join(folder, 'loop'))).toMatchObject({ reason: 'image.missing' })
+})
+
+test('image - a FIFO, in the place of a file or of /bin/sh, is damaged and waited for by nobody', async () => {
+  await execa('mkfifo', [join(folder, 'fifo')])
+  expect(await checkImage(join(folder, 'fifo'))).toMatchObject({ reason: 'image.damaged' })
+  mkdirSync(join(folder, 'root/bin'), { recursive: true })
+  await execa('mkfifo', ['-m', '755', join(folder, 'root/bin/sh')])
+  expect(await checkImage(join(folder, 'root'))).toMatchObject({ reason: 'image.damaged' })
+  expect(await isSif(join(folder, 'fifo'))).toBe(false)
+})
+
+test('image - a folder whose /bin/sh cannot be executed is damaged', async () => {
+  mkdirSync(join(folder, 'bin'))
+  writeFileSync(join(folder, 'bin/sh'), 'ELF', { mode: 0o644 })
+  expect(await checkImage(folder)).toMatchObject({ reason: 'image.damaged' })
 })
 
 test('image - a folder needs /bin/sh, found as links are meant inside of it', async () => {

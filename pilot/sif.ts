@@ -36,7 +36,9 @@ export interface ImageRefusal {
 export async function checkImage(path: string, arch: string = process.arch): Promise<ImageRefusal | null> {
   try {
     const facts = await lstat(await followed(path))
-    return facts.isDirectory() ? await checkFolder(path, arch) : await checkFile(path, arch)
+    if (facts.isDirectory()) return await checkFolder(path, arch)
+    if (facts.isFile()) return await checkFile(path, arch)
+    return { reason: 'image.damaged', detail: `${path}: neither a file nor a folder` }
   } catch (error) {
     return { reason: 'image.missing', detail: `${path}: ${(error as NodeJS.ErrnoException).code ?? String(error)}` }
   }
@@ -50,8 +52,10 @@ export function isSif(path: string): Promise<boolean> {
 }
 
 async function head(path: string): Promise<{ bytes: Buffer; size: number }> {
-  const file = await open(path, constants.O_RDONLY)
+  // Not waiting: somebody may have put a FIFO there.
+  const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK)
   try {
+    if (!(await file.stat()).isFile()) throw new Error(`${path} is not a regular file`)
     const bytes = Buffer.alloc(1536)
     const { bytesRead } = await file.read(bytes, 0, bytes.length, 0)
     return { bytes: bytes.subarray(0, bytesRead), size: (await file.stat()).size }
@@ -83,9 +87,14 @@ async function checkFile(path: string, arch: string): Promise<ImageRefusal | nul
 async function checkFolder(path: string, arch: string): Promise<ImageRefusal | null> {
   let shell: Buffer
   try {
-    shell = (await head(await followed('/bin/sh', path))).bytes
+    const program = await followed('/bin/sh', path)
+    shell = (await head(program)).bytes
+    if (((await lstat(program)).mode & 0o111) === 0) throw new Error(`${program} cannot be executed`)
   } catch {
-    return { reason: 'image.damaged', detail: `${path}: a folder without /bin/sh is not the root of an image` }
+    return {
+      reason: 'image.damaged',
+      detail: `${path}: a folder without a /bin/sh that can be run is not the root of an image`,
+    }
   }
   const own = ELF_MACHINES[arch]
   if (shell.toString('latin1', 1, 4) !== 'ELF' || own === undefined || shell.readUInt16LE(18) === own) return null
