@@ -155,11 +155,11 @@ export interface BatchEnvironment {
 }
 
 /**
- * Where a container runtime keeps its images and what it shows to registries. Not its binds and flags: inside a container
- * they are those of the outer call and would be applied a second time.
+ * Where a container runtime keeps the images of registries and what it shows them. Nothing else of APPTAINER_* and
+ * SINGULARITY_*: a user's own settings would change how payloads run, and inside a container the binds and flags are those
+ * of the outer call and would be applied a second time. Home and configuration are the pilot's own.
  */
-const CONTAINER_VARIABLE =
-  /^(APPTAINER|SINGULARITY)_(CACHEDIR|TMPDIR|CONFIGDIR|DOCKER_USERNAME|DOCKER_PASSWORD|AUTH_FILE)$/
+const CONTAINER_VARIABLE = /^(APPTAINER|SINGULARITY)_(CACHEDIR|DOCKER_USERNAME|DOCKER_PASSWORD|AUTH_FILE)$/
 
 type Environment = Readonly<Record<string, string | undefined>>
 
@@ -193,8 +193,7 @@ export function readBatchEnvironment(env: Environment = process.env): BatchEnvir
     path: env.PATH ?? '/usr/local/bin:/usr/bin:/bin',
     container: Object.fromEntries(
       Object.entries(env).filter(
-        (variable): variable is [string, string] =>
-          variable[1] !== undefined && (variable[0] === 'HOME' || CONTAINER_VARIABLE.test(variable[0])),
+        (variable): variable is [string, string] => variable[1] !== undefined && CONTAINER_VARIABLE.test(variable[0]),
       ),
     ),
   }

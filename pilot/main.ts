@@ -152,6 +152,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
       folder: join(home.folder, 'container'),
       probeImage: config.probeImage,
       binds: config.binds,
+      registries: config.network === 'outgoing',
       env: { PATH: batch.path, ...batch.container },
       log,
     })

@@ -304,7 +304,8 @@ export class Attempt {
     await Promise.all([...folders, prepareControl(control)])
     const marker = { [ATTEMPT_VARIABLE]: this.path, [RUN_VARIABLE]: this.#around.run }
     this.#log.debug({ runtime: runtime.name, folder: this.#folder }, 'attempt.prepared')
-    return { image: this.work.template.image, argv, env, marker, work, temporary, control, unpack }
+    const { network } = this.work.template.needs
+    return { image: this.work.template.image, argv, env, marker, work, temporary, control, unpack, network }
   }
 
   #transfer(signal: AbortSignal, giveUpAfterMs = this.#around.stageTimeoutMs): Transfer {
@@ -386,8 +387,10 @@ export class Attempt {
       pilot: this.#around.pilot,
     }
     if (started.pid !== undefined) {
-      this.#event('attempt.started', { pid: started.pid, runtime: runtime.name })
-      trace.write({ at: new Date(clock.wallMs()).toISOString(), event: 'started', ...told, pid: started.pid })
+      const sealing = runtime.sealing(launch)
+      this.#event('attempt.started', { pid: started.pid, runtime: runtime.name, sealing })
+      const at = new Date(clock.wallMs()).toISOString()
+      trace.write({ at, event: 'started', ...told, pid: started.pid, ...sealing })
       this.#watched = watcher.watch({
         attempt: this.path,
         pid: started.pid,
