@@ -6,6 +6,7 @@
 import { hostname, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type Config, loadConfig, type Settings } from '../shared/config.ts'
+import type { GpuEnvironment } from './gpus.ts'
 
 export const PILOT_SETTINGS = {
   credential: {
@@ -31,6 +32,23 @@ export const PILOT_SETTINGS = {
     default: null,
     min: '64MiB',
     meaning: 'Memory for payloads; the allocation when not given.',
+  },
+  gpus: {
+    type: 'number',
+    default: null,
+    min: 0,
+    max: 64,
+    meaning: 'Most GPUs to use; those of the allocation when not given, 0 for none.',
+  },
+  cvmfs: {
+    type: 'text',
+    default: '/cvmfs',
+    meaning: 'Where CVMFS repositories are mounted; another folder is for tests.',
+  },
+  cvmfsRepositories: {
+    type: 'list',
+    default: [],
+    meaning: 'Repositories to look for beside software.eessi.io and those that show themselves (autofs shows none).',
   },
   scratchSpace: { type: 'bytes', default: null, meaning: 'Scratch space to offer; what is free when not given.' },
   network: {
@@ -144,7 +162,8 @@ export interface BatchEnvironment {
   /** MiB for the whole node; 0 means all of it. */
   slurmMemoryPerNode: number | null
   slurmMemoryPerCpu: number | null
-  /** Machine/Job Features (HSF-TN-2016-02): folders; the forms over HTTP are not read. */
+  gpus: GpuEnvironment
+  /** Machine/Job Features (HSF-TN-2016-02): folders or http(s) addresses. */
   machineFeatures: string | null
   jobFeatures: string | null
   /** Where Vac's shutdown_message goes. */
@@ -181,14 +200,21 @@ export function readBatchEnvironment(env: Environment = process.env): BatchEnvir
     return value !== undefined && /^\d+$/.test(value) ? Number(value) : null
   }
   const folder = (name: string) => (env[name]?.startsWith('/') ? env[name] : null)
+  const source = (name: string) =>
+    /^(\/|https?:\/\/)/.test(env[name] ?? '') ? env[name]!.replace(/(.)\/+$/, '$1') : null
   return {
     slurmJobId: env.SLURM_JOB_ID ?? null,
     slurmEndTimeS: number('SLURM_JOB_END_TIME'),
     slurmCpus: number('SLURM_CPUS_ON_NODE'),
     slurmMemoryPerNode: number('SLURM_MEM_PER_NODE'),
     slurmMemoryPerCpu: number('SLURM_MEM_PER_CPU'),
-    machineFeatures: folder('MACHINEFEATURES'),
-    jobFeatures: folder('JOBFEATURES'),
+    gpus: {
+      cudaVisible: env.CUDA_VISIBLE_DEVICES ?? null,
+      rocrVisible: env.ROCR_VISIBLE_DEVICES ?? null,
+      slurmGpus: env.SLURM_STEP_GPUS ?? env.SLURM_JOB_GPUS ?? null,
+    },
+    machineFeatures: source('MACHINEFEATURES'),
+    jobFeatures: source('JOBFEATURES'),
     jobOutputs: folder('JOBOUTPUTS'),
     path: env.PATH ?? '/usr/local/bin:/usr/bin:/bin',
     container: Object.fromEntries(

@@ -28,6 +28,7 @@ import { Outbox } from './outbox.ts'
 import type { PayloadAround } from './payload.ts'
 import { linuxProcesses } from './processes.ts'
 import { Session } from './session.ts'
+import { TimeLeft } from './time-left.ts'
 import { Trace } from './trace.ts'
 import { Watcher } from './watch.ts'
 
@@ -76,7 +77,9 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     ...runtimes.map(({ kind }) => kind),
     ...(candidates[0] ? ['container' as const] : []),
   ]
-  const seen = await nodeFacts({ config: { ...config, scratch }, batch, runtimes: expected, timeLeftMs: null })
+  const sight = { config: { ...config, scratch }, batch, runtimes: expected, timeLeftMs: null }
+  const { facts: seen, troubles } = await lookAround(sight)
+  for (const trouble of troubles) log.warn({ trouble }, 'node.troubled')
   let isTested = false
   const facts = (): NodeFacts => ({
     ...seen,

@@ -1,10 +1,12 @@
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
-import type { Clock } from '../shared/clock.ts'
-import { type BatchEnvironment, readBatchEnvironment } from './config.ts'
-import { allocationEndS, cgroupLimits, countCpuList, TimeLeft, testScratch } from './node.ts'
+import { loadPilotConfig, readBatchEnvironment } from './config.ts'
+import { lookAround, shareMemory, testScratch } from './node.ts'
+
+const MIB = 2 ** 20
+const GIB = 2 ** 30
 
 let folder: string
 beforeEach(() => {
@@ -12,83 +14,57 @@ beforeEach(() => {
 })
 afterEach(() => rmSync(folder, { recursive: true, force: true }))
 
-function files(content: Record<string, string>): void {
-  for (const [path, text] of Object.entries(content)) {
-    mkdirSync(join(folder, path, '..'), { recursive: true })
-    writeFileSync(join(folder, path), text)
-  }
-}
-
-test.each([
-  ['0', 1],
-  ['0-3', 4],
-  ['0-3,8,10-11', 7],
-])('node - CPU list %s has %i', (text, count) => {
-  expect(countCpuList(text)).toBe(count)
-})
-
-describe('cgroups', () => {
-  test('node - v2: the tightest limit on the way up counts', async () => {
-    files({
-      'slurm/job/step/cpu.max': 'max 100000\n',
-      'slurm/job/cpu.max': '250000 100000\n',
-      'slurm/job/memory.max': '4294967296\n',
-      'slurm/memory.max': '8589934592\n',
-      'slurm/job/step/memory.max': 'max\n',
-    })
-    expect(await cgroupLimits(folder, '0::/slurm/job/step\n')).toEqual({ cores: 2, memoryBytes: 4294967296 })
+describe('memory and scratch', () => {
+  const disk = { budgetBytes: 8 * GIB, freeBytes: 100 * GIB, isInMemory: false, memory: null, scratchSpace: null }
+  const memory = { ...disk, isInMemory: true }
+  test.each<[string, typeof disk | Parameters<typeof shareMemory>[0], number, number]>([
+    ['a disk takes no memory', disk, 8 * GIB, 100 * GIB],
+    ['what is set is offered', { ...disk, memory: GIB, scratchSpace: 5 * GIB }, GIB, 5 * GIB],
+    ['no more scratch than is free', { ...disk, scratchSpace: 500 * GIB }, 8 * GIB, 100 * GIB],
+    ['without a disk, files take a quarter', memory, 6 * GIB, 2 * GIB],
+    ['without a disk, scratch that is set is taken from memory', { ...memory, scratchSpace: GIB }, 7 * GIB, GIB],
+    ['without a disk, memory that is set leaves the rest', { ...memory, memory: 5 * GIB }, 5 * GIB, 3 * GIB],
+    ['a small tmpfs takes no more than it has', { ...memory, freeBytes: 64 * MIB }, 8 * GIB - 64 * MIB, 64 * MIB],
+  ])('node - %s', (_what, given, memoryBytes, scratchBytes) => {
+    expect(shareMemory(given)).toEqual({ memoryBytes, scratchBytes })
   })
 
-  test('node - v1: quota by period, and "no limit" is none', async () => {
-    files({
-      'cpu,cpuacct/job/cpu.cfs_quota_us': '400000\n',
-      'cpu,cpuacct/job/cpu.cfs_period_us': '100000\n',
-      'memory/job/memory.limit_in_bytes': '1073741824\n',
-      'memory/memory.limit_in_bytes': '9223372036854771712\n',
-    })
-    const membership = '4:memory:/job\n3:cpu,cpuacct:/job\n1:name=systemd:/\n'
-    expect(await cgroupLimits(folder, membership)).toEqual({ cores: 4, memoryBytes: 1073741824 })
-  })
-
-  test('node - less than one core is one, and nothing said is nothing', async () => {
-    files({ 'a/cpu.max': '50000 100000\n' })
-    expect(await cgroupLimits(folder, '0::/a\n')).toEqual({ cores: 1, memoryBytes: null })
-    expect(await cgroupLimits(folder, '')).toEqual({ cores: null, memoryBytes: null })
+  test.runIf(existsSync('/dev/shm'))('node - a folder in memory is noticed', async () => {
+    const shm = mkdtempSync('/dev/shm/indraft-node-')
+    try {
+      const look = async (scratch: string) => {
+        const config = { ...loadPilotConfig({}, undefined, {}), scratch, cvmfs: join(folder, 'none') }
+        return (await lookAround({ config, batch: readBatchEnvironment({}), runtimes: ['host'], timeLeftMs: null }))
+          .facts
+      }
+      const inMemory = await look(shm)
+      expect(inMemory.labels.scratch).toBe('memory')
+      const onDisk = await look(folder)
+      expect(inMemory.memoryBytes + inMemory.scratchBytes).toBeLessThanOrEqual(onDisk.memoryBytes)
+    } finally {
+      rmSync(shm, { recursive: true })
+    }
   })
 })
 
-describe('time left', () => {
-  const batch = (more: Partial<BatchEnvironment>) => ({ ...readBatchEnvironment({}), ...more })
+test('node - the smallest of what Slurm and the job features say', async () => {
+  writeFileSync(join(folder, 'allocated_cpu'), '1')
+  writeFileSync(join(folder, 'max_rss_bytes'), String(GIB))
+  const config = { ...loadPilotConfig({}, undefined, {}), scratch: folder, cvmfs: join(folder, 'none') }
+  const batch = { ...readBatchEnvironment({ SLURM_CPUS_ON_NODE: '2', SLURM_MEM_PER_NODE: '2048' }) }
+  const sight = { config, runtimes: ['host' as const], timeLeftMs: null }
+  expect((await lookAround({ ...sight, batch })).facts.memoryBytes).toBeLessThanOrEqual(2048 * MIB - 256 * MIB)
+  const { facts } = await lookAround({ ...sight, batch: { ...batch, jobFeatures: folder } })
+  expect(facts).toMatchObject({ cores: 1, memoryBytes: GIB - 256 * MIB })
+})
 
-  test('node - the earliest of Slurm and Machine/Job Features', async () => {
-    files({
-      'job/jobstart_secs': '1000\n',
-      'job/wall_limit_secs': '500',
-      'job/shutdowntime_job': '1600',
-      'machine/shutdowntime': '1450\n',
-    })
-    const folders = { jobFeatures: join(folder, 'job'), machineFeatures: join(folder, 'machine') }
-    expect(await allocationEndS(batch(folders))).toBe(1450)
-    expect(await allocationEndS(batch({ ...folders, machineFeatures: null }))).toBe(1500)
-    expect(await allocationEndS(batch({ ...folders, slurmEndTimeS: 1200 }))).toBe(1200)
-    expect(await allocationEndS(batch({}))).toBeNull()
-  })
-
-  test('node - is counted monotonically from the moment it was read, less the margin', async () => {
-    let monotonicMs = 5000
-    let wallMs = 1_000_000_000
-    const clock: Clock = { wallMs: () => wallMs, monotonicMs: () => monotonicMs, sleep: async () => {} }
-    const endS = wallMs / 1000 + 600
-    const left = new TimeLeft(clock, batch({ slurmEndTimeS: endS }), { runtimeLimit: null, endMargin: 60_000 })
-    await left.refresh()
-    expect(left.leftMs).toBe(540_000)
-    wallMs += 3_600_000 // Somebody sets the clock.
-    monotonicMs += 40_000
-    expect(left.leftMs).toBe(500_000)
-    const limited = new TimeLeft(clock, batch({}), { runtimeLimit: 1000, endMargin: 60_000 })
-    await limited.refresh()
-    expect(limited.leftMs).toBe(1000)
-  })
+test('node - GPUs that the batch system gave and nobody finds are said', async () => {
+  if (existsSync('/dev/nvidiactl') || existsSync('/dev/kfd')) return
+  const config = { ...loadPilotConfig({}, undefined, {}), scratch: folder, cvmfs: join(folder, 'none') }
+  const batch = readBatchEnvironment({ SLURM_JOB_GPUS: '0,1' })
+  const sight = { batch, runtimes: ['host' as const], timeLeftMs: null }
+  expect((await lookAround({ ...sight, config })).troubles).toEqual([expect.stringContaining('GPUs 0,1')])
+  expect((await lookAround({ ...sight, config: { ...config, gpus: 0 } })).troubles).toEqual([])
 })
 
 test('node - a good scratch folder passes, one that cannot be written does not', async () => {

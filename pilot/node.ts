@@ -1,83 +1,30 @@
 /**
- * What this node has, until when, and whether it is any good. Cores by affinity and cgroup, memory by cgroup and batch
- * system, the smallest of what each says. The end of the allocation comes as wall-clock time from others' clocks and is
- * turned into monotonic time at once.
+ * What this node has, and whether it is any good. Cores by affinity, cgroup, batch system and Machine/Job Features, and
+ * memory likewise: the smallest of what each says. Until when is time-left.ts.
+ *
+ * Without a disk the scratch folder lies in memory (tmpfs): what is offered as scratch is then taken from the memory, so
+ * that payloads, their files and undelivered results together stay within what the job was given.
  */
 import { mkdir, open, readFile, rm, statfs, writeFile } from 'node:fs/promises'
 import { totalmem } from 'node:os'
-import { dirname, join } from 'node:path'
+import { join } from 'node:path'
 import { execa } from 'execa'
-import type { Clock } from '../shared/clock.ts'
 import type { NodeFacts } from '../shared/protocol/messages.ts'
+import { cgroupLimits, countCpuList } from './cgroup.ts'
 import type { BatchEnvironment, PilotConfig } from './config.ts'
+import { findGpus, type Gpus } from './gpus.ts'
+import { jobFeatures } from './machine-features.ts'
+import { architecture, ownProcessorLevel } from './processor.ts'
+import { findSoftware } from './software.ts'
 
 const MIB = 2 ** 20
-/** Left to the pilot itself where the memory is not set. */
+/** Left to the pilot itself, its outbox included, where the memory is not set. */
 const PILOT_BYTES = 256 * MIB
-const ARCHITECTURES: Readonly<Record<string, string>> = { x64: 'x86_64', arm64: 'aarch64' }
-/** cgroup v1 says "no limit" with a number near 2^63. */
-const UNLIMITED = 2 ** 60
+/** Of the memory, for files where scratch lies in memory and nothing else is set. */
+const SCRATCH_SHARE = 0.25
 
-/** `0-3,8` as /proc says it. */
-export function countCpuList(text: string): number {
-  let count = 0
-  for (const [, first, last] of text.matchAll(/(\d+)(?:-(\d+))?/g)) count += Number(last ?? first) - Number(first) + 1
-  return count
-}
-
-export interface CgroupLimits {
-  cores: number | null
-  memoryBytes: number | null
-}
-
-/**
- * The tightest limits on the way from a process's cgroup to the root, v2 and v1 hierarchies alike.
- * @param root where the hierarchies are mounted, `/sys/fs/cgroup`
- * @param membership content of /proc/self/cgroup
- */
-export async function cgroupLimits(root: string, membership: string): Promise<CgroupLimits> {
-  const cores: number[] = []
-  const memory: number[] = []
-  const number = async (path: string) => {
-    const text = (await readFile(path, 'utf8').catch(() => '')).trim()
-    return /^-?\d+$/.test(text) ? Number(text) : null
-  }
-  for (const line of membership.split('\n')) {
-    const [, controllers, path] = /^\d+:([^:]*):(.+)$/.exec(line) ?? []
-    if (path === undefined) continue
-    const tops = controllers === '' ? [root, join(root, 'unified')] : [join(root, controllers!.replace(/^name=/, ''))]
-    for (const top of tops) {
-      for (const folder of upwards(top, path)) {
-        if (controllers === '') {
-          const [quota, period] = (await readFile(join(folder, 'cpu.max'), 'utf8').catch(() => ''))
-            .split(' ')
-            .map(Number)
-          if (quota! > 0 && period! > 0) cores.push(quota! / period!)
-          const bytes = await number(join(folder, 'memory.max'))
-          if (bytes !== null) memory.push(bytes)
-        } else if (controllers!.split(',').includes('cpu')) {
-          const quota = await number(join(folder, 'cpu.cfs_quota_us'))
-          const period = await number(join(folder, 'cpu.cfs_period_us'))
-          if (quota !== null && quota > 0 && period) cores.push(quota / period)
-        } else if (controllers === 'memory') {
-          const bytes = await number(join(folder, 'memory.limit_in_bytes'))
-          if (bytes !== null && bytes < UNLIMITED) memory.push(bytes)
-        }
-      }
-    }
-  }
-  return {
-    cores: cores.length > 0 ? Math.max(1, Math.floor(Math.min(...cores))) : null,
-    memoryBytes: memory.length > 0 ? Math.min(...memory) : null,
-  }
-}
-
-function* upwards(top: string, path: string): Generator<string> {
-  for (let at = path; ; at = dirname(at)) {
-    yield join(top, at)
-    if (at === '/' || at === '.') return
-  }
-}
+/** File systems by their number (statfs(2)) that live in memory: tmpfs, ramfs. */
+const IN_MEMORY = new Set([0x01021994, 0x858458f6])
 
 function least(...values: (number | null)[]): number {
   return Math.min(...values.filter((value): value is number => value !== null))
@@ -90,74 +37,90 @@ export interface NodeSight {
   timeLeftMs: number | null
 }
 
-export async function nodeFacts({ config, batch, runtimes, timeLeftMs }: NodeSight): Promise<NodeFacts> {
-  const limits = await cgroupLimits('/sys/fs/cgroup', await readFile('/proc/self/cgroup', 'utf8').catch(() => ''))
-  const allowed = /^Cpus_allowed_list:\s*(.+)$/m.exec(await readFile('/proc/self/status', 'utf8'))?.[1] ?? ''
-  const cores = config.cores ?? least(countCpuList(allowed) || 1, limits.cores, batch.slurmCpus)
+export interface Node {
+  facts: NodeFacts
+  gpus: Gpus | null
+  /** What an administrator should know, in sentences; empty where all is as it should be. */
+  troubles: string[]
+}
+
+/** Waits for GPU tools and CVMFS only where there are any, and for each no longer than its bound. */
+export async function lookAround({ config, batch, runtimes, timeLeftMs }: NodeSight): Promise<Node> {
+  const [limits, allowed, features, disk, level, search, software] = await Promise.all([
+    readFile('/proc/self/cgroup', 'utf8')
+      .catch(() => '')
+      .then((membership) => cgroupLimits('/sys/fs/cgroup', membership)),
+    readFile('/proc/self/status', 'utf8').then(
+      (status) => /^Cpus_allowed_list:\s*(.+)$/m.exec(status)?.[1] ?? '',
+      () => '',
+    ),
+    jobFeatures(batch.jobFeatures),
+    statfs(config.scratch),
+    ownProcessorLevel(),
+    config.gpus === 0 ? { gpus: null, trouble: null } : findGpus(batch.gpus, batch.path),
+    findSoftware(config.cvmfs, config.cvmfsRepositories),
+  ])
+  const cores = config.cores ?? least(countCpuList(allowed) || 1, limits.cores, batch.slurmCpus, features.cores)
   const slurmMemory = batch.slurmMemoryPerNode || (batch.slurmMemoryPerCpu ?? 0) * (batch.slurmCpus ?? 0) || null
-  const allocated = least(totalmem(), limits.memoryBytes, slurmMemory === null ? null : slurmMemory * MIB)
-  const disk = await statfs(config.scratch)
-  return {
+  const allocatedBytes = least(
+    totalmem(),
+    limits.memoryBytes,
+    slurmMemory === null ? null : slurmMemory * MIB,
+    features.memoryBytes,
+  )
+  const room = shareMemory({
+    budgetBytes: Math.max(64 * MIB, allocatedBytes - PILOT_BYTES),
+    freeBytes: least(disk.bavail * disk.bsize, features.scratchBytes),
+    isInMemory: IN_MEMORY.has(disk.type),
+    memory: config.memory,
+    scratchSpace: config.scratchSpace,
+  })
+  const gpus = limitGpus(search.gpus, config.gpus)
+  const facts: NodeFacts = {
     node: config.node,
     cores,
-    memoryBytes: config.memory ?? Math.max(64 * MIB, allocated - PILOT_BYTES),
-    scratchBytes: Math.min(config.scratchSpace ?? Number.POSITIVE_INFINITY, disk.bavail * disk.bsize),
-    gpus: 0,
-    gpuMemoryBytes: 0,
-    arch: ARCHITECTURES[process.arch] ?? process.arch,
+    ...room,
+    gpus: gpus?.devices.length ?? 0,
+    // Of the smallest: which of them a task gets is not said beforehand.
+    gpuMemoryBytes: gpus ? Math.min(...gpus.devices.map((device) => device.memoryBytes)) : 0,
+    arch: architecture(),
     runtimes: [...runtimes],
     network: config.network as NodeFacts['network'],
     timeLeftMs,
-    labels: Object.fromEntries(
-      config.labels.map((label) => [label.split('=', 1)[0]!, label.slice(label.indexOf('=') + 1)]),
-    ),
+    labels: {
+      ...(level === null ? {} : { processor: level }),
+      ...(gpus ? { gpu: gpus.devices[0]!.model.slice(0, 200) } : {}),
+      ...(gpus?.driver ? { gpu_driver: gpus.driver.slice(0, 200) } : {}),
+      ...(IN_MEMORY.has(disk.type) ? { scratch: 'memory' } : {}),
+      ...Object.fromEntries(
+        config.labels.map((label) => [label.split('=', 1)[0]!, label.slice(label.indexOf('=') + 1)]),
+      ),
+    },
+    ...(software.length > 0 ? { software } : {}),
   }
+  return { facts, gpus, troubles: search.trouble === null ? [] : [`GPUs: ${search.trouble}`] }
 }
 
-/** The end of this allocation in Unix seconds, as far as anybody says one. */
-export async function allocationEndS(batch: BatchEnvironment): Promise<number | null> {
-  const feature = async (folder: string | null, key: string) => {
-    const text = folder === null ? '' : await readFile(join(folder, key), 'utf8').catch(() => '')
-    return /^\d+(\.\d+)?\s*$/.test(text) ? Number(text) : null
-  }
-  const start = await feature(batch.jobFeatures, 'jobstart_secs')
-  const wall = await feature(batch.jobFeatures, 'wall_limit_secs')
-  const ends = [
-    batch.slurmEndTimeS,
-    start !== null && wall !== null ? start + wall : null,
-    await feature(batch.jobFeatures, 'shutdowntime_job'),
-    await feature(batch.machineFeatures, 'shutdowntime'),
-  ].filter((end): end is number => end !== null)
-  return ends.length > 0 ? Math.min(...ends) : null
+function limitGpus(gpus: Gpus | null, most: number | null): Gpus | null {
+  const devices = gpus?.devices.slice(0, most ?? undefined) ?? []
+  return gpus && devices.length > 0 ? { ...gpus, devices } : null
 }
 
-/** Until when this pilot may work, in monotonic time; what Machine/Job Features say may change while it runs. */
-export class TimeLeft {
-  readonly #clock: Clock
-  readonly #batch: BatchEnvironment
-  readonly #marginMs: number
-  readonly #limitMs: number | null
-  #endMs: number | null
-
-  constructor(clock: Clock, batch: BatchEnvironment, config: Pick<PilotConfig, 'runtimeLimit' | 'endMargin'>) {
-    this.#clock = clock
-    this.#batch = batch
-    this.#marginMs = config.endMargin
-    this.#limitMs = config.runtimeLimit === null ? null : clock.monotonicMs() + config.runtimeLimit
-    this.#endMs = this.#limitMs
+/** How memory and scratch are offered; see the head of this file. What is set is taken as it is. */
+export function shareMemory(given: {
+  budgetBytes: number
+  freeBytes: number
+  isInMemory: boolean
+  memory: number | null
+  scratchSpace: number | null
+}): Pick<NodeFacts, 'memoryBytes' | 'scratchBytes'> {
+  const { budgetBytes, freeBytes, isInMemory, memory, scratchSpace } = given
+  if (!isInMemory) {
+    return { memoryBytes: memory ?? budgetBytes, scratchBytes: least(scratchSpace, freeBytes) }
   }
-
-  async refresh(): Promise<void> {
-    const endS = await allocationEndS(this.#batch)
-    const toldMs =
-      endS === null ? null : this.#clock.monotonicMs() + endS * 1000 - this.#clock.wallMs() - this.#marginMs
-    this.#endMs = toldMs === null ? this.#limitMs : least(toldMs, this.#limitMs)
-  }
-
-  /** Milliseconds that payloads still have, never below 0; null where no end is known. */
-  get leftMs(): number | null {
-    return this.#endMs === null ? null : Math.max(0, this.#endMs - this.#clock.monotonicMs())
-  }
+  const share = memory === null ? Math.floor(budgetBytes * SCRATCH_SHARE) : Math.max(0, budgetBytes - memory)
+  const scratchBytes = least(scratchSpace ?? share, freeBytes)
+  return { memoryBytes: memory ?? Math.max(64 * MIB, budgetBytes - scratchBytes), scratchBytes }
 }
 
 export interface Check {

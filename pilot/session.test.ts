@@ -23,6 +23,7 @@ const BATCH = {
   slurmCpus: null,
   slurmMemoryPerNode: null,
   slurmMemoryPerCpu: null,
+  gpus: { cudaVisible: null, rocrVisible: null, slurmGpus: null },
   machineFeatures: null,
   jobFeatures: null,
   jobOutputs: null,

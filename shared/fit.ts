@@ -18,6 +18,7 @@ export interface Unmet {
     | 'architecture'
     | 'runtime'
     | 'network'
+    | 'software'
     | 'time left'
     | 'site'
   wanted: number | string
@@ -45,6 +46,10 @@ export function unmetNeeds(needs: Needs, shape: Shape, timeLeftMs: number | null
   }
   if (NETWORK_RANK[shape.network] < NETWORK_RANK[needs.network]) {
     unmet.push({ need: 'network', wanted: needs.network, offered: shape.network })
+  }
+  const missing = needs.software?.filter((one) => !shape.software?.includes(one)) ?? []
+  if (missing.length > 0) {
+    unmet.push({ need: 'software', wanted: missing.join(', '), offered: shape.software?.join(', ') || 'nothing' })
   }
   if (timeLeftMs !== null) atLeast('time left', needs.walltimeMs, timeLeftMs)
   return unmet

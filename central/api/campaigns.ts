@@ -161,6 +161,7 @@ const FIELD_OF: Record<Unmet['need'], string> = {
   architecture: 'arch',
   runtime: 'image',
   network: 'network',
+  software: 'software',
   'time left': 'resources.walltime',
   site: '',
 }

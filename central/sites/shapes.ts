@@ -60,7 +60,8 @@ export function covers(big: Shape, small: Shape): boolean {
     big.gpus >= small.gpus &&
     big.gpuMemoryBytes >= small.gpuMemoryBytes &&
     NETWORK_RANK[big.network] >= NETWORK_RANK[small.network] &&
-    small.runtimes.every((runtime) => big.runtimes.includes(runtime))
+    small.runtimes.every((runtime) => big.runtimes.includes(runtime)) &&
+    (small.software ?? []).every((one) => big.software?.includes(one))
   )
 }
 

@@ -28,6 +28,8 @@ export const nodeFactsSchema = z.object({
   /** Milliseconds until the batch system ends this pilot; null where nothing says so. */
   timeLeftMs: ms.nullable(),
   labels: z.record(z.string(), z.string()),
+  /** `cvmfs:REPOSITORY` and `eessi:VERSION`; absent where there is none, and from peers of before. */
+  software: z.array(name).max(64).optional(),
 })
 export type NodeFacts = z.infer<typeof nodeFactsSchema>
 

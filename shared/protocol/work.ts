@@ -26,6 +26,8 @@ export const needsSchema = z.object({
   allowSites: z.array(name),
   denySites: z.array(name),
   group: name,
+  /** All of these, as nodes name them: `cvmfs:REPOSITORY`, `eessi:VERSION`. Absent where none is needed. */
+  software: z.array(name).max(64).optional(),
 })
 export type Needs = z.infer<typeof needsSchema>
 
@@ -71,6 +73,8 @@ export const templateBodySchema = z.object({
   group: name,
   /** The person who submitted, for the site's own trace log. */
   subject: name,
+  /** Who vouches for the subject: the centre whose token it showed. */
+  issuer: name.optional(),
   /** `host`, or an image: a path or URL of a SIF, a folder, `docker://...@sha256:...`. */
   image: z.string().min(1).max(4096),
   /** Argument vector; no shell ever sees it. */
@@ -85,6 +89,10 @@ export const templateBodySchema = z.object({
   stalledAfterMs: z.number().int().min(0).nullable(),
   /** Names of secrets, never values. */
   secrets: z.array(z.object({ name, path: name })),
+  /** Put before the payload; the needs say the same for matching. Absent where none is asked for. */
+  software: z
+    .object({ cvmfs: z.array(name), eessi: z.object({ version: name, modules: z.array(name).max(100) }).nullable() })
+    .optional(),
 })
 export type TemplateBody = z.infer<typeof templateBodySchema>
 

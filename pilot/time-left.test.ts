@@ -1,0 +1,104 @@
+import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+import type { Clock } from '../shared/clock.ts'
+import { type BatchEnvironment, readBatchEnvironment } from './config.ts'
+import { allocationEndS, TimeLeft } from './time-left.ts'
+
+let folder: string
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'indraft-time-'))
+})
+afterEach(() => rmSync(folder, { recursive: true, force: true }))
+
+function files(content: Record<string, string>): void {
+  for (const [path, text] of Object.entries(content)) {
+    mkdirSync(join(folder, path, '..'), { recursive: true })
+    writeFileSync(join(folder, path), text)
+  }
+}
+
+describe('time left', () => {
+  const batch = (more: Partial<BatchEnvironment>) => ({ ...readBatchEnvironment({}), ...more })
+
+  test('time left - the earliest of Slurm and Machine/Job Features', async () => {
+    files({
+      'job/jobstart_secs': '1000\n',
+      'job/wall_limit_secs': '500',
+      'job/shutdowntime_job': '1600',
+      'machine/shutdowntime': '1450\n',
+    })
+    const folders = { jobFeatures: join(folder, 'job'), machineFeatures: join(folder, 'machine') }
+    expect(await allocationEndS(batch(folders))).toBe(1450)
+    expect(await allocationEndS(batch({ ...folders, machineFeatures: null }))).toBe(1500)
+    expect(await allocationEndS(batch({ ...folders, slurmEndTimeS: 1200 }))).toBe(1200)
+    expect(await allocationEndS(batch({}))).toBeNull()
+  })
+
+  test('time left - is counted monotonically from the moment it was read, less the margin', async () => {
+    let monotonicMs = 5000
+    let wallMs = 1_000_000_000
+    const clock: Clock = { wallMs: () => wallMs, monotonicMs: () => monotonicMs, sleep: async () => {} }
+    const endS = wallMs / 1000 + 600
+    const left = new TimeLeft(clock, batch({ slurmEndTimeS: endS }), { runtimeLimit: null, endMargin: 60_000 })
+    await left.refresh()
+    expect(left.leftMs).toBe(540_000)
+    wallMs += 3_600_000 // Somebody sets the clock.
+    monotonicMs += 40_000
+    expect(left.leftMs).toBe(500_000)
+    const limited = new TimeLeft(clock, batch({}), { runtimeLimit: 1000, endMargin: 60_000 })
+    await limited.refresh()
+    expect(limited.leftMs).toBe(1000)
+  })
+
+  test('time left - an end before our start is a mistake', async () => {
+    files({ 'machine/shutdowntime': '1450', 'job/shutdowntime_job': '1600' })
+    const said = batch({ machineFeatures: join(folder, 'machine'), jobFeatures: join(folder, 'job') })
+    expect(await allocationEndS(said, 1500)).toBe(1600)
+  })
+
+  /** A squeue that says this and notes each call. */
+  function fakeSqueue(says: string): { path: string; calls: () => string[] } {
+    writeFileSync(
+      join(folder, 'squeue'),
+      `#!/bin/sh\necho "$SLURM_TIME_FORMAT $*" >>${join(folder, 'calls')}\necho "${says}"\n`,
+    )
+    chmodSync(join(folder, 'squeue'), 0o755)
+    return {
+      path: `${folder}:/usr/bin:/bin`,
+      calls: () => readFileSync(join(folder, 'calls'), 'utf8').trim().split('\n'),
+    }
+  }
+  const clock: Clock = { wallMs: () => 1_800_000_000_000, monotonicMs: () => 7000, sleep: async () => {} }
+
+  test('time left - where nobody says an end Slurm is asked, once', async () => {
+    const { path, calls } = fakeSqueue('1800000600')
+    const left = new TimeLeft(clock, batch({ slurmJobId: '42', path }), { runtimeLimit: null, endMargin: 60_000 })
+    await left.refresh()
+    await left.refresh()
+    expect(left.leftMs).toBe(540_000)
+    expect(calls()).toEqual(['%s --noheader --jobs 42 --format %e'])
+  })
+
+  test('time left - what Slurm does not know leaves no end', async () => {
+    const { path } = fakeSqueue('N/A')
+    const left = new TimeLeft(clock, batch({ slurmJobId: '42', path }), { runtimeLimit: null, endMargin: 60_000 })
+    await left.refresh()
+    expect(left.leftMs).toBeNull()
+  })
+
+  test('time left - Slurm is not asked where an end is said, or set', async () => {
+    const { path, calls } = fakeSqueue('1800000600')
+    const said = new TimeLeft(clock, batch({ slurmJobId: '42', path, slurmEndTimeS: 1_800_000_100 }), {
+      runtimeLimit: null,
+      endMargin: 0,
+    })
+    await said.refresh()
+    expect(said.leftMs).toBe(100_000)
+    const set = new TimeLeft(clock, batch({ slurmJobId: '42', path }), { runtimeLimit: 5000, endMargin: 0 })
+    await set.refresh()
+    expect(set.leftMs).toBe(5000)
+    expect(calls).toThrow()
+  })
+})

@@ -1,0 +1,75 @@
+/**
+ * Until when this pilot may work. The end of the allocation comes as wall-clock time from others' clocks (Slurm's
+ * variables, Machine/Job Features, and one question to Slurm where neither says anything) and is turned into monotonic
+ * time at once.
+ */
+import { execa } from 'execa'
+import type { Clock } from '../shared/clock.ts'
+import type { BatchEnvironment, PilotConfig } from './config.ts'
+import { featureEnds } from './machine-features.ts'
+
+const ASK_SLURM_MS = 30_000
+
+/**
+ * The end of this allocation in Unix seconds, as far as anybody says one.
+ * @param sinceS an end before this is a mistake of who said it (a machine's last shutdown, say)
+ */
+export async function allocationEndS(batch: BatchEnvironment, sinceS = 0): Promise<number | null> {
+  const ends = await featureEnds(batch.machineFeatures, batch.jobFeatures)
+  if (batch.slurmEndTimeS !== null) ends.push(batch.slurmEndTimeS)
+  const future = ends.filter((end) => end >= sinceS)
+  return future.length > 0 ? Math.min(...future) : null
+}
+
+/**
+ * For Slurm without SLURM_JOB_END_TIME: one `squeue` for this job. Its controller is the scarcest thing of a site, so
+ * this is asked once in a pilot's life and only where nothing else says an end.
+ * @param path search path
+ */
+export async function askSlurmForEnd(jobId: string, path: string): Promise<number | null> {
+  const { stdout } = await execa('squeue', ['--noheader', '--jobs', jobId, '--format', '%e'], {
+    env: { PATH: path, SLURM_TIME_FORMAT: '%s' },
+    extendEnv: false,
+    timeout: ASK_SLURM_MS,
+    reject: false,
+  })
+  return /^\d{9,}$/.test(stdout?.trim() ?? '') ? Number(stdout) : null
+}
+
+/** What Machine/Job Features say may change while it runs. */
+export class TimeLeft {
+  readonly #clock: Clock
+  readonly #batch: BatchEnvironment
+  readonly #marginMs: number
+  readonly #limitMs: number | null
+  readonly #startedS: number
+  #endMs: number | null
+  #asked: Promise<number | null> | undefined
+
+  constructor(clock: Clock, batch: BatchEnvironment, config: Pick<PilotConfig, 'runtimeLimit' | 'endMargin'>) {
+    this.#clock = clock
+    this.#batch = batch
+    this.#marginMs = config.endMargin
+    this.#limitMs = config.runtimeLimit === null ? null : clock.monotonicMs() + config.runtimeLimit
+    this.#startedS = clock.wallMs() / 1000
+    this.#endMs = this.#limitMs
+  }
+
+  async refresh(): Promise<void> {
+    let endS = await allocationEndS(this.#batch, this.#startedS)
+    const { slurmJobId, path } = this.#batch
+    if (endS === null && slurmJobId !== null && this.#limitMs === null) {
+      this.#asked ??= askSlurmForEnd(slurmJobId, path)
+      endS = await this.#asked
+    }
+    const toldMs =
+      endS === null ? null : this.#clock.monotonicMs() + endS * 1000 - this.#clock.wallMs() - this.#marginMs
+    const ends = [toldMs, this.#limitMs].filter((end) => end !== null)
+    this.#endMs = ends.length > 0 ? Math.min(...ends) : null
+  }
+
+  /** Milliseconds that payloads still have, never below 0; null where no end is known. */
+  get leftMs(): number | null {
+    return this.#endMs === null ? null : Math.max(0, this.#endMs - this.#clock.monotonicMs())
+  }
+}
