@@ -144,6 +144,23 @@ export const PILOT_SETTINGS = {
     default: null,
     meaning: 'File that says whose payload ran where and when (default: trace.jsonl in scratch).',
   },
+  endFolder: {
+    type: 'text',
+    default: null,
+    meaning: 'Where the pilot says by one small file how it ended; `indraft-pilot start` sets it and reads it there.',
+  },
+  startId: {
+    type: 'text',
+    default: null,
+    meaning: 'The submission that this pilot belongs to; set by `indraft-pilot start`.',
+  },
+  taskLimit: {
+    type: 'number',
+    default: null,
+    min: 1,
+    max: 1_000_000_000,
+    meaning: 'Start so many tasks and then leave; for a node that is to be tried out.',
+  },
   failpoints: {
     type: 'text',
     default: null,
@@ -181,6 +198,13 @@ export interface BatchEnvironment {
 const CONTAINER_VARIABLE = /^(APPTAINER|SINGULARITY)_(CACHEDIR|DOCKER_USERNAME|DOCKER_PASSWORD|AUTH_FILE)$/
 
 type Environment = Readonly<Record<string, string | undefined>>
+
+/** What pilots that are started as processes of this machine are given of the environment: all of it. */
+export function inheritedEnvironment(env: Environment = process.env): Record<string, string> {
+  return Object.fromEntries(
+    Object.entries(env).filter((variable): variable is [string, string] => variable[1] !== undefined),
+  )
+}
 
 export function loadPilotConfig(
   args: Record<string, unknown>,

@@ -14,7 +14,7 @@ import { Holder } from '../shared/holder.ts'
 import { type AttemptRef, attemptPath } from '../shared/ids.ts'
 import type { Link } from '../shared/link.ts'
 import type { Log } from '../shared/log.ts'
-import type { LeasePart, Message, NodeFacts, Order } from '../shared/protocol/messages.ts'
+import type { LeasePart, Message, NodeFacts, Order, Result } from '../shared/protocol/messages.ts'
 import { beatBody } from './beat.ts'
 import type { PilotConfig } from './config.ts'
 import type { Lease, Leases } from './leases.ts'
@@ -40,6 +40,7 @@ export interface SessionOptions {
   around: PayloadAround
   stopFile: string
   onWelcome: (welcome: Message<'welcome'>) => void
+  onResult?: ((result: Result) => void) | undefined
 }
 
 const TICK_MS = 500
@@ -102,6 +103,7 @@ export class Session {
     })
     this.#work = new Work({
       ...options,
+      taskLimit: options.config.taskLimit,
       mayStart: () => this.#mayTake,
       onChanged: () => {
         this.#idleSinceMs = clock.monotonicMs()
@@ -393,6 +395,9 @@ export class Session {
     this.#work.startWhatFits()
     const { running } = this.#work
     if (running > 0) this.#idleSinceMs = nowMs
+    if (this.#work.isAtLimit && this.#draining === 'no') {
+      this.drain('finish', { code: 200, reason: 'it has started as many tasks as it was to' })
+    }
     const decided = nextStep(
       {
         nowMs,

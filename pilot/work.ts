@@ -38,6 +38,10 @@ export interface WorkOptions {
   onChanged: () => void
   /** These ends may mean that the disk is bad. */
   onDiskSuspected: () => void
+  /** Every end, before it is on disk. */
+  onResult?: ((result: Result) => void) | undefined
+  /** Nothing starts beyond so many. */
+  taskLimit?: number | null
 }
 
 export class Work {
@@ -77,6 +81,11 @@ export class Work {
 
   get hasWorked(): boolean {
     return this.counters.tasks_started > 0
+  }
+
+  /** As many tasks were started as this pilot is to start. */
+  get isAtLimit(): boolean {
+    return this.counters.tasks_started >= (this.#options.taskLimit ?? Number.POSITIVE_INFINITY)
   }
 
   /** Unstarted tasks to be named to the dispatcher. */
@@ -167,7 +176,7 @@ export class Work {
     if (!mayStart()) return
     const whole = this.#whole()
     // Outputs that are being stored take no core, but there is an end to how many may pile up.
-    while (this.#running.size < 4 * whole.cores + 16) {
+    while (this.#running.size < 4 * whole.cores + 16 && !this.isAtLimit) {
       const nowMs = clock.monotonicMs()
       const lease = nextToStart(leases.held, freeShape(whole, this.#busy()), timeLeft.leftMs, nowMs)
       if (!lease) return
@@ -209,6 +218,7 @@ export class Work {
     this.counters.cpu_ms += result.cpuMs
     this.counters.core_ms += result.wallMs * lease.needs.cores
     this.#unacknowledged.set(attempt.path, attempt)
+    this.#options.onResult?.(result)
     failpoint('outputs.stored')
     await outbox.add(result)
     failpoint('outbox.written')

@@ -1,0 +1,137 @@
+/**
+ * What was seen since the last tick, taken into the state: end records of pilots, and the batch system's queue. Each
+ * record counts once, however often it is seen. Changes the state it is given and nothing else.
+ */
+import { hasOutlived, hereScope, judgeEnd, type Moment, prove, strike, strikeNode } from './back-off.ts'
+import type { EndRecord } from './end-record.ts'
+import { judgeCanary, learn, noteVanished } from './nodes.ts'
+import type { SiteFile } from './site-file.ts'
+import { kindOfStart, type Started, type State } from './state.ts'
+
+/** A job of ours as the batch system knows it, or a process. */
+export interface QueuedJob {
+  jobId: string
+  /** The id of its submission, from its name. */
+  id: string
+  state: 'queued' | 'running'
+  /** Nodes that it runs on. */
+  nodes: string[]
+  /** Why it waits, in the batch system's word. */
+  reason: string
+}
+
+/** After this a submission whose answer was never written down, and which the queue does not know, did not happen. */
+export const UNANSWERED_MS = 120_000
+/** An end record may be this much later to be seen than the job's absence from the queue (NFS keeps names that long). */
+const LATE_RECORD_MS = 120_000
+const HOUR_MS = 3_600_000
+const MOST_ABSORBED = 2000
+
+/** @returns what to say of it */
+export function onEndRecord(
+  state: State,
+  site: SiteFile,
+  file: string,
+  end: EndRecord,
+  moment: Moment,
+): { event: string; detail: string } | null {
+  if (state.absorbed.includes(file)) return null
+  state.absorbed = [...state.absorbed, file].slice(-MOST_ABSORBED)
+  const start = end.start === null ? undefined : state.pilots[end.start]
+  const kind = start?.kind ?? (end.start === null ? '' : kindOfStart(end.start))
+  if (!Object.hasOwn(site.kinds, kind))
+    return { event: 'pilot.ofOthers', detail: `${end.pilot}: ${end.code} ${end.reason}` }
+  const known = start ?? unknownStart(end, kind, site, moment.nowMs)
+  const account = known.account ?? ''
+  state.usedMs[account] = (state.usedMs[account] ?? 0) + end.livedMs
+  let detail = `${end.pilot} on ${end.node}: ${end.code} ${end.reason}`
+  if (known.canaryOf === end.node) detail += `; ${judgeCanary(state, site, end.node, end, moment.nowMs)}`
+  else {
+    const latched = learn(state, site, kind, end, moment.nowMs)
+    if (latched) detail += `; the node is latched: ${latched}`
+    judgeEnd(state, site, known, end, moment)
+  }
+  if (start && ++start.ended >= start.nodes) delete state.pilots[start.id]
+  return { event: 'pilot.ended', detail }
+}
+
+/** The pilot of a submission that this state does not know (any more). */
+function unknownStart(end: EndRecord, kind: string, site: SiteFile, nowMs: number): Started {
+  const beganMs = nowMs - end.livedMs
+  return {
+    ...{ id: end.start ?? '', kind, account: site.kinds[kind]!.account, nodes: 1, timeMs: 0, submittedAtMs: beganMs },
+    ...{ because: 'proven', canaryOf: null, jobId: end.job, state: 'running', runningSinceMs: beganMs },
+    ...{ missingSinceMs: null, nodeNames: [end.node], ended: 0 },
+  }
+}
+
+/** @returns what to say of it */
+export function onQueue(state: State, site: SiteFile, jobs: readonly QueuedJob[], { nowMs }: Moment): string[] {
+  const said: string[] = []
+  const byId = new Map(jobs.map((job) => [job.id, job]))
+  state.lookedAtMs = nowMs
+  for (const start of Object.values(state.pilots)) {
+    const job = byId.get(start.id)
+    if (job) {
+      if (start.jobId === null) said.push(`${start.id}: found again as job ${job.jobId}`)
+      start.jobId = job.jobId
+      start.missingSinceMs = null
+      if (job.nodes.length > 0) start.nodeNames = job.nodes
+      if (job.state === 'running') start.runningSinceMs ??= nowMs
+      start.state = job.state
+    } else if (start.state !== 'submitting' || nowMs - start.submittedAtMs > UNANSWERED_MS)
+      start.missingSinceMs ??= nowMs
+  }
+  for (const job of jobs) {
+    const kind = kindOfStart(job.id)
+    if (Object.hasOwn(state.pilots, job.id) || !Object.hasOwn(site.kinds, kind)) continue
+    // The state file was lost, or belongs to a tick that died before it wrote even its intent.
+    said.push(`${job.id}: job ${job.jobId} is taken over`)
+    state.pilots[job.id] = {
+      ...{ id: job.id, kind, account: site.kinds[kind]!.account, nodes: Math.max(1, job.nodes.length) },
+      ...{ timeMs: site.kinds[kind]!.time, submittedAtMs: nowMs, because: 'proven', canaryOf: null, jobId: job.jobId },
+      ...{ state: job.state, runningSinceMs: job.state === 'running' ? nowMs : null, missingSinceMs: null },
+      ...{ nodeNames: job.nodes, ended: 0 },
+    }
+  }
+  return said
+}
+
+/** What follows from time alone: pilots that outlived the fizzle time, that vanished, and what is too old to matter. */
+export function onTime(state: State, site: SiteFile, moment: Moment): string[] {
+  const said: string[] = []
+  const { nowMs } = moment
+  for (const start of Object.values(state.pilots)) {
+    if (!Object.hasOwn(site.kinds, start.kind)) continue
+    if (hasOutlived(start, site, nowMs) && start.canaryOf === null)
+      prove(state, site, start.kind, start.runningSinceMs!)
+    if (start.missingSinceMs === null || nowMs - start.missingSinceMs < LATE_RECORD_MS) continue
+    delete state.pilots[start.id]
+    said.push(onVanished(state, site, start, moment))
+  }
+  state.submissions = state.submissions.filter((at) => nowMs - at < HOUR_MS)
+  state.calls = state.calls.filter((at) => nowMs - at < HOUR_MS)
+  for (const [key, { untilMs }] of Object.entries(state.scopes)) {
+    // Long over: another such end would be a first one again.
+    if (nowMs - untilMs > 24 * HOUR_MS) delete state.scopes[key]
+  }
+  return said
+}
+
+/** Gone from the queue, and not all of its pilots left a record: killed, or never came to life. */
+function onVanished(state: State, site: SiteFile, start: Started, moment: Moment): string {
+  const missing = start.nodes - start.ended
+  const livedMs = start.runningSinceMs === null ? 0 : start.missingSinceMs! - start.runningSinceMs
+  if (start.jobId === null) return `${start.id}: was never submitted`
+  const account = start.account ?? ''
+  state.usedMs[account] = (state.usedMs[account] ?? 0) + missing * livedMs
+  const what = `${start.id} (job ${start.jobId}): ${missing} pilots ended without a word`
+  if (start.canaryOf !== null || livedMs >= site.fizzle || start.ended > 0) return what
+  const blow = { code: 700, reason: 'ended young and without a word', startedAtMs: start.submittedAtMs }
+  const [node] = start.nodeNames
+  if (start.nodeNames.length === 1 && noteVanished(state, node!)) {
+    strikeNode(state, site, start.kind, node!, { ...blow, code: 500 }, moment)
+  }
+  strike(state, hereScope(start.kind), blow, site, moment)
+  return what
+}

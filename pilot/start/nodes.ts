@@ -1,0 +1,148 @@
+/**
+ * Black holes: nodes that fail, or finish far faster, than others do the same work. Compared per step, because only there
+ * are run times alike; against the other nodes of the site, because a step that fails everywhere is no node's fault.
+ * Latched: an average that recovers while a node stands idle proves nothing; only a canary, a pilot with a few tasks,
+ * opens it again. Changes the state it is given and nothing else.
+ */
+import { type EndRecord, median } from './end-record.ts'
+import type { SiteFile } from './site-file.ts'
+import type { NodeWork, State } from './state.ts'
+
+/** Half-width of the interval in standard deviations: 99 % on either side (E. B. Wilson, 1927). */
+const Z = 2.33
+/** However well others do, a node that fails less than this is no black hole. */
+const LEAST_FAILING = 0.2
+const FORGET_AFTER_MS = 86_400_000
+const LONGEST_LATCH_MS = 24 * 3_600_000
+/** Steps and nodes remembered: those heard of last. */
+const MOST_WORK = 64
+/** Ends in a row, young and without a word, that ban a node. */
+const VANISHED_IN_A_ROW = 2
+
+/** The least and the most that a share of `failed` in `total` may truly be, by Wilson's score interval. */
+export function shareBounds(failed: number, total: number): { least: number; most: number } {
+  if (total === 0) return { least: 0, most: 1 }
+  const share = failed / total
+  const z2 = Z * Z
+  const middle = (share + z2 / (2 * total)) / (1 + z2 / total)
+  const half = (Z * Math.sqrt((share * (1 - share)) / total + z2 / (4 * total * total))) / (1 + z2 / total)
+  return { least: Math.max(0, middle - half), most: Math.min(1, middle + half) }
+}
+
+type Sample = Pick<NodeWork, 'done' | 'failed' | 'medianMs'>
+type Limits = SiteFile['nodes']
+
+/** Why this node's work looks like a black hole's beside that of the others; null where it does not, or too little is known. */
+export function suspicion(own: Sample, others: readonly Sample[], limits: Limits): string | null {
+  const total = own.done + own.failed
+  const known = others.filter(({ done, failed }) => done + failed >= limits.leastTasks)
+  if (total < limits.leastTasks || known.length === 0) return null
+  const failed = known.reduce((sum, one) => sum + one.failed, 0)
+  const all = known.reduce((sum, one) => sum + one.done + one.failed, 0)
+  const bar = Math.max(LEAST_FAILING, shareBounds(failed, all).most)
+  if (shareBounds(own.failed, total).least > bar) {
+    return `${own.failed} of ${total} tasks failed here, ${failed} of ${all} elsewhere`
+  }
+  const usual = median(
+    known.flatMap(({ done, medianMs }) => (medianMs !== null && done >= limits.leastTasks ? [medianMs] : [])),
+  )
+  if (
+    usual !== null &&
+    own.medianMs !== null &&
+    own.done >= limits.leastTasks &&
+    own.medianMs * limits.timesFaster < usual
+  ) {
+    return `tasks end after ${Math.round(own.medianMs)} ms here, after ${Math.round(usual)} ms elsewhere`
+  }
+  return null
+}
+
+/** Takes a pilot's work into account, and latches its node where it stands out. @returns why, where it was latched now */
+export function learn(state: State, site: SiteFile, kind: string, end: EndRecord, nowMs: number): string | null {
+  delete state.vanished[end.node]
+  forget(state, nowMs)
+  let found: string | null = null
+  for (const [work, sample] of Object.entries(end.work)) {
+    state.work[work] ??= {}
+    const nodes = state.work[work]
+    nodes[end.node] = together(nodes[end.node], sample, nowMs)
+    found ??= suspicion(nodes[end.node]!, othersOf(state, work, end.node), site.nodes)
+  }
+  if (found === null || Object.hasOwn(state.latches, end.node)) return null
+  state.latches[end.node] = { sinceMs: nowMs, untilMs: nowMs + site.nodes.latch, times: 1, kind, reason: found }
+  return found
+}
+
+function othersOf(state: State, work: string, node: string): NodeWork[] {
+  return Object.entries(state.work[work] ?? {}).flatMap(([name, sample]) =>
+    name === node || Object.hasOwn(state.latches, name) ? [] : [sample],
+  )
+}
+
+function together(known: NodeWork | undefined, sample: Sample, nowMs: number): NodeWork {
+  if (!known) return { ...sample, atMs: nowMs }
+  const done = known.done + sample.done
+  const both = known.medianMs !== null && sample.medianMs !== null
+  const medianMs = both
+    ? (known.medianMs! * known.done + sample.medianMs! * sample.done) / Math.max(1, done)
+    : (known.medianMs ?? sample.medianMs)
+  return { done, failed: known.failed + sample.failed, medianMs, atMs: nowMs }
+}
+
+function forget(state: State, nowMs: number): void {
+  for (const [work, nodes] of Object.entries(state.work)) {
+    for (const [node, { atMs }] of Object.entries(nodes)) if (nowMs - atMs > FORGET_AFTER_MS) delete nodes[node]
+    if (Object.keys(nodes).length === 0) delete state.work[work]
+  }
+  const lastOf = (work: string) => Math.max(...Object.values(state.work[work]!).map(({ atMs }) => atMs))
+  const oldest = Object.keys(state.work).sort((a, b) => lastOf(b) - lastOf(a))
+  for (const work of oldest.slice(MOST_WORK)) delete state.work[work]
+}
+
+/** A canary came back: released where it did its tasks as others do, latched for longer where not. @returns what became of it */
+export function judgeCanary(state: State, site: SiteFile, node: string, end: EndRecord, nowMs: number): string {
+  const latch = state.latches[node]
+  if (!latch) return 'no latch'
+  const tasks = Object.values(end.work).reduce((sum, { done, failed }) => sum + done + failed, 0)
+  if (tasks === 0 && end.code < 500) {
+    latch.untilMs = nowMs + site.nodes.latch / 4
+    return 'undecided: the canary found no work'
+  }
+  const strict = { ...site.nodes, leastTasks: 1 }
+  const bad = Object.entries(end.work).flatMap(([work, sample]) => {
+    if (sample.failed > sample.done) return [`${sample.failed} of ${sample.failed + sample.done} tasks failed again`]
+    const others = othersOf(state, work, node).map((other) => ({ ...other, failed: 0 }))
+    return suspicion({ ...sample, failed: 0 }, others, strict) ?? []
+  })[0]
+  if (bad === undefined && tasks > 0) {
+    delete state.latches[node]
+    // What it did while it was bad must not latch it again.
+    for (const nodes of Object.values(state.work)) delete nodes[node]
+    return 'released'
+  }
+  latch.times++
+  latch.reason = bad ?? `${end.code} ${end.reason}`
+  latch.untilMs = nowMs + Math.min(LONGEST_LATCH_MS, site.nodes.latch * 2 ** Math.min(latch.times - 1, 10))
+  return `latched on: ${latch.reason}`
+}
+
+/** A pilot of this node ended young and said nothing. @returns whether that happened often enough to ban the node */
+export function noteVanished(state: State, node: string): boolean {
+  const count = (state.vanished[node] ?? 0) + 1
+  state.vanished[node] = count
+  return count >= VANISHED_IN_A_ROW
+}
+
+/** Nodes that no pilot is to be sent to, the latest findings first, and how many more there are. */
+export function excludedNodes(state: State, site: SiteFile, nowMs: number): { nodes: string[]; more: number } {
+  const found = new Map<string, number>()
+  for (const [node, { sinceMs }] of Object.entries(state.latches)) found.set(node, sinceMs)
+  for (const [key, { sinceMs, untilMs }] of Object.entries(state.scopes)) {
+    if (key.startsWith('node:') && nowMs < untilMs) found.set(key.slice('node:'.length), sinceMs)
+  }
+  const nodes = [...found].sort(([, a], [, b]) => b - a).map(([node]) => node)
+  return {
+    nodes: nodes.slice(0, site.nodes.mostExcluded).sort(),
+    more: Math.max(0, nodes.length - site.nodes.mostExcluded),
+  }
+}

@@ -1,0 +1,102 @@
+/**
+ * Starting by Slurm: sbatch with the script on standard input, squeue once for all jobs, scancel for waiting ones. The
+ * id of each submission is the job's name, `indraft:<id>`: what a dead tick submitted is found by it.
+ */
+import { join } from 'node:path'
+import { execa } from 'execa'
+import type { QueuedJob } from './absorb.ts'
+import type { Start } from './decide.ts'
+import { expandNodeList } from './node-list.ts'
+import { pilotWords, type SiteFile } from './site-file.ts'
+import { NotStarted, type Starter } from './tick.ts'
+
+const TIMEOUT_MS = 60_000
+const NAME = 'indraft:'
+/** Slurm answers such before it has taken the job; whatever else goes wrong leaves open whether it was taken. */
+const REFUSED = /error: (Batch job submission failed|Unable to allocate|Invalid|.*[Ii]nvalid|.*unrecognized option)/
+const UNKNOWN = /timed out|Unable to contact|Connection|Zero Bytes|rate limit/i
+
+export function slurmStarter(site: SiteFile, folders: { ends: string; logs: string; stopFile: string }): Starter {
+  return {
+    async queue() {
+      const { stdout } = await execa('squeue', ['--me', '-h', '-o', '%i|%j|%T|%N|%r'], { timeout: TIMEOUT_MS })
+      return readQueue(stdout)
+    },
+    async start(order) {
+      const args = sbatchWords(site, order, folders.logs)
+      const result = await execa('sbatch', args, {
+        input: batchScript(site, order, folders),
+        timeout: TIMEOUT_MS,
+        reject: false,
+      })
+      const said = `${result.stderr}`.trim().slice(0, 300)
+      if (result.code === 'ENOENT') throw new NotStarted('there is no sbatch on this machine')
+      if (result.exitCode !== 0 || result.failed) {
+        const isCertain = REFUSED.test(said) && !UNKNOWN.test(said)
+        throw isCertain ? new NotStarted(said) : new Error(said || result.shortMessage)
+      }
+      return result.stdout.trim().split(';')[0]!
+    },
+    async withdraw(starts) {
+      const ids = starts.flatMap(({ jobId }) => jobId ?? [])
+      await execa('scancel', ['--state=PENDING', ...ids], { timeout: TIMEOUT_MS })
+    },
+  }
+}
+
+/** The lines of `squeue -o '%i|%j|%T|%N|%r'`. */
+export function readQueue(text: string): QueuedJob[] {
+  return text.split('\n').flatMap((line): QueuedJob[] => {
+    const [jobId = '', name = '', state = '', nodes = '', reason = ''] = line.split('|')
+    if (!name.startsWith(NAME)) return []
+    const isRunning = !/^(PENDING|REQUEUED|REQUEUE_HOLD|SPECIAL_EXIT)$/.test(state)
+    return [
+      {
+        jobId,
+        id: name.slice(NAME.length),
+        state: isRunning ? 'running' : 'queued',
+        nodes: isRunning ? expandNodeList(nodes) : [],
+        reason,
+      },
+    ]
+  })
+}
+
+/** Minutes, rounded down, at least one, as sbatch takes them. */
+const minutes = (ms: number) => String(Math.max(1, Math.floor(ms / 60_000)))
+
+export function sbatchWords(site: SiteFile, order: Start, logFolder: string): string[] {
+  const kind = site.kinds[order.kind]!
+  return [
+    ...['--parsable', `--job-name=${NAME}${order.id}`, `--nodes=${order.nodes}`, `--time=${minutes(order.timeMs)}`],
+    ...['--no-requeue', '--signal=USR1@300', '--open-mode=append', `--output=${join(logFolder, '%x.log')}`],
+    ...(kind.account === null ? [] : [`--account=${kind.account}`]),
+    ...kind.sbatch,
+    ...(order.exclude.length > 0 ? [`--exclude=${order.exclude.join(',')}`] : []),
+    ...(order.canaryOf === null ? [] : [`--nodelist=${order.canaryOf}`]),
+  ]
+}
+
+/** Words of `indraft-pilot run` for one start; the same for either starter. */
+export function runWords(site: SiteFile, order: Start, folders: { ends: string; stopFile: string }): string[] {
+  return [
+    ...site.command,
+    'run',
+    ...['--credential', site.credential, '--end-folder', folders.ends, '--start-id', order.id],
+    ...['--stop-file', folders.stopFile],
+    ...pilotWords(site, order.kind),
+    ...(order.canaryOf === null ? [] : ['--task-limit', String(site.nodes.canaryTasks)]),
+  ]
+}
+
+const quoted = (word: string) => (/^[\w./:=@,+-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`)
+
+/** One pilot on each node of the job; a step of its own, because Slurm's signals reach steps and not the script. */
+export function batchScript(site: SiteFile, order: Start, folders: { ends: string; stopFile: string }): string {
+  const words = runWords(site, order, folders).map(quoted).join(' ')
+  return `#!/bin/bash
+# Written by \`indraft-pilot start\`. A job that is submitted with --export=NONE hands that on to srun.
+export SLURM_EXPORT_ENV=ALL
+exec srun --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --mem=0 --kill-on-bad-exit=0 ${words}
+`
+}

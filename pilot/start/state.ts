@@ -1,0 +1,95 @@
+/**
+ * What the vacuum remembers from one tick to the next: pilots it started, back-offs, nodes it avoids, how fast each
+ * node did its work, and what it has used up. One JSON file, replaced by rename; schema and shape in one place.
+ */
+import { z } from 'zod'
+import { demandedSchema } from '../../shared/protocol/messages.ts'
+
+const count = z.number().int().min(0)
+const atMs = z.number()
+
+/** One submission: `nodes` pilots, one job or process. */
+export const startedSchema = z.object({
+  /** `<kind>.<8 hex digits>`; the job carries it, so that it is found again when its number was not written down. */
+  id: z.string(),
+  kind: z.string(),
+  account: z.string().nullable(),
+  nodes: z.number().int().min(1),
+  /** What was asked of the batch system. */
+  timeMs: z.number(),
+  submittedAtMs: atMs,
+  /** Why it was started: on the relay's word, alone after a back-off, beside proven ones, or on a latched node. */
+  because: z.enum(['demand', 'probe', 'proven', 'canary']),
+  /** The latched node that it tries. */
+  canaryOf: z.string().nullable(),
+  /** Null until the batch system's answer was written down. */
+  jobId: z.string().nullable(),
+  state: z.enum(['submitting', 'queued', 'running']),
+  runningSinceMs: atMs.nullable(),
+  /** Not in the queue any more; its pilots' end records may still come. */
+  missingSinceMs: atMs.nullable(),
+  nodeNames: z.array(z.string()),
+  /** End records that came. */
+  ended: count,
+})
+export type Started = z.infer<typeof startedSchema>
+
+/** Why a scope is closed, and until when. */
+export const scopeSchema = z.object({
+  strikes: z.number().int().min(1),
+  sinceMs: atMs,
+  untilMs: atMs,
+  code: z.number().int(),
+  reason: z.string(),
+  /** A relay that says "there is work" overrides it. */
+  isLiftable: z.boolean(),
+})
+export type Scope = z.infer<typeof scopeSchema>
+
+/** A black hole: excluded until a canary comes back well. */
+export const latchSchema = z.object({
+  sinceMs: atMs,
+  /** No canary before. */
+  untilMs: atMs,
+  times: z.number().int().min(1),
+  kind: z.string(),
+  reason: z.string(),
+})
+export type Latch = z.infer<typeof latchSchema>
+
+export const nodeWorkSchema = z.object({ done: count, failed: count, medianMs: z.number().nullable(), atMs })
+export type NodeWork = z.infer<typeof nodeWorkSchema>
+
+export const stateSchema = z.object({
+  version: z.literal(1),
+  pilots: z.record(z.string(), startedSchema),
+  /** `class:<match>`, `here:<kind>`, `node:<name>`. */
+  scopes: z.record(z.string(), scopeSchema),
+  latches: z.record(z.string(), latchSchema),
+  /** By `campaign/step`, then node. */
+  work: z.record(z.string(), z.record(z.string(), nodeWorkSchema)),
+  /** Pilots of a node in a row that ended young and without a word. */
+  vanished: z.record(z.string(), count),
+  /** Names of end records that are counted and may still lie there. */
+  absorbed: z.array(z.string()),
+  demand: z.object({ askedAtMs: atMs, answer: demandedSchema.nullable() }).nullable(),
+  lookedAtMs: atMs.nullable(),
+  /** Times within the last hour. */
+  submissions: z.array(atMs),
+  calls: z.array(atMs),
+  /** Node-milliseconds of pilots that are over, by account. */
+  usedMs: z.record(z.string(), z.number()),
+  tidiedAtMs: atMs,
+})
+export type State = z.infer<typeof stateSchema>
+
+export function emptyState(): State {
+  return {
+    ...{ version: 1, pilots: {}, scopes: {}, latches: {}, work: {}, vanished: {}, absorbed: [], demand: null },
+    ...{ lookedAtMs: null, submissions: [], calls: [], usedMs: {}, tidiedAtMs: 0 },
+  }
+}
+
+export function kindOfStart(id: string): string {
+  return id.slice(0, id.lastIndexOf('.'))
+}

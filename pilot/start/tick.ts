@@ -1,0 +1,163 @@
+/**
+ * One tick: take the lock, read what happened, decide, do, write down. It may die anywhere: an order is written down
+ * before it is given, with a name that the batch system keeps, so the next tick finds what this one did not record.
+ * Knows no file and no Slurm: those come as ports, which the simulation replaces by a site in memory.
+ */
+import type { Log } from '../../shared/log.ts'
+import type { Message, OfferEntry } from '../../shared/protocol/messages.ts'
+import { onEndRecord, onQueue, onTime, type QueuedJob } from './absorb.ts'
+import { type Decision, decide, offerOf, type Start, shouldAsk, shouldLook } from './decide.ts'
+import type { EndRecord } from './end-record.ts'
+import type { SiteFile } from './site-file.ts'
+import type { Started, State } from './state.ts'
+
+/** What starts pilots: Slurm, or processes of this machine. */
+export interface Starter {
+  /** Jobs of this vacuum that wait or run. One Slurm call. Throws where the batch system does not answer. */
+  queue(): Promise<QueuedJob[]>
+  /** One Slurm call. @returns the job's id. Throws NotStarted where it is certain that nothing was started. */
+  start(order: Start): Promise<string>
+  /** One Slurm call for all. */
+  withdraw(starts: readonly Started[]): Promise<void>
+}
+
+/** Refused: nothing was started. Any other error leaves open whether something was. */
+export class NotStarted extends Error {}
+
+export interface Ports {
+  /** @returns null where another tick runs */
+  lock(): Promise<{ isHeld(): Promise<boolean>; release(): Promise<void> } | null>
+  readState(): Promise<State>
+  /** Durable when it resolves, and never half. */
+  writeState(state: State): Promise<void>
+  endRecords(): Promise<{ file: string; record: EndRecord | null }[]>
+  removeEndRecords(files: readonly string[]): Promise<void>
+  /** @returns null where nobody answers */
+  ask(offer: OfferEntry[]): Promise<Message<'demanded'> | null>
+  isStopped(): Promise<boolean>
+  /** Removes old logs; once an hour. */
+  tidy(): Promise<void>
+  starter: Starter
+  nowMs(): number
+  random(): number
+  /** Eight hexadecimal digits, never twice. */
+  newId(): string
+}
+
+export type TickOutcome = { outcome: 'busy' } | { outcome: 'done'; decision: Decision; state: State; errors: string[] }
+
+const HOUR_MS = 3_600_000
+
+/** With `isDry` it looks and decides the same, and changes nothing: no file, no job. */
+export async function tick(site: SiteFile, ports: Ports, log: Log, isDry = false): Promise<TickOutcome> {
+  if (isDry) return await runTick(site, ports, log, true, async () => true)
+  const lock = await ports.lock()
+  if (!lock) return { outcome: 'busy' }
+  try {
+    return await runTick(site, ports, log, false, () => lock.isHeld())
+  } finally {
+    await lock.release()
+  }
+}
+
+async function runTick(
+  site: SiteFile,
+  ports: Ports,
+  log: Log,
+  isDry: boolean,
+  isHeld: () => Promise<boolean>,
+): Promise<TickOutcome> {
+  const { starter } = ports
+  const state = await ports.readState()
+  const moment = { nowMs: ports.nowMs(), random: ports.random }
+  const errors: string[] = []
+  const save = async () => {
+    if (!isDry) await ports.writeState(state)
+  }
+  const countCall = () => {
+    if (site.starter === 'slurm') state.calls.push(moment.nowMs)
+  }
+  const failed = (what: string, error: unknown) => {
+    const detail = `${what}: ${(error as Error).message}`
+    errors.push(detail)
+    log.warn({ detail }, 'vacuum.stepFailed')
+  }
+
+  const found = await ports.endRecords()
+  for (const { file, record } of found) {
+    const said = record === null ? null : onEndRecord(state, site, file, record, moment)
+    if (said) log.info({ detail: said.detail, file }, said.event)
+  }
+  if (found.length > 0 && !isDry) {
+    // Counted first, removed then: whoever dies in between finds them counted.
+    await save()
+    await ports.removeEndRecords(found.map(({ file }) => file))
+    state.absorbed = []
+  }
+
+  const isStopped = await ports.isStopped()
+  if (!isStopped && shouldAsk(state, site, moment.nowMs)) {
+    const answer = await ports.ask(offerOf(site)).catch(() => null)
+    state.demand = { askedAtMs: moment.nowMs, answer }
+  }
+  if (shouldLook(state, site, moment.nowMs)) {
+    countCall()
+    try {
+      for (const detail of onQueue(state, site, await starter.queue(), moment)) log.info({ detail }, 'job.found')
+    } catch (error) {
+      failed('the queue could not be read', error)
+      state.lookedAtMs = moment.nowMs
+    }
+  }
+  for (const detail of onTime(state, site, moment)) log.warn({ detail }, 'pilot.vanished')
+
+  const decision = decide(state, site, moment, { isStopped, newId: ports.newId })
+  for (const why of decision.why) log.info({ why }, 'vacuum.decided')
+  if (isDry) return { outcome: 'done', decision, state, errors }
+
+  for (const order of decision.starts) {
+    if (!(await isHeld())) {
+      errors.push('the lock was taken over: nothing more is started')
+      return { outcome: 'done', decision, state, errors }
+    }
+    // Written down before it is given.
+    state.pilots[order.id] = orderedPilot(order, site, moment.nowMs)
+    state.submissions.push(moment.nowMs)
+    countCall()
+    await save()
+    try {
+      const jobId = await starter.start(order)
+      Object.assign(state.pilots[order.id]!, { jobId, state: 'queued' })
+      log.info({ start: order.id, jobId, nodes: order.nodes, because: order.because }, 'pilot.started')
+    } catch (error) {
+      failed(`${order.id} could not be started`, error)
+      if (error instanceof NotStarted) delete state.pilots[order.id]
+      break
+    } finally {
+      await save()
+    }
+  }
+  if (decision.withdraw.length > 0) {
+    countCall()
+    try {
+      await starter.withdraw(decision.withdraw)
+      for (const { id } of decision.withdraw) if (state.pilots[id]) state.pilots[id].missingSinceMs = moment.nowMs
+      log.info({ starts: decision.withdraw.map(({ id }) => id) }, 'job.withdrawn')
+    } catch (error) {
+      failed('waiting jobs could not be withdrawn', error)
+    }
+  }
+  if (moment.nowMs - state.tidiedAtMs > HOUR_MS) {
+    state.tidiedAtMs = moment.nowMs
+    await ports.tidy().catch((error) => failed('old logs could not be removed', error))
+  }
+  await save()
+  return { outcome: 'done', decision, state, errors }
+}
+
+function orderedPilot({ id, kind, nodes, timeMs, because, canaryOf }: Start, site: SiteFile, nowMs: number): Started {
+  return {
+    ...{ id, kind, account: site.kinds[kind]!.account, nodes, timeMs, submittedAtMs: nowMs, because, canaryOf },
+    ...{ jobId: null, state: 'submitting', runningSinceMs: null, missingSinceMs: null, nodeNames: [], ended: 0 },
+  }
+}
