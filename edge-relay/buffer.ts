@@ -8,12 +8,23 @@
  */
 import type { Clock } from '../shared/clock.ts'
 import { IndraftError } from '../shared/errors.ts'
+import { pack } from '../shared/protocol/codec.ts'
 import type { Grant, LeasePart, Result } from '../shared/protocol/messages.ts'
 import type { BundleBody, Needs, Signed } from '../shared/protocol/work.ts'
-import { containsIndex, countRanges, formatRanges, parseRanges, type Span, subtractRanges } from '../shared/ranges.ts'
-import { digestOf, readBundle, readTemplate } from '../shared/signing.ts'
+import {
+  containsIndex,
+  countRanges,
+  formatRanges,
+  indices,
+  parseRanges,
+  rangesOf,
+  type Span,
+  subtractRanges,
+} from '../shared/ranges.ts'
+import { readBundle, readTemplate } from '../shared/signing.ts'
 import { Capabilities } from './capabilities.ts'
 import type { Journal, JournalContent, LeaseRow, SubLeaseRow } from './journal.ts'
+import { asRefusal, Steps, templateName } from './steps.ts'
 
 /** Of the fences of an attempt, the one this relay gave. */
 export const OWN_HOP = 1
@@ -56,18 +67,6 @@ export function attemptName(attempt: { campaign: string; step: string; index: nu
   return `${attempt.campaign}/${attempt.step}/${attempt.index}/${attempt.fences.join('.')}`
 }
 
-/** First 16 digits of a template's digest, however it was written. */
-export function templateName(digest: string): string {
-  return digest.replace(/^sha256:/, '').slice(0, 16)
-}
-
-/** Of the newest run time in the running mean of a step. */
-const NEWEST_WEIGHT = 0.1
-/** Run times of so many steps are remembered when nothing of them is held. */
-const MOST_STEPS = 1000
-/** Longer than any pull stays open: a pull that named a template as known may be answered without it. */
-const TEMPLATE_KEPT_MS = 10 * 60_000
-
 const leaseKey = (bundle: string, fence: number) => `${bundle}#${fence}`
 
 export interface RefusedGrant {
@@ -75,23 +74,16 @@ export interface RefusedGrant {
   why: IndraftError | null
 }
 
-function asRefusal(error: unknown): IndraftError {
-  return error instanceof IndraftError ? error : new IndraftError('message.invalid', undefined, { cause: error })
-}
-
 export class Buffer {
   /** Of the leases here, and of those that may still have results to come. */
   readonly capabilities: Capabilities
+  /** Templates and run times. */
+  readonly steps: Steps
   readonly #journal: Journal
   readonly #clock: Clock
   readonly #leases = new Map<string, Lease>()
   readonly #subLeases = new Map<number, SubLease>()
   readonly #bySession = new Map<string, Set<SubLease>>()
-  readonly #templates: Map<string, Signed>
-  readonly #unusedSinceMs = new Map<string, number>()
-  /** What a task of a step is expected to take: as it went here; until one ended, as the last grant said. */
-  readonly #estimates = new Map<string, number>()
-  readonly #observed = new Map<string, number>()
   #lastFence: number
   #lastArrival = 0
   /** There may be something to give out that was not there before. */
@@ -102,27 +94,39 @@ export class Buffer {
   constructor(journal: Journal, clock: Clock, kept: JournalContent) {
     this.#journal = journal
     this.#clock = clock
-    this.#templates = kept.templates
+    this.steps = new Steps(journal, clock, kept.templates)
     this.capabilities = new Capabilities(journal, kept)
     this.#lastFence = journal.meta<number>('lastFence') ?? 0
-    for (const { row, grant } of kept.leases) {
+    for (const one of kept.leases) this.#takeUp(one.row, one.grant)
+    for (const row of kept.past) {
+      const lease = this.#leases.get(leaseKey(row.bundle, row.above))
+      const tasks = readRanges(row.tasks)
+      if (lease && tasks) lease.past.set(row.fence, tasks)
+    }
+    for (const row of kept.subLeases) {
+      const lease = this.#leases.get(leaseKey(row.bundle, row.above))
+      const [tasks, started] = [readRanges(row.tasks), readRanges(row.started)]
+      // Without its lease a result under it goes up unjudged, which is all there is to do for it.
+      if (!lease || !tasks || !started) journal.dropSubLease(row.fence)
+      else this.#index({ ...row, lease, tasks, started, grantedAtMs: clock.monotonicMs() })
+    }
+  }
+
+  /** A lease of before the start. One that cannot be read starves none of the others: central takes it back. */
+  #takeUp(row: LeaseRow, grant: Grant): void {
+    try {
       const lease = this.#readLease(grant, readBundle(grant.bundle), row.arrival)
-      if (!lease) continue
+      if (!lease) throw new IndraftError('message.invalid', `the template ${grant.template} is not here`)
       lease.gone = row.gone
       for (const part of ['free', 'back', 'open'] as const) lease[part] = parseRanges(row[part])
       this.#leases.set(leaseKey(row.bundle, row.fence), lease)
       this.#lastArrival = Math.max(this.#lastArrival, row.arrival)
-    }
-    for (const row of kept.subLeases) {
-      const lease = this.#leases.get(leaseKey(row.bundle, row.above))
-      if (!lease) continue
-      this.#index({
-        ...row,
-        lease,
-        tasks: parseRanges(row.tasks),
-        started: parseRanges(row.started),
-        grantedAtMs: clock.monotonicMs(),
-      })
+    } catch (error) {
+      this.#journal.setAside('lease', leaseKey(row.bundle, row.fence), pack([row, grant]), error)
+      this.#journal.dropLease(row.bundle, row.fence)
+      // Pilots may have parts of it, with results to come.
+      this.capabilities.expectLate(grant.lease, this.#clock.wallMs())
+      this.capabilities.release(grant.lease)
     }
   }
 
@@ -131,18 +135,7 @@ export class Buffer {
    * @returns what was not accepted, and why; null where only the template is not here
    */
   add(grants: readonly Grant[], templates: readonly Signed[]): RefusedGrant[] {
-    const unreadable = new Map<string, IndraftError>()
-    for (const template of templates) {
-      const name = templateName(digestOf(template.bytes))
-      try {
-        readTemplate(template)
-      } catch (error) {
-        unreadable.set(name, asRefusal(error))
-        continue
-      }
-      this.#templates.set(name, template)
-      this.#journal.putTemplate(name, template)
-    }
+    const unreadable = this.steps.take(templates)
     const refused: RefusedGrant[] = []
     for (const grant of grants) {
       if (this.#leases.has(leaseKey(grant.lease.bundle, grant.lease.fences[0]!))) continue
@@ -167,11 +160,11 @@ export class Buffer {
   }
 
   #readLease(grant: Grant, body: BundleBody, arrival: number): Lease | undefined {
-    const template = this.#templates.get(templateName(grant.template))
+    const template = this.steps.template(templateName(grant.template))
     if (!template) return undefined
     const { bundle, campaign, step, fences } = grant.lease
     const tasks = parseRanges(grant.lease.tasks)
-    if (grant.estimateMs !== null) this.#estimates.set(`${campaign}/${step}`, grant.estimateMs)
+    if (grant.estimateMs !== null) this.steps.expect(grant.lease, grant.estimateMs)
     const { needs } = readTemplate(template)
     const { expiresAtMs } = body
     return {
@@ -194,24 +187,7 @@ export class Buffer {
 
   template(lease: Lease): { name: string; template: Signed } {
     const name = templateName(lease.grant.template)
-    return { name, template: this.#templates.get(name)! }
-  }
-
-  templateNames(): string[] {
-    return [...this.#templates.keys()]
-  }
-
-  estimateMs(lease: Lease): number | null {
-    const step = `${lease.campaign}/${lease.step}`
-    return this.#observed.get(step) ?? this.#estimates.get(step) ?? null
-  }
-
-  /** A task went well and took this long, transfers included. */
-  observe(result: Pick<Result, 'campaign' | 'step' | 'wallMs' | 'stageInMs' | 'stageOutMs'>): void {
-    const step = `${result.campaign}/${result.step}`
-    const tookMs = result.wallMs + result.stageInMs + result.stageOutMs
-    const before = this.#observed.get(step)
-    this.#observed.set(step, before === undefined ? tookMs : before + (tookMs - before) * NEWEST_WEIGHT)
+    return { name, template: this.steps.template(name)! }
   }
 
   /** Every lease, oldest first. */
@@ -275,7 +251,10 @@ export class Buffer {
     const lease = part.lease
     const kept = intersect(tasks, part.tasks)
     if (kept.length === 0) return
-    lease.past.set(part.fence, rangesUnion(lease.past.get(part.fence) ?? [], kept))
+    const past = rangesUnion(lease.past.get(part.fence) ?? [], kept)
+    lease.past.set(part.fence, past)
+    const { bundle, fences } = lease
+    this.#journal.putPast({ fence: part.fence, bundle, above: fences[0]!, tasks: formatRanges(past) })
     this.#shrink(part, kept)
     if (lease.gone) lease.open = subtractRanges(lease.open, kept)
     else lease.free = rangesUnion(lease.free, kept)
@@ -317,8 +296,9 @@ export class Buffer {
     return isSame && containsIndex(lease.open, result.index) ? lease : undefined
   }
 
-  /** Whether the attempt's sub-lease was given here and ended without a result. */
+  /** Whether the attempt's sub-lease was given here and ended without a result; believed where the journal lost rows. */
   wasGiven(lease: Lease, result: Pick<Result, 'index' | 'fences'>): boolean {
+    if (this.#journal.hasLost) return true
     return containsIndex(lease.past.get(result.fences[OWN_HOP] ?? 0) ?? [], result.index)
   }
 
@@ -413,27 +393,28 @@ export class Buffer {
     this.capabilities.expectLate(lease, this.#clock.wallMs())
   }
 
-  /** Drops templates that no lease has named for a while, run times of steps long gone, and what opens results too late to come. */
+  /** Drops what no lease has named for a while, and what opens results too late to come. */
   forgetUnused(): void {
     this.capabilities.forgetOld(this.#clock.wallMs())
-    const used = new Set([...this.#leases.values()].map((lease) => templateName(lease.grant.template)))
-    const nowMs = this.#clock.monotonicMs()
-    for (const name of [...this.#templates.keys()]) {
-      if (used.has(name)) {
-        this.#unusedSinceMs.delete(name)
-        continue
-      }
-      const sinceMs = this.#unusedSinceMs.get(name) ?? nowMs
-      this.#unusedSinceMs.set(name, sinceMs)
-      if (nowMs - sinceMs < TEMPLATE_KEPT_MS) continue
-      this.#unusedSinceMs.delete(name)
-      this.#templates.delete(name)
-      this.#journal.dropTemplate(name)
-    }
-    const steps = new Set([...this.#leases.values()].map((lease) => `${lease.campaign}/${lease.step}`))
-    for (const known of [this.#estimates, this.#observed]) {
-      for (const step of known.keys()) if (!steps.has(step) && known.size > MOST_STEPS) known.delete(step)
-    }
+    this.steps.forgetUnused([...this.#leases.values()])
+  }
+
+  /**
+   * Tasks that central waits for although they are nowhere here: neither in the buffer nor at a pilot nor `elsewhere`.
+   * There are none unless the journal lost rows. Those of leases that are gone are simply forgotten.
+   * @param elsewhere whether the result of a task is on its way up
+   */
+  missing(elsewhere: (lease: Lease, index: number) => boolean): { lease: Lease; tasks: number[] }[] {
+    return [...this.#leases.values()].flatMap((lease) => {
+      const held = [...this.#subLeases.values()].filter((part) => part.lease === lease).map((part) => part.tasks)
+      const rest = [lease.free, lease.back, ...held].reduce<Span[]>(subtractRanges, lease.open)
+      const tasks = [...indices(rest)].filter((index) => !elsewhere(lease, index))
+      if (tasks.length === 0) return []
+      if (!lease.gone) return [{ lease, tasks }]
+      lease.open = subtractRanges(lease.open, rangesOf(tasks))
+      this.#save(lease)
+      return []
+    })
   }
 
   #index(part: SubLease): void {
@@ -492,6 +473,14 @@ export class Buffer {
       started: formatRanges(part.started),
     }
     this.#journal.putSubLease(row)
+  }
+}
+
+function readRanges(text: string): Span[] | null {
+  try {
+    return parseRanges(text)
+  } catch {
+    return null
   }
 }
 

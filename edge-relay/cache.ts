@@ -48,6 +48,11 @@ export class Cache {
     return this.#bytes
   }
 
+  /** Of all files together. */
+  get limitBytes(): number {
+    return this.#limitBytes
+  }
+
   /**
    * The file under this key, fetched when it is not here.
    * @param fetch writes it to the path it is given; false where there is no such file
@@ -129,10 +134,15 @@ export class Cache {
     return file
   }
 
+  /** The disk is short of room: about so many bytes of the longest unused go. */
+  async dropOldest(bytes: number): Promise<void> {
+    await this.#evict(undefined, Math.max(0, this.#bytes - bytes))
+  }
+
   /** Readers that have an evicted file open read on: only its name goes. */
-  async #evict(except?: string): Promise<void> {
+  async #evict(except?: string, limitBytes = this.#limitBytes): Promise<void> {
     for (const [name, size] of this.#files) {
-      if (this.#bytes <= this.#limitBytes) return
+      if (this.#bytes <= limitBytes) return
       if (name === except) continue
       this.#files.delete(name)
       this.#bytes -= size

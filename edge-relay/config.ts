@@ -52,7 +52,20 @@ export const relaySettings = {
     min: '1MiB',
     meaning: 'Most that cached files may take; results and outputs on their way up are never dropped.',
   },
+  diskReserve: {
+    type: 'bytes',
+    default: '256MiB',
+    min: '0B',
+    meaning: 'With less than this free no new work and no outputs are taken, so that results still find room.',
+  },
   fileLimit: { type: 'bytes', default: '1TiB', min: '1MiB', meaning: 'The largest file that is taken in or fetched.' },
+  fetchFrom: {
+    type: 'list',
+    default: [],
+    meaning:
+      'Beginnings of the http(s) URLs that images and inputs may come from; empty: any public address. Addresses of private networks are refused unless named here.',
+  },
+  fetchTime: { type: 'duration', default: '2h', min: '1s', meaning: 'One file from outside takes at most this long.' },
   timeScale: {
     type: 'number',
     default: 1,

@@ -29,12 +29,14 @@ import {
 import type { Signed } from '../shared/protocol/work.ts'
 import { countRanges, formatRanges, indices, parseRanges } from '../shared/ranges.ts'
 import { timingsFor } from '../shared/timings.ts'
-import { type Buffer, OWN_HOP, type SubLease } from './buffer.ts'
+import { type Buffer, type Lease, OWN_HOP, type SubLease } from './buffer.ts'
 import type { Cancels } from './cancels.ts'
 import { chooseWork } from './choice.ts'
 import { answerDemand } from './demand.ts'
 import type { Journal, JournalContent } from './journal.ts'
+import { judge } from './judging.ts'
 import type { Outgoing } from './outgoing.ts'
+import { endedHere } from './results.ts'
 import type { Session, Sessions } from './sessions.ts'
 
 const DAY_MS = 86_400_000
@@ -61,6 +63,8 @@ export interface DispatchOptions {
   leaseLeftMs: (leaseMs: number) => number
   /** Central wants this relay empty, or the relay is stopping. */
   isDraining: () => boolean
+  /** There is too little room on the disk for new work. */
+  isDiskFull?: () => boolean
   /** What central would give such nodes now; throws where it does not answer. */
   askCentre?: (offer: OfferEntry[]) => Promise<ReplyTo<'demand'>>
   events?: DispatchEvents
@@ -102,12 +106,13 @@ export class RelayDispatcher implements Dispatcher {
     this.#timings = timingsFor('pilot', options.timeScale)
     this.#events = options.events ?? {}
     this.#replies = options.replies
-    options.buffer.onFreed = () => this.#wake()
+    options.buffer.onFreed = () => this.wake()
   }
 
   async onHello(peer: Peer, hello: Message<'hello'>): Promise<ReplyTo<'hello'>> {
     const { sessions, journal, log, site } = this.#options
     this.#checkSite(peer)
+    journal.noteSeen(hello.seen)
     const facts = hello.nodes[0]
     if (hello.role !== 'pilot')
       throw new IndraftError('message.invalid', 'a relay serves pilots only', { path: 'role' })
@@ -164,6 +169,7 @@ export class RelayDispatcher implements Dispatcher {
 
   async #answerPull(session: Session, pull: Message<'pull'>, pulling: Pulling): Promise<Grants> {
     const { sessions, journal } = this.#options
+    journal.noteSeen(pull.seen)
     this.#heardUpTo(session, pull.processed)
     const verdicts = pull.finished.map((result) => this.#accept(result, session))
     for (const part of pull.returned) this.#takeReturned(session, part)
@@ -206,7 +212,8 @@ export class RelayDispatcher implements Dispatcher {
     return change.signal.aborted
   }
 
-  #wake(): void {
+  /** What waits for work looks again. */
+  wake(): void {
     const waiting = [...this.#waiting.values()]
     this.#waiting.clear()
     for (const wake of waiting) wake()
@@ -227,6 +234,7 @@ export class RelayDispatcher implements Dispatcher {
     const nothing = (reason: Grants['reason']) => ({ grants: [], templates: [], reason, askAgainMs })
     if (this.#options.isDraining() || this.#isStopping || session.state === 'draining') return nothing('draining')
     if (pull.offer.length === 0) return nothing('noWork')
+    if (this.#options.isDiskFull?.()) return nothing('storeFull')
     const knows = new Set(pull.knows)
     const { picked, offerLeft, reason } = chooseWork({
       leases: buffer.leases(),
@@ -236,7 +244,7 @@ export class RelayDispatcher implements Dispatcher {
         .live()
         .filter((other) => other !== session && other.state === 'active')
         .map((other) => other.facts),
-      estimateMs: (lease) => buffer.estimateMs(lease),
+      estimateMs: (lease) => buffer.steps.estimateMs(lease),
       leaseLeftMs: (lease) => leaseLeftMs(lease.grant.leaseMs),
       wallMs: this.#clock.wallMs(),
       templateBytes: (lease) => {
@@ -272,7 +280,7 @@ export class RelayDispatcher implements Dispatcher {
         lease: partOf(part),
         leaseMs: this.#timings.leaseMs,
         tries: Object.fromEntries(tries),
-        estimateMs: buffer.estimateMs(lease),
+        estimateMs: buffer.steps.estimateMs(lease),
         capability: this.#capabilityFor(part),
       }
     })
@@ -296,7 +304,7 @@ export class RelayDispatcher implements Dispatcher {
     this.#checkSite(peer)
     const parts = {
       leases: () => buffer.leases(),
-      estimateMs: (lease: Parameters<typeof buffer.estimateMs>[0]) => buffer.estimateMs(lease),
+      estimateMs: (lease: Lease) => buffer.steps.estimateMs(lease),
       pilots: () => sessions.live().filter(({ state }) => state === 'active'),
       isDraining,
       askCentre: askCentre ?? (() => Promise.reject(new IndraftError('link.noResponder'))),
@@ -315,7 +323,7 @@ export class RelayDispatcher implements Dispatcher {
   /** Takes a result in, and tells what became of it. A success is never turned away. */
   #accept(result: Result, session: Session | null): Verdict {
     const { campaign, step, index, fences, end, reason } = result
-    const verdict = this.#judge(result)
+    const verdict = judge(this.#options, result)
     this.#options.log.info(
       {
         campaign,
@@ -332,45 +340,10 @@ export class RelayDispatcher implements Dispatcher {
     return { campaign, step, index, fences, verdict }
   }
 
-  /**
-   * By the relay's own fence alone. What the relay cannot judge (the lease is gone, or was never here) goes up
-   * unjudged. What it can, goes up once: central knows only its own fence, so of several attempts that this relay made
-   * under one lease it must hear of the one that counts.
-   */
-  #judge(result: Result): Verdict['verdict'] {
-    const { buffer, outgoing } = this.#options
-    if (!isSafeName(result.campaign) || !isSafeName(result.step)) return 'refused'
-    const own = result.fences[OWN_HOP]
-    const part = own === undefined ? undefined : buffer.subLease(own)
-    const isOurs = part !== undefined && buffer.covers(part, result)
-    if (isOurs) buffer.endTask(part, result.index)
-    if (outgoing.knows(result) || outgoing.isWonByOther(result)) return 'duplicate'
-    if (isOurs) {
-      if (result.end === 'done') buffer.observe(result)
-      outgoing.add(result)
-      return 'accepted'
-    }
-    const lease = buffer.leaseOf(result)
-    if (!lease) {
-      outgoing.add(result)
-      return 'stale'
-    }
-    // The task waits here or runs under a newer fence: a late failure changes nothing about that.
-    if (!buffer.wasGiven(lease, result)) return 'refused'
-    if (result.end === 'failed') return 'stale'
-    outgoing.add(result)
-    const { campaign, step, index } = result
-    for (const newer of buffer.supersede(lease, index)) {
-      const fences = [...newer.lease.fences, newer.fence]
-      const attempt = { campaign, step, index, bundle: lease.bundle, fences }
-      this.#options.cancels.add({ kind: 'attempt.cancel', attempt })
-    }
-    return 'accepted'
-  }
-
   async onBeat(peer: Peer, beat: Message<'beat'>): Promise<ReplyTo<'beat'>> {
     const { sessions, buffer, cancels, journal } = this.#options
     const session = this.#session(peer, beat.session)
+    journal.noteSeen(beat.seen)
     this.#heardUpTo(session, beat.processed)
     if (beat.draining && session.state === 'active') sessions.move(session, 'pilot.draining')
     for (const part of beat.started) {
@@ -476,7 +449,12 @@ export class RelayDispatcher implements Dispatcher {
 
   /** Call about every beat: ends silent pilots, takes unconfirmed grants back, forgets what is over. */
   sweep(): void {
-    const { sessions, buffer, cancels, log } = this.#options
+    const { sessions, buffer, cancels, journal, log } = this.#options
+    if (journal.isFull) {
+      // Nobody is heard while nothing can be taken in: that is no evidence of anybody's death.
+      sessions.excuse()
+      return
+    }
     for (const session of sessions.live()) {
       if (sessions.silentFor(session) <= this.#timings.lostAfterMs) continue
       log.warn({ pilot: session.holder, node: session.facts.node, silentMs: sessions.silentFor(session) }, 'pilot.lost')
@@ -498,7 +476,7 @@ export class RelayDispatcher implements Dispatcher {
   /** Answers every waiting pull and grants nothing more. */
   stop(): void {
     this.#isStopping = true
-    this.#wake()
+    this.wake()
   }
 
   /** The session first, so that nothing more is granted to it; then its sub-leases, one by one. */
@@ -521,7 +499,15 @@ export class RelayDispatcher implements Dispatcher {
       { bundle: part.lease.bundle, fence: part.fence, tasks: formatRanges(part.tasks), started: started.length },
       'lease.expired',
     )
-    for (const index of started) this.#accept(lostResult(part, index, session, this.#options.site, why), null)
+    const where = {
+      site: this.#options.site,
+      node: session?.facts.node ?? 'unknown',
+      pilot: session?.holder ?? 'unknown',
+    }
+    const { bundle, campaign, step, fences } = partOf(part)
+    for (const index of started) {
+      this.#accept(endedHere({ campaign, step, index, bundle, fences }, 'node.lost', why, where), null)
+    }
     buffer.takeBack(part, part.tasks)
   }
 
@@ -550,47 +536,21 @@ export class RelayDispatcher implements Dispatcher {
 
   #checkSite(peer: Peer): void {
     if (peer.site !== this.#options.site) throw new IndraftError('site.unknown')
+    // Before anything changes in memory that could not be kept.
+    this.#options.journal.mustHaveRoom()
   }
 
-  /** The journal's incarnation is the store's epoch: an empty journal shows itself at once. */
+  /**
+   * The journal's incarnation is the store's epoch, so an empty journal shows itself at once; its commits are the
+   * sequence, so a pilot that has seen more of them shows that the disk went back.
+   */
   #mark(): StoreMark {
-    return { epoch: this.#options.journal.incarnation, sequence: 0 }
+    const { incarnation: epoch, sequence } = this.#options.journal
+    return { epoch, sequence }
   }
 }
 
 function partOf(part: SubLease): LeasePart {
   const { bundle, campaign, step, fences } = part.lease
   return { bundle, campaign, step, fences: [...fences, part.fence], tasks: formatRanges(part.tasks) }
-}
-
-function isSafeName(name: string): boolean {
-  return /^[A-Za-z0-9._-]+$/.test(name) && name !== '.' && name !== '..'
-}
-
-function lostResult(part: SubLease, index: number, session: Session | undefined, site: string, why: string): Result {
-  const { bundle, campaign, step, fences } = part.lease
-  return {
-    campaign,
-    step,
-    index,
-    bundle,
-    fences: [...fences, part.fence],
-    end: 'failed',
-    reason: 'node.lost',
-    detail: why,
-    exitCode: null,
-    signal: null,
-    site,
-    node: session?.facts.node ?? 'unknown',
-    pilot: session?.holder ?? 'unknown',
-    wallMs: 0,
-    cpuMs: 0,
-    maxRssBytes: 0,
-    stageInMs: 0,
-    stageOutMs: 0,
-    outputs: [],
-    stdoutBytes: 0,
-    stderrBytes: 0,
-    tail: null,
-  }
 }

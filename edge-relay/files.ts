@@ -18,10 +18,10 @@ import { type FileRequest, type FileService, fileHandler } from '../shared/files
 import type { Log } from '../shared/log.ts'
 import type { CertifiedKey } from '../shared/tls.ts'
 import { attemptKey, type Cache } from './cache.ts'
+import type { Outside } from './outside.ts'
 
 /** A pilot repeats by itself, so the relay gives up long before the pilot does. */
 const CENTRAL_GIVE_UP_MS = 15_000
-const OUTSIDE_GIVE_UP_MS = 30_000
 /** A file from outside that nobody gave a checksum for may have changed after this. */
 const UNCHECKED_FRESH_MS = 300_000
 
@@ -43,7 +43,7 @@ export interface RelayFilesOptions {
   /** Opens reading of a campaign's attempts at central; null where no lease of it is known. */
   capabilityOf: (campaign: string) => string | null
   /** Towards the world. */
-  outside: FileClient
+  outside: Outside
   token: string
   capabilityKey: Uint8Array
   clock: Clock
@@ -53,6 +53,8 @@ export interface RelayFilesOptions {
   tls: CertifiedKey
   host: string
   port: number
+  /** There is too little room for outputs. */
+  isDiskFull?: () => boolean
   onServed?: (kind: FileRequest['kind'], verb: FileRequest['verb'], bytes: number) => void
   onRefused?: (code: ErrorCode) => void
 }
@@ -116,19 +118,16 @@ function fileService(options: RelayFilesOptions): FileService {
       return cache.get(attemptKey(name), fromCentral(fileAddress.attempt(name), null, capability))
     },
     async putAttemptFile(attempt, path, content, checksum) {
+      // Repeated by the pilot, which keeps the file.
+      if (options.isDiskFull?.()) throw new IndraftError('store.full', "the relay's disk is full")
       const outcome = await outbox.put(attempt, path, content, checksum, fileLimitBytes)
       failpoint('file.stored')
       return outcome
     },
     async fetchFromOutside(url, checksum) {
-      const fetchIt = (target: string) =>
-        fetched(
-          outside.getToFile(url.href, target, {
-            checksum,
-            giveUpAfterMs: OUTSIDE_GIVE_UP_MS,
-            maxBytes: fileLimitBytes,
-          }),
-        )
+      // What the cache could not keep would push everything else out of it.
+      const maxBytes = Math.min(fileLimitBytes, cache.limitBytes)
+      const fetchIt = (target: string) => fetched(outside.fetch(url, checksum, target, maxBytes))
       const fresh = checksum === null ? UNCHECKED_FRESH_MS : undefined
       const file = await cache.get(`fetch ${checksum ?? ''} ${url.href}`, fetchIt, fresh)
       if (!file) throw new IndraftError('request.notFound', `${url.href} is not there`)

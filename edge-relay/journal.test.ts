@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { DatabaseSync } from 'node:sqlite'
 import { afterEach, beforeEach, expect, it } from 'vitest'
 import { silentLog } from '../shared/log.ts'
-import { sampleResult } from '../test/sample-messages.ts'
+import { SAMPLES, sampleResult } from '../test/sample-messages.ts'
 import { Journal } from './journal.ts'
 
 let folder: string
@@ -34,7 +34,8 @@ it('journal - what was written comes back, in the order in which results came', 
   const journal = openJournal()
   const lease = { bundle: 'b1', fence: 5, arrival: 1, gone: false, free: '0-3', back: '', open: '0-9' }
   const part = { fence: 9, bundle: 'b1', above: 5, session: 's', sequence: 2, confirmed: true, tasks: '4', started: '' }
-  journal.putBundle('b1', 5, { leaseMs: 7 } as never)
+  const grant = SAMPLES.grants.full.grants[0]!
+  journal.putBundle('b1', 5, grant)
   journal.putLease(lease)
   journal.putSubLease(part)
   journal.putReply('s', 2, Buffer.from('reply'))
@@ -43,7 +44,7 @@ it('journal - what was written comes back, in the order in which results came', 
   journal.setMeta('lastFence', 9)
   const again = reopen(journal)
   const content = again.read()
-  expect(content.leases).toEqual([{ row: lease, grant: { leaseMs: 7 } }])
+  expect(content.leases).toMatchObject([{ row: lease, grant: { lease: grant.lease, capability: grant.capability } }])
   expect(content.subLeases).toEqual([part])
   expect(Buffer.from(content.replies.get('s')!.body).toString()).toBe('reply')
   expect(content.results.map(({ attempt }) => attempt)).toEqual(['r3', 'r1', 'r2'])

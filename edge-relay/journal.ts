@@ -5,38 +5,25 @@
  * What always holds: changes are durable in the order in which they were made; whoever answers a peer awaits
  * committed() first, so acknowledged means here. One commit takes all changes of at most 20 ms or 64 results. Memory
  * is the truth while the relay runs; the journal is read once, at the start. An empty journal is a new incarnation.
+ *
+ * A full disk loses nothing: changes wait in memory and are tried again until there is room, and meanwhile committed()
+ * refuses, so that nobody is told what is not on disk. Any other failure of the disk is final: what it holds is unknown
+ * then, and the relay has to end and to start again from it.
  */
-import { randomUUID } from 'node:crypto'
-import { existsSync, mkdirSync, renameSync } from 'node:fs'
-import { dirname } from 'node:path'
-import { DatabaseSync, type SQLInputValue, type StatementSync } from 'node:sqlite'
+import type { DatabaseSync, SQLInputValue, StatementSync } from 'node:sqlite'
 import { IndraftError } from '../shared/errors.ts'
 import { failpoint } from '../shared/failpoint.ts'
 import type { Log } from '../shared/log.ts'
-import { pack, unpack } from '../shared/protocol/codec.ts'
-import type { Grant, Result } from '../shared/protocol/messages.ts'
+import { check, pack, unpack } from '../shared/protocol/codec.ts'
+import { type Grant, grantSchema, type Result, resultSchema, type StoreMark } from '../shared/protocol/messages.ts'
 import type { Signed } from '../shared/protocol/work.ts'
+import { openJournalFile, SQLITE, sqliteCode } from './journal-file.ts'
 import type { SessionRow } from './sessions.ts'
 
-const SCHEMA_VERSION = 1
 const LONGEST_GROUPING_MS = 20
 const RESULTS_PER_COMMIT = 64
-
-const SCHEMA = `
-  CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-  CREATE TABLE bundle (bundle TEXT, fence INTEGER, grant_body BLOB NOT NULL, PRIMARY KEY (bundle, fence)) WITHOUT ROWID;
-  CREATE TABLE lease (
-    bundle TEXT, fence INTEGER, arrival INTEGER NOT NULL, gone INTEGER NOT NULL,
-    free TEXT NOT NULL, back TEXT NOT NULL, open TEXT NOT NULL, PRIMARY KEY (bundle, fence)) WITHOUT ROWID;
-  CREATE TABLE sublease (
-    fence INTEGER PRIMARY KEY, bundle TEXT NOT NULL, above INTEGER NOT NULL, session TEXT NOT NULL,
-    sequence INTEGER NOT NULL, confirmed INTEGER NOT NULL, tasks TEXT NOT NULL, started TEXT NOT NULL);
-  CREATE TABLE session (session TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
-  CREATE TABLE reply (session TEXT PRIMARY KEY, sequence INTEGER NOT NULL, body BLOB NOT NULL) WITHOUT ROWID;
-  CREATE TABLE template (name TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
-  CREATE TABLE result (number INTEGER PRIMARY KEY AUTOINCREMENT, attempt TEXT NOT NULL UNIQUE, body BLOB NOT NULL);
-  CREATE TABLE pending (kind TEXT, name TEXT, body BLOB NOT NULL, PRIMARY KEY (kind, name)) WITHOUT ROWID;
-`
+/** Between two looks for room on a full disk. */
+const FULL_PAUSE_MS = 500
 
 export interface LeaseRow {
   bundle: string
@@ -50,6 +37,15 @@ export interface LeaseRow {
   free: string
   back: string
   open: string
+}
+
+/** Tasks that a sub-lease ended without. */
+export interface PastRow {
+  fence: number
+  bundle: string
+  above: number
+  /** Ranges. */
+  tasks: string
 }
 
 export interface SubLeaseRow {
@@ -73,6 +69,7 @@ export type PendingKind = 'upload' | 'publication' | 'cancel' | 'capability'
 export interface JournalContent {
   leases: { row: LeaseRow; grant: Grant }[]
   subLeases: SubLeaseRow[]
+  past: PastRow[]
   sessions: SessionRow[]
   replies: Map<string, { sequence: number; body: Uint8Array }>
   templates: Map<string, Signed>
@@ -85,6 +82,7 @@ type Change = [statement: StatementSync, ...values: SQLInputValue[]]
 
 export class Journal {
   readonly #database: DatabaseSync
+  readonly #log: Log
   readonly #onFailed: (error: unknown) => void
   readonly #statements = new Map<string, StatementSync>()
   #changes: Change[] = []
@@ -93,35 +91,41 @@ export class Journal {
   #timer: NodeJS.Timeout | undefined
   #lastCommitMs = 0
   #failure: unknown
+  #isFull = false
+  #hasLost: boolean | undefined
+  #sequence: number
+  readonly #incarnation: string
 
-  private constructor(database: DatabaseSync, onFailed: (error: unknown) => void) {
+  private constructor(database: DatabaseSync, log: Log, onFailed: (error: unknown) => void) {
     this.#database = database
+    this.#log = log
     this.#onFailed = onFailed
+    this.#sequence = this.meta<number>('sequence') ?? 0
+    this.#incarnation = this.meta<string>('incarnation')!
   }
 
   /**
-   * Opens or makes the journal. A damaged one is moved aside and said loudly; one of a newer schema is refused.
-   * @param onFailed a commit failed: memory is ahead of the disk, so the relay has to end and start again
-   * @throws IndraftError request.invalid for a journal of a newer version
+   * Opens or makes the journal. A damaged one is set aside and said loudly; one of a newer schema is refused.
+   * @param onFailed a commit failed for good: memory is ahead of the disk, so the relay has to end and start again
+   * @throws IndraftError request.invalid for a journal of a newer version; Error where the disk fails
    */
   static open(path: string, log: Log, onFailed: (error: unknown) => void): Journal {
-    mkdirSync(dirname(path), { recursive: true, mode: 0o700 })
-    try {
-      return new Journal(openDatabase(path), onFailed)
-    } catch (error) {
-      if (error instanceof IndraftError) throw error
-      const aside = `${path}.damaged-${new Date().toISOString().replace(/[:.]/g, '-')}`
-      for (const suffix of ['', '-wal', '-shm']) {
-        if (existsSync(path + suffix)) renameSync(path + suffix, aside + suffix)
-      }
-      log.error({ err: error, path, aside }, 'journal.damaged')
-      return new Journal(openDatabase(path), onFailed)
-    }
+    return new Journal(openJournalFile(path, log), log, onFailed)
   }
 
   /** New with every new journal. */
   get incarnation(): string {
-    return this.meta<string>('incarnation')!
+    return this.#incarnation
+  }
+
+  /** Commits so far. Who has seen a higher one than this of the same incarnation knows that the disk went back. */
+  get sequence(): number {
+    return this.#sequence
+  }
+
+  /** The last commit found no room; it is tried again by itself. */
+  get isFull(): boolean {
+    return this.#isFull
   }
 
   meta<T>(name: string): T | undefined {
@@ -146,6 +150,7 @@ export class Journal {
   dropLease(bundle: string, fence: number): void {
     this.#change('DELETE FROM lease WHERE bundle = ? AND fence = ?', bundle, fence)
     this.#change('DELETE FROM bundle WHERE bundle = ? AND fence = ?', bundle, fence)
+    this.#change('DELETE FROM past WHERE bundle = ? AND above = ?', bundle, fence)
   }
 
   putSubLease(row: SubLeaseRow): void {
@@ -156,6 +161,10 @@ export class Journal {
 
   dropSubLease(fence: number): void {
     this.#change('DELETE FROM sublease WHERE fence = ?', fence)
+  }
+
+  putPast({ fence, bundle, above, tasks }: PastRow): void {
+    this.#change('INSERT OR REPLACE INTO past VALUES (?, ?, ?, ?)', fence, bundle, above, tasks)
   }
 
   putSession(row: SessionRow): void {
@@ -196,47 +205,114 @@ export class Journal {
     this.#change('DELETE FROM pending WHERE kind = ? AND name = ?', kind, name)
   }
 
-  /** Resolves when every change made so far is on disk. @throws where the disk failed; the relay is ending then */
+  /** @throws IndraftError store.full while nothing can be taken in */
+  mustHaveRoom(): void {
+    if (this.#isFull) throw fullDisk()
+  }
+
+  /** A peer has seen this mark of ours: a higher one than the journal knows proves that the disk lost commits. */
+  noteSeen(seen: StoreMark | null): void {
+    if (seen?.epoch !== this.#incarnation || seen.sequence <= this.#sequence) return
+    if (!this.hasLost) this.#log.error({ seen: seen.sequence, known: this.#sequence }, 'journal.wentBack')
+    this.noteLoss()
+    // From here on it counts beyond what was seen, so that a second loss shows too.
+    this.#sequence = seen.sequence
+  }
+
+  /** Whether this journal is known to have lost something: then what it does not know may still have been. */
+  get hasLost(): boolean {
+    this.#hasLost ??= this.meta<boolean>('hasLost') ?? false
+    return this.#hasLost
+  }
+
+  noteLoss(): void {
+    if (this.hasLost) return
+    this.#hasLost = true
+    this.setMeta('hasLost', true)
+  }
+
+  /** What cannot be read is kept for people to look at, and never read again. */
+  setAside(kind: string, name: string, body: Uint8Array | null, error: unknown): void {
+    this.#log.error({ err: error, kind, name }, 'journal.rowUnreadable')
+    this.noteLoss()
+    this.#change('INSERT INTO unreadable VALUES (?, ?, ?, ?)', kind, name, body, Date.now())
+  }
+
+  /**
+   * Resolves when every change made so far is on disk.
+   * @throws IndraftError store.full while there is no room; Error where the disk failed, and the relay is ending
+   */
   committed(): Promise<void> {
     if (this.#failure) return Promise.reject(this.#failure)
     if (this.#changes.length === 0) return this.#next?.promise ?? Promise.resolve()
+    if (this.#isFull) return Promise.reject(fullDisk())
     this.#schedule()
     return this.#next!.promise
   }
 
+  /** Everything kept. What cannot be read is set aside, said loudly, and missing here. */
   read(): JournalContent {
     const all = <T>(sql: string) => this.#prepare(sql).all() as unknown as T[]
     type Stored<T, K extends keyof T> = Omit<T, K> & Record<K, number>
+    /** Rows by what is made of them; a row that throws is set aside under its name, and dropped. */
+    const readable = <R, T>(
+      rows: readonly R[],
+      make: (row: R) => T,
+      bad: (row: R) => { kind: string; name: string; body: Uint8Array; drop: () => void },
+    ): T[] =>
+      rows.flatMap((row) => {
+        try {
+          return [make(row)]
+        } catch (error) {
+          const { kind, name, body, drop } = bad(row)
+          this.setAside(kind, name, body, error)
+          drop()
+          return []
+        }
+      })
+    type Named = { name: string; body: Uint8Array }
     const leases = all<Stored<LeaseRow, 'gone'> & { grant_body: Uint8Array }>(
       'SELECT * FROM lease JOIN bundle USING (bundle, fence) ORDER BY arrival',
     )
     const subLeases = all<Stored<SubLeaseRow, 'confirmed'>>('SELECT * FROM sublease ORDER BY fence')
+    const replies = all<{ session: string; sequence: number; body: Uint8Array }>('SELECT * FROM reply')
     return {
-      leases: leases.map(({ grant_body, ...row }) => ({
-        row: { ...row, gone: row.gone === 1 },
-        grant: unpack(grant_body) as Grant,
-      })),
+      leases: readable(
+        leases,
+        ({ grant_body, ...row }) => ({
+          row: { ...row, gone: row.gone === 1 },
+          grant: check(grantSchema, unpack(grant_body), 'grant'),
+        }),
+        ({ bundle, fence, grant_body: body }) => ({
+          ...{ kind: 'lease', name: `${bundle}#${fence}`, body },
+          drop: () => this.dropLease(bundle, fence),
+        }),
+      ),
       subLeases: subLeases.map((row) => ({ ...row, confirmed: row.confirmed === 1 })),
-      sessions: all<{ body: Uint8Array }>('SELECT body FROM session').map(({ body }) => unpack(body) as SessionRow),
-      replies: new Map(
-        all<{ session: string; sequence: number; body: Uint8Array }>('SELECT * FROM reply').map((row) => [
-          row.session,
-          { sequence: row.sequence, body: row.body },
-        ]),
+      past: all<PastRow>('SELECT * FROM past ORDER BY fence'),
+      sessions: readable(
+        all<{ session: string; body: Uint8Array }>('SELECT * FROM session'),
+        ({ body }) => unpack(body) as SessionRow,
+        ({ session, body }) => ({ kind: 'session', name: session, body, drop: () => this.dropSession(session) }),
       ),
+      replies: new Map(replies.map(({ session, sequence, body }) => [session, { sequence, body }])),
       templates: new Map(
-        all<{ name: string; body: Uint8Array }>('SELECT * FROM template').map(({ name, body }) => [
-          name,
-          unpack(body) as Signed,
-        ]),
+        readable(
+          all<Named>('SELECT * FROM template'),
+          ({ name, body }) => [name, unpack(body) as Signed] as const,
+          ({ name, body }) => ({ kind: 'template', name, body, drop: () => this.dropTemplate(name) }),
+        ),
       ),
-      results: all<{ attempt: string; body: Uint8Array }>('SELECT attempt, body FROM result ORDER BY number').map(
-        ({ attempt, body }) => ({ attempt, result: unpack(body) as Result }),
+      results: readable(
+        all<{ attempt: string; body: Uint8Array }>('SELECT attempt, body FROM result ORDER BY number'),
+        ({ attempt, body }) => ({ attempt, result: check(resultSchema, unpack(body), 'result') }),
+        ({ attempt, body }) => ({ kind: 'result', name: attempt, body, drop: () => this.dropResult(attempt) }),
       ),
-      pending: all<{ kind: PendingKind; name: string; body: Uint8Array }>('SELECT * FROM pending').map((row) => ({
-        ...row,
-        body: unpack(row.body),
-      })),
+      pending: readable(
+        all<Named & { kind: PendingKind }>('SELECT * FROM pending'),
+        (row) => ({ ...row, body: unpack(row.body) }),
+        ({ kind, name, body }) => ({ kind, name, body, drop: () => this.dropPending(kind, name) }),
+      ),
     }
   }
 
@@ -269,12 +345,13 @@ export class Journal {
     this.#next ??= Promise.withResolvers<void>()
     // Not everyone who changes something waits for it; a failure reaches those who do, and onFailed.
     this.#next.promise.catch(() => {})
-    if (this.#resultsQueued >= RESULTS_PER_COMMIT) {
+    if (this.#resultsQueued >= RESULTS_PER_COMMIT && !this.#isFull) {
       clearTimeout(this.#timer)
       this.#commit()
       return
     }
-    this.#timer ??= setTimeout(() => this.#commit(), Math.min(this.#lastCommitMs, LONGEST_GROUPING_MS))
+    const waitMs = this.#isFull ? FULL_PAUSE_MS : Math.min(this.#lastCommitMs, LONGEST_GROUPING_MS)
+    this.#timer ??= setTimeout(() => this.#commit(), waitMs)
   }
 
   #commit(): void {
@@ -294,39 +371,44 @@ export class Journal {
       failpoint('changes.gathered')
       this.#database.exec('BEGIN IMMEDIATE')
       for (const [statement, ...values] of changes) statement.run(...values)
+      this.#prepare('INSERT OR REPLACE INTO meta VALUES (?, ?)').run('sequence', pack(this.#sequence + 1))
       this.#database.exec('COMMIT')
     } catch (error) {
-      this.#failure = error
-      waiting?.reject(error)
-      this.#onFailed(error)
+      if (isFull(error)) this.#onFull(changes, waiting, error)
+      else {
+        this.#failure = error
+        waiting?.reject(error)
+        this.#onFailed(error)
+      }
       return
+    }
+    this.#sequence++
+    if (this.#isFull) {
+      this.#isFull = false
+      this.#log.warn({ changes: changes.length }, 'journal.hasRoom')
     }
     failpoint('changes.committed')
     this.#lastCommitMs = performance.now() - startMs
     waiting?.resolve()
   }
+
+  /** The changes stay, in their order, before those that come meanwhile; who waited is told to ask again. */
+  #onFull(changes: Change[], waiting: PromiseWithResolvers<void> | undefined, error: unknown): void {
+    if (this.#database.isTransaction) this.#database.exec('ROLLBACK')
+    this.#changes = [...changes, ...this.#changes]
+    if (!this.#isFull) this.#log.error({ err: error, changes: changes.length }, 'journal.full')
+    this.#isFull = true
+    waiting?.reject(fullDisk())
+    this.#schedule()
+  }
 }
 
-function openDatabase(path: string): DatabaseSync {
-  const database = new DatabaseSync(path)
-  try {
-    database.exec('PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 5000')
-    const { user_version: version } = database.prepare('PRAGMA user_version').get() as { user_version: number }
-    if (version > SCHEMA_VERSION) {
-      throw new IndraftError(
-        'request.invalid',
-        `journal ${path} has version ${version}, this relay knows ${SCHEMA_VERSION}`,
-      )
-    }
-    const { quick_check: verdict } = database.prepare('PRAGMA quick_check').get() as { quick_check: string }
-    if (verdict !== 'ok') throw new Error(`quick_check: ${verdict}`)
-    if (version === 0) {
-      database.exec(`BEGIN; ${SCHEMA} PRAGMA user_version = ${SCHEMA_VERSION}; COMMIT`)
-      database.prepare('INSERT INTO meta VALUES (?, ?)').run('incarnation', pack(randomUUID()))
-    }
-    return database
-  } catch (error) {
-    database.close()
-    throw error
-  }
+function isFull(error: unknown): boolean {
+  return sqliteCode(error) === SQLITE.full || (error as NodeJS.ErrnoException).code === 'ENOSPC'
+}
+
+function fullDisk(): IndraftError {
+  return new IndraftError('store.full', "the relay's disk is full: nothing is taken in until there is room", {
+    retryAfterMs: 2 * FULL_PAUSE_MS,
+  })
 }

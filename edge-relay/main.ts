@@ -1,6 +1,6 @@
 /**
- * The relay put together: journal, buffer and sessions in the middle; below, a nats-server and a file server for pilots;
- * above, one connection to central. Reads top to bottom as a start does. Nothing listens beyond loopback unless `host`
+ * The relay put together: its core (core.ts) in the middle; below, a nats-server and a file server for pilots; above,
+ * one connection to central. Reads top to bottom as a start does. Nothing listens beyond loopback unless `host`
  * says so.
  */
 import { hostname } from 'node:os'
@@ -9,28 +9,19 @@ import { systemClock } from '../shared/clock.ts'
 import { readRelayCredential, writeCredential } from '../shared/credentials.ts'
 import { frameHandler } from '../shared/dispatcher.ts'
 import { enableFailpoints } from '../shared/failpoint.ts'
-import { AttemptFiles } from '../shared/files/attempt-files.ts'
-import { FileClient } from '../shared/files/client.ts'
 import { connectNats, serveNats } from '../shared/link-nats.ts'
 import type { Log } from '../shared/log.ts'
 import { timingsFor } from '../shared/timings.ts'
 import { keptCertificate, makeAuthority } from '../shared/tls.ts'
-import { attemptName, Buffer } from './buffer.ts'
-import { Cache } from './cache.ts'
-import { Cancels } from './cancels.ts'
+import { attemptName } from './buffer.ts'
 import { centralLink } from './central-link.ts'
 import type { RelayConfig } from './config.ts'
-import { RelayDispatcher } from './dispatch.ts'
+import { openCore } from './core.ts'
 import { serveFiles } from './files.ts'
 import { keepPorts, openIdentity, withPort } from './identity.ts'
-import { Journal } from './journal.ts'
 import { type RelayFigures, RelayMetrics, serveMetrics } from './metrics.ts'
 import { keepNats, PILOT_INBOX, PILOT_USER, RELAY_USER } from './nats.ts'
-import { Outgoing } from './outgoing.ts'
-import { Publications } from './publications.ts'
-import { Sessions } from './sessions.ts'
-import { Uploads } from './uploads.ts'
-import { Upstream } from './upstream.ts'
+import { Outside } from './outside.ts'
 
 export const RELAY_SOFTWARE = 'indraft-relay 0.1.0'
 /** Results get this long to go up when the relay stops; what does not stays in the journal. */
@@ -65,61 +56,45 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
     for (const close of closers.splice(0).reverse()) await close()
   }
   try {
-    // What is known.
-    const journal = Journal.open(join(state, 'journal.sqlite'), log, (error) => {
-      log.error({ err: error }, 'journal.failed')
-      failed.resolve(error as Error)
-    })
-    closers.push(() => journal.close())
-    const kept = journal.read()
-    const buffer = new Buffer(journal, clock, kept)
-    const sessions = new Sessions(journal, clock, kept.sessions)
-    const outgoing = new Outgoing(journal, kept.results)
-    const cancels = new Cancels(journal, buffer, kept.pending)
-    const publications = new Publications(journal, log, kept.pending)
-    closers.push(() => publications.stop())
-    log.info(
-      {
-        incarnation: journal.incarnation,
-        leases: kept.leases.length,
-        sessions: kept.sessions.length,
-        results: kept.results.length,
-      },
-      'journal.read',
-    )
-
-    // Files.
-    const outbox = new AttemptFiles(join(state, 'outbox'))
-    await outbox.clearIncoming()
-    const cache = await Cache.open(join(state, 'cache'), config.diskLimit ?? Number.POSITIVE_INFINITY, log)
-    const toCentral = new FileClient({ ca: credential.files.ca, token: credential.files.token })
-    const toWorld = new FileClient({ ca: null, token: null, redirects: 5 })
-    closers.push(() => Promise.all([toCentral.close(), toWorld.close()]))
-    const figures: RelayFigures = {
-      gauges,
-      pilotCounters: () => sessions.counters(),
-      pilotsByState: () => sessions.countByState(),
-      troubles: () => [...(nats.isUp() ? [] : ['the nats-server is down'])],
-      isReady: () => isReady && nats.isUp(),
-    }
-    const metrics = new RelayMetrics(figures)
-    const uploads = new Uploads({
-      outbox,
-      cache,
-      client: toCentral,
-      centralUrl: credential.files.url,
-      capabilityOf: (attempt) => buffer.capabilities.ofAttempt(attempt),
-      journal,
-      outgoing,
+    let filesUrl: string | null = null
+    let isReady = false
+    const capabilityKey = Buffer.from(identity.capabilityKey, 'base64url')
+    const metrics = new RelayMetrics()
+    const link = centralLink(credential, config.name, clock, log)
+    closers.push(() => link.close())
+    const core = await openCore({
+      state,
+      site,
+      name: config.name,
+      software: RELAY_SOFTWARE,
+      clock,
       log,
-      onUploaded: (bytes) => metrics.uploaded.inc(bytes),
+      link,
+      centralFiles: credential.files,
+      keys: credential.keys,
+      filesUrl: () => filesUrl,
+      capabilityKey,
+      aheadMs: config.ahead ?? 0,
+      timeScale: config.timeScale,
+      cacheBytes: config.diskLimit ?? Number.POSITIVE_INFINITY,
+      diskReserveBytes: config.diskReserve ?? 0,
+      events: {
+        onFailed: (error) => failed.resolve(error),
+        onVerdict: (verdict, end) => metrics.results.inc({ verdict, end }),
+        onGranted: (tasks) => metrics.granted.inc(tasks),
+        onPilotLost: () => metrics.pilotsLost.inc(),
+        onUploaded: (bytes) => metrics.uploaded.inc(bytes),
+        onRefusedByCentral: (code) => metrics.refusedByCentral.inc({ code }),
+        onSettled: (verdict) => metrics.settled.inc({ verdict }),
+      },
     })
-    closers.push(() => uploads.stop())
+    closers.push(() => core.close())
+    const { buffer, sessions, outgoing, uploads, outbox, cache, dispatcher, upstream, disk } = core
+    const { fetchFrom, fetchTime } = config
+    const outside = new Outside({ fetchFrom, fetchTimeMs: fetchTime ?? 0, isDiskFull: () => disk.isFull, clock, log })
+    closers.push(() => outside.close())
 
     // Below.
-    let isReady = false
-    let filesUrl: string | null = null
-    const capabilityKey = globalThis.Buffer.from(identity.capabilityKey, 'base64url')
     const name = config.advertise ?? (config.host === '0.0.0.0' || config.host === '::' ? hostname() : config.host)
     const hosts = [...new Set([name, config.host, hostname(), 'localhost', '127.0.0.1'])].filter(
       (host) => !isWildcard(host),
@@ -144,10 +119,10 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
       serveFiles({
         outbox,
         cache,
-        client: toCentral,
+        client: core.toCentral,
         centralUrl: credential.files.url,
         capabilityOf: (campaign) => buffer.capabilities.ofCampaign(campaign),
-        outside: toWorld,
+        outside,
         token: identity.filesToken,
         capabilityKey,
         clock,
@@ -156,6 +131,7 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
         tls,
         host: config.host,
         port,
+        isDiskFull: () => disk.isFull,
         onServed: (kind, verb, bytes) => metrics.fileBytes.inc({ kind, verb }, bytes),
         onRefused: (code) => metrics.refused.inc({ code }),
       }),
@@ -163,63 +139,15 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
     closers.push(() => files.close())
     filesUrl = `https://${bracketed(name)}:${files.port}`
 
-    // Between.
-    let isStopping = false
-    const dispatcher = new RelayDispatcher({
-      site,
-      journal,
-      buffer,
-      sessions,
-      outgoing,
-      cancels,
-      replies: kept.replies,
-      log,
-      clock,
-      timeScale: config.timeScale,
-      keys: credential.keys,
-      filesUrl: () => filesUrl,
-      capabilityKey,
-      leaseLeftMs: (leaseMs) => upstream.leaseLeftMs(leaseMs),
-      isDraining: () => upstream.isDraining,
-      askCentre: (offer) => upstream.askDemand(offer),
-      events: {
-        onDemand: () => upstream.demand(),
-        onStarted: (part) => upstream.noteStarted(part),
-        onVerdict: (verdict, end) => metrics.results.inc({ verdict, end }),
-        onGranted: (tasks) => metrics.granted.inc(tasks),
-        onPilotLost: () => metrics.pilotsLost.inc(),
-      },
-    })
-
-    // Above.
-    const upstream = new Upstream({
-      link: centralLink(credential, config.name, clock, log),
-      clock,
-      log,
-      holder: config.name,
-      software: RELAY_SOFTWARE,
-      journal,
-      buffer,
-      sessions,
-      outgoing,
-      cancels,
-      uploads,
-      publications,
-      aheadMs: config.ahead ?? 0,
-      dispatcher: () => dispatcher,
-      counters: () => ({}),
-      gauges,
-      onRefused: (code) => metrics.refusedByCentral.inc({ code }),
-      onSettled: (result, verdict) => {
-        metrics.settled.inc({ verdict })
-        uploads
-          .release(result)
-          .catch((error) => log.warn({ err: error, task: attemptName(result) }, 'output.releaseFailed'))
-      },
-    })
-    uploads.start(kept.pending)
-    publications.run()
-    upstream.start()
+    const figures: RelayFigures = {
+      gauges: core.gauges,
+      pilotCounters: () => sessions.counters(),
+      pilotsByState: () => sessions.countByState(),
+      troubles: () => [...(nats.isUp() ? [] : ['the nats-server is down']), ...(disk.isFull ? ['disk full'] : [])],
+      isReady: () => isReady && nats.isUp(),
+    }
+    metrics.show(figures)
+    await core.start()
 
     const connection = await connectNats({
       url: `tls://127.0.0.1:${nats.port}`.replace(
@@ -269,28 +197,7 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
     const metricsUrl = `http://127.0.0.1:${metricsServer.port}`
     log.info({ site, natsUrl, filesUrl, metricsUrl, pilotCredential }, 'relay.ready')
 
-    function gauges(): Record<string, number> {
-      const counts = buffer.counts()
-      const live = sessions.live()
-      const sum = (read: (session: (typeof live)[number]) => number) =>
-        live.reduce((total, one) => total + read(one), 0)
-      return {
-        pilots: live.length,
-        cores: sum((session) => session.facts.cores),
-        coresBusy: sum((session) => session.coresBusy),
-        running: sum((session) => session.running),
-        bufferTasks: counts.free,
-        bufferLeases: counts.leases,
-        tasksHeld: counts.held,
-        tasksRunning: counts.running,
-        resultsWaiting: outgoing.waiting,
-        uploadsWaiting: uploads.waiting,
-        publicationsWaiting: publications.waiting,
-        cacheBytes: cache.bytes,
-        linkUp: upstream.isUp ? 1 : 0,
-      }
-    }
-
+    let isStopping = false
     async function tidyOutbox(): Promise<void> {
       const expected = new Set(outgoing.all().map(attemptName))
       for (const { attempt, ageMs } of await outbox.attempts()) {

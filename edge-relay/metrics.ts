@@ -33,9 +33,13 @@ export class RelayMetrics {
   readonly uploaded = this.#counter('indraft_uploads_bytes_total', 'Bytes handed up to central')
   readonly natsRestarts = this.#counter('indraft_nats_restarts_total', 'Restarts of the nats-server')
 
-  constructor(figures: RelayFigures) {
+  constructor() {
+    collectDefaultMetrics({ register: this.registry })
+  }
+
+  /** Call once, when there is something to show. */
+  show(figures: RelayFigures): void {
     const { registry } = this
-    collectDefaultMetrics({ register: registry })
     const gauges: [string, string, string][] = [
       ['indraft_buffer_tasks', 'bufferTasks', 'Tasks in the buffer'],
       ['indraft_buffer_bundles', 'bufferLeases', 'Leases held from central'],
@@ -49,6 +53,8 @@ export class RelayMetrics {
       ['indraft_cores', 'cores', 'Cores of all live pilots'],
       ['indraft_cores_busy', 'coresBusy', 'Cores with a payload'],
       ['indraft_cache_bytes', 'cacheBytes', 'Cached files'],
+      ['indraft_disk_full', 'diskFull', '1 while there is no room for new work'],
+      ['indraft_disk_free_bytes', 'diskFreeBytes', "Free on the relay's disk"],
     ]
     for (const [name, key, help] of gauges) {
       new Gauge({

@@ -6,7 +6,7 @@
  * central has it; over a restart with the journal intact the session with central goes on.
  */
 import type { Clock } from '../shared/clock.ts'
-import { ERRORS, IndraftError } from '../shared/errors.ts'
+import { ERRORS, IndraftError, isIndraftError } from '../shared/errors.ts'
 import { failpoint } from '../shared/failpoint.ts'
 import { shapeOf } from '../shared/fit.ts'
 import { heldDigest } from '../shared/held.ts'
@@ -22,6 +22,7 @@ import type { Journal } from './journal.ts'
 import { aggregateOffer } from './offer.ts'
 import type { Outgoing } from './outgoing.ts'
 import type { Publications } from './publications.ts'
+import { endedHere } from './results.ts'
 import type { Sessions } from './sessions.ts'
 import type { Uploads } from './uploads.ts'
 
@@ -57,6 +58,8 @@ export interface UpstreamOptions {
   /** Buffer reach in milliseconds. */
   aheadMs: number
   dispatcher: () => RelayDispatcher
+  /** There is too little room on the disk for new work. */
+  isDiskFull?: () => boolean
   /** More totals and gauges for the beat. */
   counters: () => Record<string, number>
   gauges: () => Record<string, number>
@@ -205,9 +208,11 @@ export class Upstream {
     this.#results.raise()
   }
 
-  #remember(): void {
-    const { welcome, processed, seen } = this.#holder
+  #remember(upTo = 0): void {
+    const { welcome, seen } = this.#holder
     if (!welcome) return
+    const before = this.#memory?.session === welcome.session ? this.#memory.processed : 0
+    const processed = Math.max(upTo, before, this.#holder.processed)
     this.#memory = { session: welcome.session, processed, seen, renewedAtWallMs: this.#options.clock.wallMs() }
     this.#options.journal.setMeta('upstream', this.#memory)
   }
@@ -221,14 +226,15 @@ export class Upstream {
   async #pullOnce(): Promise<void> {
     const { buffer, sessions, clock, aheadMs } = this.#options
     const returned = buffer.returns(MOST_PARTS)
-    const offer = this.#isDraining
-      ? []
-      : aggregateOffer({
-          pilots: sessions.live().filter((session) => session.state === 'active'),
-          leases: buffer.leases(),
-          estimateMs: (lease) => buffer.estimateMs(lease),
-          aheadMs,
-        })
+    const offer =
+      this.#isDraining || this.#options.isDiskFull?.()
+        ? []
+        : aggregateOffer({
+            pilots: sessions.live().filter((session) => session.state === 'active'),
+            leases: buffer.leases(),
+            estimateMs: (lease) => buffer.steps.estimateMs(lease),
+            aheadMs,
+          })
     if (offer.length === 0 && returned.length === 0) {
       await this.#demand.next(this.#stop.signal)
       return
@@ -240,7 +246,7 @@ export class Upstream {
       returned,
       // Not the whole pullWaitMs: a pilot of another shape may come meanwhile, and its wishes wait for the next pull.
       waitMs: returned.length > 0 ? 0 : Math.min(pullWaitMs, beatMs),
-      knows: buffer.templateNames().slice(-512),
+      knows: buffer.steps.templateNames().slice(-512),
     })
     if (answer.reply.grants.length > 0) failpoint('lease.received')
     await this.#onGrants(answer.reply, returned)
@@ -251,7 +257,7 @@ export class Upstream {
   }
 
   async #onGrants(reply: Message<'grants'>, returned: readonly LeasePart[]): Promise<void> {
-    const { buffer, cancels, journal, log } = this.#options
+    const { buffer, cancels, log } = this.#options
     this.#lastAnswerMs = this.#options.clock.monotonicMs()
     buffer.returned(returned)
     const refused = buffer.add(reply.grants, reply.templates)
@@ -272,9 +278,29 @@ export class Upstream {
       )
     }
     buffer.giveBack((lease) => cancels.isCampaignCancelled(lease.campaign))
+    // Kept together with the grants, and said only when both are on disk.
+    this.#remember(reply.sequence)
+    await this.#kept(reply)
     this.#holder.processedGrants(reply.sequence)
-    this.#remember()
-    await journal.committed()
+  }
+
+  /** Resolves when the grants are in the journal, however long its disk is full. */
+  async #kept(reply: Message<'grants'>): Promise<void> {
+    const { buffer, journal, clock } = this.#options
+    const givenUpAtMs = clock.monotonicMs() + this.#holder.welcome!.timings.confirmMs / 2
+    while (!this.#stop.signal.aborted) {
+      try {
+        return await journal.committed()
+      } catch (error) {
+        if (!isIndraftError(error, 'store.full')) throw error
+        if (clock.monotonicMs() > givenUpAtMs) {
+          // Central takes back what is not confirmed in time, so nothing of it may be started here.
+          const bundles = new Set(reply.grants.map(({ lease }) => lease.bundle))
+          buffer.dropAbove((lease) => bundles.has(lease.bundle))
+        }
+        await clock.sleep(500, this.#stop.signal)
+      }
+    }
   }
 
   /** Its tasks fail, so that its owner hears why; a template that only did not come is sent with the next grant. */
@@ -290,14 +316,10 @@ export class Upstream {
       // Not even which tasks: central finds them missing from the next inventory.
       return
     }
-    const detail = `this site's relay cannot read the work: ${why.message}`.slice(0, 500)
+    const detail = `this site's relay cannot read the work: ${why.message}`
     for (const index of indicesOf) {
-      const result: Result = {
-        ...{ ...lease, index, end: 'failed', reason: 'campaign.invalid', detail, exitCode: null, signal: null },
-        ...{ site: this.#holder.welcome?.site ?? 'unknown', node: 'none', pilot: holder },
-        ...{ wallMs: 0, cpuMs: 0, maxRssBytes: 0, stageInMs: 0, stageOutMs: 0 },
-        ...{ outputs: [], stdoutBytes: 0, stderrBytes: 0, tail: null },
-      }
+      const where = { site: this.#holder.welcome?.site ?? 'unknown', pilot: holder }
+      const result = endedHere({ ...lease, index }, 'campaign.invalid', detail, where)
       if (!outgoing.knows(result)) outgoing.add(result)
     }
   }

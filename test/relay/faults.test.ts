@@ -179,10 +179,10 @@ describe('relay - a crash of its own', () => {
     await settled()
     expect(relay.buffer.counts().leases).toBe(0)
     relay.dispatcher.sweep()
-    expect(relay.buffer.templateNames()).toHaveLength(1)
+    expect(relay.buffer.steps.templateNames()).toHaveLength(1)
     clock.jump(11 * 60_000)
     relay.dispatcher.sweep()
-    expect(relay.buffer.templateNames()).toEqual([])
+    expect(relay.buffer.steps.templateNames()).toEqual([])
   })
 
   it('relay - results that were acknowledged go up after it', async () => {
@@ -248,7 +248,7 @@ describe('relay - a crash of its own', () => {
     rmSync(join(folder, 'journal.sqlite-wal'), { force: true })
     writeFileSync(join(folder, 'journal.sqlite'), 'this is no database, and long enough to be read as one'.repeat(100))
     relay = await startRelay()
-    expect(readdirSync(folder).some((name) => name.startsWith('journal.sqlite.damaged-'))).toBe(true)
+    expect(readdirSync(folder).some((name) => name.startsWith('journal.damaged-'))).toBe(true)
     await pilot('a')
   })
 })

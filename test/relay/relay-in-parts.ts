@@ -5,32 +5,14 @@
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { Buffer } from '../../edge-relay/buffer.ts'
-import { Cache } from '../../edge-relay/cache.ts'
-import { Cancels } from '../../edge-relay/cancels.ts'
-import { RelayDispatcher } from '../../edge-relay/dispatch.ts'
-import { Journal } from '../../edge-relay/journal.ts'
-import { Outgoing } from '../../edge-relay/outgoing.ts'
-import { Publications } from '../../edge-relay/publications.ts'
-import { Sessions } from '../../edge-relay/sessions.ts'
-import { Uploads } from '../../edge-relay/uploads.ts'
-import { Upstream } from '../../edge-relay/upstream.ts'
+import { type Core, openCore } from '../../edge-relay/core.ts'
 import type { Clock } from '../../shared/clock.ts'
 import { frameHandler } from '../../shared/dispatcher.ts'
-import { AttemptFiles } from '../../shared/files/attempt-files.ts'
-import { FileClient } from '../../shared/files/client.ts'
 import type { FrameHandler, Link } from '../../shared/link.ts'
-import { silentLog } from '../../shared/log.ts'
+import { type Log, silentLog } from '../../shared/log.ts'
 
-export interface RelayInParts {
+export interface RelayInParts extends Core {
   folder: string
-  journal: Journal
-  buffer: Buffer
-  sessions: Sessions
-  outgoing: Outgoing
-  cancels: Cancels
-  dispatcher: RelayDispatcher
-  upstream: Upstream
   handler: FrameHandler
   /** As a crash: nothing is flushed, said or given back; the folder stays. */
   crash(): Promise<void>
@@ -49,95 +31,39 @@ export interface PartsOptions {
   /** Where central serves files. */
   centralUrl?: string
   centralToken?: string
+  diskReserveBytes?: number
+  name?: string
+  log?: Log
 }
 
 export async function relayInParts(options: PartsOptions): Promise<RelayInParts> {
-  const { clock, link, site = 'ALPHA', aheadMs = 7_200_000 } = options
+  const { clock, link, site = 'ALPHA', aheadMs = 7_200_000, log = silentLog } = options
   const folder = options.folder ?? mkdtempSync(join(tmpdir(), 'indraft-relay-'))
-  const log = silentLog
-  const journal = Journal.open(join(folder, 'journal.sqlite'), log, (error) => {
-    throw error
-  })
-  const kept = journal.read()
-  const buffer = new Buffer(journal, clock, kept)
-  const sessions = new Sessions(journal, clock, kept.sessions)
-  const outgoing = new Outgoing(journal, kept.results)
-  const cancels = new Cancels(journal, buffer, kept.pending)
-  const publications = new Publications(journal, log, kept.pending)
-  const client = new FileClient({ ca: null, token: options.centralToken ?? null })
-  const uploads = new Uploads({
-    outbox: new AttemptFiles(join(folder, 'outbox')),
-    cache: await Cache.open(join(folder, 'cache'), 1_000_000, log),
-    client,
-    centralUrl: options.centralUrl ?? 'http://127.0.0.1:1',
-    capabilityOf: (attempt) => buffer.capabilities.ofAttempt(attempt),
-    journal,
-    outgoing,
-    log,
-  })
-  const dispatcher: RelayDispatcher = new RelayDispatcher({
+  const core = await openCore({
+    state: folder,
     site,
-    journal,
-    buffer,
-    sessions,
-    outgoing,
-    cancels,
-    replies: kept.replies,
-    log,
+    name: options.name ?? 'relay',
+    software: 'relay-in-parts',
     clock,
-    timeScale: 1,
+    log,
+    link,
+    centralFiles: { url: options.centralUrl ?? 'http://127.0.0.1:1', token: options.centralToken ?? null, ca: null },
     keys: {},
     filesUrl: () => null,
     capabilityKey: new Uint8Array(32),
-    leaseLeftMs: (leaseMs) => upstream.leaseLeftMs(leaseMs),
-    isDraining: () => upstream.isDraining,
-    events: { onDemand: () => upstream.demand(), onStarted: (part) => upstream.noteStarted(part) },
-  })
-  const upstream = new Upstream({
-    link,
-    clock,
-    log,
-    holder: 'relay',
-    software: 'relay-in-parts',
-    journal,
-    buffer,
-    sessions,
-    outgoing,
-    cancels,
-    uploads,
-    publications,
     aheadMs,
-    dispatcher: () => dispatcher,
-    counters: () => ({}),
-    gauges: () => ({}),
-    onSettled: (result) => void uploads.release(result),
+    timeScale: 1,
+    cacheBytes: 1_000_000,
+    diskReserveBytes: options.diskReserveBytes ?? 0,
   })
-  uploads.start(kept.pending)
-  upstream.start()
-  let isOver = false
-  const crash = async () => {
-    if (isOver) return
-    isOver = true
-    dispatcher.stop()
-    await uploads.stop()
-    await upstream.stop(0, false)
-    await publications.stop()
-    await client.close()
-    journal.close()
-  }
+  await core.start()
   return {
+    ...core,
     folder,
-    journal,
-    buffer,
-    sessions,
-    outgoing,
-    cancels,
-    dispatcher,
-    upstream,
-    handler: frameHandler(dispatcher, log),
-    crash,
+    handler: frameHandler(core.dispatcher, log),
+    crash: core.close,
     async close() {
-      await crash()
+      await core.close()
       rmSync(folder, { recursive: true, force: true })
     },
   }

@@ -1,0 +1,39 @@
+/**
+ * Makes up, at the start, for what a journal lost: a task that central waits for here, but that is neither in the
+ * buffer nor at a pilot nor among the results, would be waited for as long as the relay lives. It is reported as lost
+ * by the site, so that central runs it again at nobody's charge; should its pilot report it all the same, that wins.
+ */
+import type { Log } from '../shared/log.ts'
+import type { Result } from '../shared/protocol/messages.ts'
+import { formatRanges, rangesOf } from '../shared/ranges.ts'
+import type { Buffer, Lease } from './buffer.ts'
+import type { Journal } from './journal.ts'
+import type { Outgoing } from './outgoing.ts'
+import { endedHere } from './results.ts'
+
+export interface MissingParts {
+  journal: Journal
+  buffer: Buffer
+  outgoing: Outgoing
+  site: string
+  holder: string
+  log: Log
+}
+
+export function reportMissing({ journal, buffer, outgoing, site, holder, log }: MissingParts): void {
+  const known = new Set(outgoing.all().map((result) => nameOf(result, result.fences, result.index)))
+  const isOnItsWay = (lease: Lease, index: number) => known.has(nameOf(lease, lease.fences, index))
+  for (const { lease, tasks } of buffer.missing(isOnItsWay)) {
+    const { bundle, campaign, step, fences } = lease
+    journal.noteLoss()
+    log.error({ campaign, step, bundle, tasks: formatRanges(rangesOf(tasks)) }, 'journal.tasksMissing')
+    for (const index of tasks) {
+      const attempt = { campaign, step, index, bundle, fences: [...fences] }
+      outgoing.add(endedHere(attempt, 'node.lost', "the relay's journal lost it", { site, pilot: holder }))
+    }
+  }
+}
+
+function nameOf({ campaign, step }: Pick<Result, 'campaign' | 'step'>, fences: readonly number[], index: number) {
+  return `${campaign}/${step}/${index}/${fences[0]}`
+}
