@@ -7,6 +7,7 @@
  */
 import { createReadStream } from 'node:fs'
 import { type FileHandle, open, rename, stat, unlink } from 'node:fs/promises'
+import type { LookupFunction } from 'node:net'
 import { Agent, type Dispatcher, interceptors, request } from 'undici'
 import { z } from 'zod'
 import { type Clock, systemClock } from '../clock.ts'
@@ -23,6 +24,12 @@ export interface FileClientOptions {
   connections?: number
   /** Follow this many redirects; the centre and relays make none. */
   redirects?: number
+  /** Milliseconds without an answer after which a server is silent; a relay may first have to fetch, so two minutes. */
+  answerMs?: number
+  /** Called before each request, those that redirects lead to included; throws where nothing may be asked. */
+  mayAsk?: (url: URL) => void
+  /** In the place of the system's look-up of names. */
+  lookup?: LookupFunction
 }
 
 export interface TransferOptions {
@@ -64,14 +71,19 @@ export class FileClient {
   constructor(options: FileClientOptions) {
     const agent = new Agent({
       connections: options.connections ?? 8,
-      connect: { timeout: 10_000, ...(options.ca === null ? {} : { ca: options.ca }) },
-      headersTimeout: 4 * SILENCE_MS,
+      connect: {
+        timeout: 10_000,
+        ...(options.ca === null ? {} : { ca: options.ca }),
+        ...(options.lookup ? { lookup: options.lookup } : {}),
+      },
+      headersTimeout: options.answerMs ?? 4 * SILENCE_MS,
       bodyTimeout: SILENCE_MS,
       keepAliveTimeout: 10_000,
     })
-    this.#agent = options.redirects
-      ? agent.compose(interceptors.redirect({ maxRedirections: options.redirects }))
-      : agent
+    this.#agent = agent.compose(
+      ...(options.mayAsk ? [askFirst(options.mayAsk)] : []),
+      ...(options.redirects ? [interceptors.redirect({ maxRedirections: options.redirects })] : []),
+    )
     this.#token = options.token
     this.#clock = options.clock ?? systemClock
   }
@@ -208,6 +220,13 @@ export class FileClient {
         await this.#clock.sleep(pauseMs * (0.75 + Math.random() / 2), options.signal)
       }
     }
+  }
+}
+
+function askFirst(mayAsk: (url: URL) => void): Dispatcher.DispatcherComposeInterceptor {
+  return (dispatch) => (options, handler) => {
+    mayAsk(new URL(options.path, options.origin))
+    return dispatch(options, handler)
   }
 }
 

@@ -84,7 +84,8 @@ export async function startProduct(centre: Centre, timeScale = 1): Promise<Produ
   await centre.check('edge', [...join, '--state', paths.relay], { user: 'alice' })
   const startRelay = async () => {
     // Towards the nodes only: nothing of it listens where the world could see it.
-    const settings = ['--host', addresses.edgeLan, '--time-scale', String(timeScale)]
+    const outside = ['--fetch-from', `http://${addresses.outside}:8080/`]
+    const settings = ['--host', addresses.edgeLan, '--time-scale', String(timeScale), ...outside]
     const credential = ['--state', paths.relay, '--credential', `${paths.relay}/relay.json`]
     const argv = [...programs.indraft, 'relay', 'run', ...credential, ...settings]
     const relay = centre.spawn('edge', 'relay', argv, { user: 'alice' })

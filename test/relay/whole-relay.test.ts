@@ -43,10 +43,21 @@ let relay: RunningRelay
 let held = ''
 const ends: (() => unknown)[] = []
 
-const settings = () => loadRelayConfig({ state: join(folder, 'relay'), timeScale: 0.1 }, undefined, {})
+/** A server of the world's, on loopback, so the relay has to be told of it. */
+const asked: string[] = []
+const outside: Server = createServer((request, response) => {
+  asked.push(request.url ?? '')
+  response.end('from outside')
+})
+const outsideUrl = (path: string) => `http://127.0.0.1:${(outside.address() as { port: number }).port}${path}`
+
+const settings = () =>
+  loadRelayConfig({ state: join(folder, 'relay'), timeScale: 0.1, fetchFrom: [outsideUrl('/public')] }, undefined, {})
 
 beforeAll(async () => {
   folder = mkdtempSync(join(tmpdir(), 'indraft-whole-relay-'))
+  await new Promise<void>((resolve) => outside.listen(0, '127.0.0.1', resolve))
+  ends.push(() => new Promise((resolve) => outside.close(resolve)))
   lab = await startCentralLab()
   const { joinToken } = await lab.admin.call('addSite', { body: { name: 'ALPHA' } })
   const { credential } = await lab.as(null).call('joinSite', { body: { token: joinToken } })
@@ -159,24 +170,19 @@ describe('whole relay', () => {
   })
 
   it('whole relay - a blob that central lacks is not found, one that comes from outside is fetched once', async () => {
-    let asked = 0
-    const outside: Server = createServer((_request, response) => {
-      asked++
-      response.end('from outside')
-    })
-    await new Promise<void>((resolve) => outside.listen(0, '127.0.0.1', resolve))
-    ends.push(() => new Promise((resolve) => outside.close(resolve)))
-    const url = `http://127.0.0.1:${(outside.address() as { port: number }).port}/data`
     const client = fileClient()
-    const get = (checksum: string | null, target: string) =>
+    const get = (checksum: string | null, target: string, url = outsideUrl('/public/data')) =>
       client.getToFile(relay.filesUrl + fileAddress.fetch(url, checksum), join(folder, target), {
         capability: held,
         checksum,
       })
     await Promise.all(['a', 'b', 'c'].map((name) => get(sha256('from outside'), name)))
     expect(readFileSync(join(folder, 'c'), 'utf8')).toBe('from outside')
-    expect(asked).toBe(1)
+    expect(asked).toEqual(['/public/data'])
     await expect(get(sha256('other'), 'd')).rejects.toMatchObject({ code: 'file.checksum' })
+    const elsewhere = get(null, 'd', outsideUrl('/private'))
+    await expect(elsewhere).rejects.toMatchObject({ code: 'policy.refused' })
+    expect(asked).not.toContain('/private')
     const missing = client.getToFile(`${relay.filesUrl}/files/blob/${'0'.repeat(64)}`, join(folder, 'e'), {
       capability: held,
     })
