@@ -21,14 +21,14 @@ function withSettings(command: Command): Command {
   return command
 }
 
-/** Refusals as one line and exit status 2; anything else is a bug and shows its stack. */
+/** Refusals as one line, with exit status 1 where the node is at fault and 2 where what was asked is; others are bugs. */
 async function orRefuse(act: () => Promise<void>): Promise<void> {
   try {
     await act()
   } catch (error) {
     if (!(error instanceof IndraftError)) throw error
     console.error(`indraft-pilot: ${error.message}`)
-    process.exitCode = 2
+    process.exitCode = error.code === 'node.fault' ? 1 : 2
   }
 }
 

@@ -63,10 +63,10 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     throw new IndraftError('request.invalid', `name "${name}": expected letters, digits, dots and dashes`)
   }
   const expiryNowMs = expiryClock(clock)
-  const scratch = await takeScratch(resolve(config.scratch))
-  const home = await takeHome(scratch, name, config.node, run, log)
-  const outbox = await Outbox.open(home.outboxFolder, log)
-  await adoptDead(scratch, home, config.node, outbox, log)
+  const { scratch, home, outbox } = await takeFolders(config, name, run, log).catch(async (error) => {
+    await tellBatchSystem(batch, 500, (error as Error).message, log)
+    throw error
+  })
   const guard = await startGuard(home, run, batch.path)
 
   const timeLeft = new TimeLeft(clock, batch, config)
@@ -177,11 +177,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     await guard.dismiss()
     await trace.close()
     await files.close()
-    if (batch.jobOutputs) {
-      await writeFile(join(batch.jobOutputs, 'shutdown_message'), `${code} ${reason.replace(/\s+/g, ' ')}`).catch(
-        (error) => log.warn({ err: error }, 'shutdownMessage.notWritten'),
-      )
-    }
+    await tellBatchSystem(batch, code, reason, log)
     if (outbox.size === 0) await rm(home.folder, { recursive: true, force: true }).catch(() => {})
     return code
   }
@@ -195,6 +191,29 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
       return finished
     },
   }
+}
+
+/** What a pilot needs on disk, and what dead ones left there. @throws IndraftError request.invalid | node.fault */
+async function takeFolders(config: PilotConfig, name: string, run: string, log: Log) {
+  try {
+    const scratch = await takeScratch(resolve(config.scratch))
+    const home = await takeHome(scratch, name, config.node, run, log)
+    const outbox = await Outbox.open(home.outboxFolder, log)
+    await adoptDead(scratch, home, config.node, outbox, log)
+    return { scratch, home, outbox }
+  } catch (cause) {
+    if (cause instanceof IndraftError) throw cause
+    throw new IndraftError('node.fault', `scratch ${config.scratch}: ${(cause as Error).message}`, { cause })
+  }
+}
+
+/** Vac's way to say how a pilot ended: one line in the folder that the batch system named. */
+async function tellBatchSystem(batch: BatchEnvironment, code: number, reason: string, log: Log): Promise<void> {
+  if (!batch.jobOutputs) return
+  const line = `${code} ${reason.replace(/\s+/g, ' ')}`
+  await writeFile(join(batch.jobOutputs, 'shutdown_message'), line).catch((error) =>
+    log.warn({ err: error }, 'shutdownMessage.notWritten'),
+  )
 }
 
 /** Connects in the background, for ever: until it is connected a request fails as if nobody answered. */

@@ -17,8 +17,8 @@ import { type Result, resultSchema, type Verdict } from '../shared/protocol/mess
 
 const GATHER_MS = 5
 const MOST_PER_FILE = 64
-/** What mend() writes when there is no result to write: about a file of results. */
-const PROBE_BYTES = 32 * 1024
+/** What has to fit before a disk that refused is trusted again: about a file of results. */
+const TRIAL_BYTES = 32 * 1024
 
 type Named = Pick<Result, 'campaign' | 'step' | 'index' | 'fences'>
 
@@ -102,7 +102,7 @@ export class Outbox {
     for (const name of (await readdir(this.#folder)).sort()) {
       const path = join(this.#folder, name)
       if (!name.endsWith('.json')) {
-        if (name.endsWith('.tmp')) await rm(path, { force: true })
+        if (name.endsWith('.tmp') || name.startsWith('trial-')) await rm(path, { force: true })
         continue
       }
       if (!this.#left.has(path)) await this.#readFile(path)
@@ -208,7 +208,7 @@ export class Outbox {
     this.#trouble = error.message
   }
 
-  /** Writes what lives in memory alone, or as much for a trial. @returns whether the disk takes results now */
+  /** Writes what lives in memory alone, and as much again for a trial. @returns whether the disk takes results now */
   mend(): Promise<boolean> {
     this.#mending ??= this.#mend().finally(() => {
       this.#mending = undefined
@@ -219,11 +219,6 @@ export class Outbox {
   async #mend(): Promise<boolean> {
     try {
       const unwritten = [...this.#entries.values()].filter(({ file }) => file === null).map(({ result }) => result)
-      if (unwritten.length === 0) {
-        const trial = join(this.#folder, `trial-${randomBytes(4).toString('hex')}`)
-        await this.#writeFile(trial, ' '.repeat(PROBE_BYTES))
-        await unlink(trial)
-      }
       for (let at = 0; at < unwritten.length; at += MOST_PER_FILE) {
         const some = unwritten.slice(at, at + MOST_PER_FILE)
         const path = this.#newPath()
@@ -234,6 +229,10 @@ export class Outbox {
           path,
         )
       }
+      // Room for one small result is no room yet.
+      const trial = join(this.#folder, `trial-${randomBytes(4).toString('hex')}`)
+      await this.#writeFile(trial, ' '.repeat(TRIAL_BYTES))
+      await unlink(trial)
       if (this.#trouble !== null) this.#log.info({ written: unwritten.length }, 'outbox.mended')
       this.#trouble = null
       return true

@@ -5,115 +5,29 @@ import { pino } from 'pino'
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
 import { type Clock, systemClock } from '../shared/clock.ts'
 import { writeCredential } from '../shared/credentials.ts'
-import { type Dispatcher, frameHandler } from '../shared/dispatcher.ts'
+import { frameHandler } from '../shared/dispatcher.ts'
 import { type ErrorCode, IndraftError } from '../shared/errors.ts'
 import { memoryLink } from '../shared/link.ts'
 import { silentLog } from '../shared/log.ts'
-import type { Grant, Message, Order, Result } from '../shared/protocol/messages.ts'
+import type { Grant } from '../shared/protocol/messages.ts'
 import type { BundleBody, Signed, TemplateBody } from '../shared/protocol/work.ts'
-import { digestOf, makeSigner, makeSigningKey } from '../shared/signing.ts'
-import { loadPilotConfig } from './config.ts'
+import { makeSigner, makeSigningKey } from '../shared/signing.ts'
+import { loadPilotConfig, readBatchEnvironment } from './config.ts'
 import { type Pilot, type PilotWorld, startPilot } from './main.ts'
-import { makeBundle, makeTemplate, PATH, TestSite } from './testbench.ts'
+import { ScriptedDispatcher } from './scripted-dispatcher.ts'
+import { makeTemplate, PATH, TestSite } from './testbench.ts'
 
 const TIMINGS = { beatMs: 50, lostAfterMs: 2000, leaseMs: 60_000, confirmMs: 1000, pullWaitMs: 300 }
-const BATCH = {
-  slurmJobId: null,
-  slurmEndTimeS: null,
-  slurmCpus: null,
-  slurmMemoryPerNode: null,
-  slurmMemoryPerCpu: null,
-  gpus: { cudaVisible: null, rocrVisible: null, slurmGpus: null },
-  machineFeatures: null,
-  jobFeatures: null,
-  jobOutputs: null,
-  path: PATH,
-  container: {},
-}
+const BATCH = readBatchEnvironment({ PATH })
 
 let site: TestSite
 let script: ScriptedDispatcher
 let pilots: Pilot[]
 let lines: Record<string, unknown>[]
 
-/** Gives what it was told to give, remembers what it was told. */
-class ScriptedDispatcher implements Dispatcher {
-  session = 's1'
-  readonly hellos: Message<'hello'>[] = []
-  readonly pulls: Message<'pull'>[] = []
-  readonly beats: Message<'beat'>[] = []
-  readonly byes: Message<'bye'>[] = []
-  readonly results: Result[] = []
-  readonly ready: { grants: Grant[]; templates: Signed[] }[] = []
-  readonly orders: Order[] = []
-  refuseHello: ErrorCode | null = null
-  /** Reports and beats of these sessions are refused as unknown. */
-  readonly dead = new Set<string>()
-  /** While true, no report is answered. */
-  isDeaf = false
-  #sequence = 0
-
-  readonly mark = { epoch: 'e1', sequence: 1 }
-
-  #mustKnow(session: string): void {
-    if (this.dead.has(session)) throw new IndraftError('session.unknown')
-  }
-
-  async onHello(_peer: unknown, hello: Message<'hello'>): Promise<Message<'welcome'>> {
-    if (this.refuseHello) throw new IndraftError(this.refuseHello)
-    this.hellos.push(hello)
-    return {
-      session: this.session,
-      sequence: 0,
-      site: 'here',
-      mark: this.mark,
-      timings: TIMINGS,
-      inventory: 'list',
-      keys: {},
-      filesUrl: site.filesUrl,
-    }
-  }
-
-  async onPull(_peer: unknown, pull: Message<'pull'>): Promise<Message<'grants'>> {
-    this.#mustKnow(pull.session)
-    this.pulls.push(pull)
-    this.#sequence = pull.sequence
-    const endMs = Date.now() + pull.waitMs
-    while (this.ready.length === 0 && Date.now() < endMs) await new Promise((resolve) => setTimeout(resolve, 5))
-    const { grants = [], templates = [] } = pull.offer.length > 0 ? (this.ready.shift() ?? {}) : {}
-    const reason = grants.length > 0 ? null : 'noWork'
-    return { sequence: this.#sequence, mark: this.mark, grants, templates, verdicts: [], reason, askAgainMs: 20 }
-  }
-
-  async onReport(_peer: unknown, report: Message<'report'>): Promise<Message<'reported'>> {
-    this.#mustKnow(report.session)
-    while (this.isDeaf) await new Promise((resolve) => setTimeout(resolve, 10))
-    this.results.push(...report.results)
-    const verdicts = report.results.map(({ campaign, step, index, fences }) => {
-      return { campaign, step, index, fences, verdict: 'accepted' as const }
-    })
-    return { mark: this.mark, verdicts }
-  }
-
-  async onBeat(_peer: unknown, beat: Message<'beat'>): Promise<Message<'orders'>> {
-    this.#mustKnow(beat.session)
-    this.beats.push(beat)
-    return { mark: this.mark, orders: this.orders.splice(0) }
-  }
-
-  async onInventory(): Promise<Message<'orders'>> {
-    return { mark: this.mark, orders: [] }
-  }
-
-  async onBye(_peer: unknown, bye: Message<'bye'>): Promise<Message<'farewell'>> {
-    this.byes.push(bye)
-    return { mark: this.mark }
-  }
-}
-
 beforeEach(async () => {
   site = await new TestSite().open()
-  script = new ScriptedDispatcher()
+  script = new ScriptedDispatcher(site, TIMINGS)
   pilots = []
   lines = []
 })
@@ -143,39 +57,13 @@ async function start(args: Record<string, unknown> = {}, world: PilotWorld = {})
   return pilot
 }
 
-let bundles = 0
-
-function grantOf(
-  template: Partial<TemplateBody>,
-  tasks: string,
-  bundle: Partial<BundleBody> = {},
-  signer = site.signer,
-) {
-  const name = `b${++bundles}`
-  const signed = signer.template(makeTemplate(template))
-  const digest = digestOf(signed.bytes)
-  const grant: Grant = {
-    bundle: signer.bundle(makeBundle({ bundle: name, template: digest, tasks, ...bundle })),
-    lease: { bundle: name, campaign: 'c0000000001', step: 'sim', fences: [100 + bundles, 7], tasks },
-    template: digest.slice(7, 23),
-    leaseMs: TIMINGS.leaseMs,
-    tries: {},
-    avoidNodes: [],
-    estimateMs: null,
-    capability: 'a capability',
-  }
-  return { grant, template: signed }
-}
-
 function give(
   template: Partial<TemplateBody>,
   tasks: string,
   bundle: Partial<BundleBody> = {},
   signer = site.signer,
 ): Grant {
-  const made = grantOf(template, tasks, bundle, signer)
-  script.ready.push({ grants: [made.grant], templates: [made.template] })
-  return made.grant
+  return script.give(template, tasks, bundle, signer)
 }
 
 const sh = (text: string) => ({ command: ['sh', '-c', text] })
@@ -210,10 +98,10 @@ describe('work', () => {
     await start()
     give(sh('sleep 5'), '3')
     const beat = await until(() => script.beats.find(({ usage }) => usage.length > 0))
-    expect(beat.usage[0]!.attempt).toMatchObject({ index: 3, bundle: `b${bundles}` })
+    expect(beat.usage[0]!.attempt).toMatchObject({ index: 3, bundle: `b${script.bundles}` })
     expect(beat.gauges).toMatchObject({ cores: 2, coresBusy: 1, running: 1 })
     await until(() => script.beats.some(({ started }) => started.some(({ tasks }) => tasks === '3')))
-    expect(script.beats.at(-1)!.held).toMatchObject([{ bundle: `b${bundles}`, step: 'sim' }])
+    expect(script.beats.at(-1)!.held).toMatchObject([{ bundle: `b${script.bundles}`, step: 'sim' }])
     const history = lines.filter((line) => line.campaign === 'c0000000001' && line.task === 3)
     expect(history.map(({ msg }) => msg)).toContain('attempt.started')
     expect(history.every((line) => line.pilot === 'pilot1' && line.step === 'sim' && line.attempt)).toBe(true)
@@ -260,7 +148,7 @@ describe('trust', () => {
       'a changed bundle',
       'signature.invalid',
       () => {
-        const made = grantOf(sh('touch ran'), '0')
+        const made = script.grantOf(sh('touch ran'), '0')
         return { ...made, grant: { ...made.grant, bundle: flip(made.grant.bundle) } }
       },
     ],
@@ -268,23 +156,27 @@ describe('trust', () => {
       'a changed template',
       'signature.invalid',
       () => {
-        const made = grantOf(sh('touch ran'), '0')
+        const made = script.grantOf(sh('touch ran'), '0')
         return { ...made, template: flip(made.template) }
       },
     ],
-    ['a key that is not in the credential', 'signature.invalid', () => grantOf(sh('touch ran'), '0', {}, other)],
-    ['work for another site', 'signature.invalid', () => grantOf({}, '0', { site: 'elsewhere' })],
-    ['work past its expiry', 'signature.expired', () => grantOf({}, '0', { expiresAtMs: Date.now() - 1 })],
+    ['a key that is not in the credential', 'signature.invalid', () => script.grantOf(sh('touch ran'), '0', {}, other)],
+    ['work for another site', 'signature.invalid', () => script.grantOf({}, '0', { site: 'elsewhere' })],
+    ['work past its expiry', 'signature.expired', () => script.grantOf({}, '0', { expiresAtMs: Date.now() - 1 })],
     [
       'an envelope that names more tasks',
       'envelope.widened',
       () => {
-        const made = grantOf({}, '0')
+        const made = script.grantOf({}, '0')
         return { ...made, grant: { ...made.grant, lease: { ...made.grant.lease, tasks: '0-1' } } }
       },
     ],
-    ['a template of another bundle', 'signature.invalid', () => grantOf({ step: 'other' }, '0')],
-    ['a group that the site does not allow', 'policy.refused', () => grantOf({ group: '/vo.example/production' }, '0')],
+    ['a template of another bundle', 'signature.invalid', () => script.grantOf({ step: 'other' }, '0')],
+    [
+      'a group that the site does not allow',
+      'policy.refused',
+      () => script.grantOf({ group: '/vo.example/production' }, '0'),
+    ],
   ])('trust - %s is refused with %s and nothing runs', async (_what, reason, make) => {
     await start({ allowGroups: ['/vo.example/prod'] })
     const { grant, template } = make()
