@@ -51,6 +51,7 @@ export const ERRORS = {
   'campaign.unmatchable': entry(422, false, 'user', 'No registered site can run a step of the campaign (--strict).'),
   'join.invalid': entry(403, false, 'site', 'The join token is wrong, used or expired.'),
   'internal.error': entry(500, true, 'system', 'Something failed here that should not; the log has the cause.'),
+  'state.taken': entry(409, true, 'site', 'Another process works in this state folder.'),
   'server.missing': entry(
     0,
     false,
@@ -93,6 +94,7 @@ export const ERRORS = {
   'image.architecture': entry(0, false, 'user', 'The container image is for another processor architecture.'),
   'container.failed': entry(0, true, 'site', 'The container runtime could not start the payload.'),
   'node.lost': entry(0, true, 'site', 'The pilot or its node was not heard of any more.'),
+  'grant.unconfirmed': entry(0, true, 'site', 'The task was granted several times and no holder said that it has it.'),
   'node.scratchFull': entry(0, true, 'site', 'The node ran out of scratch space.'),
   'node.ending': entry(0, true, 'site', 'The pilot was told to end or ran out of time while the task ran.'),
   'node.fault': entry(0, true, 'site', 'The pilot could not prepare or watch the task.'),

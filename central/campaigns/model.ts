@@ -125,6 +125,19 @@ export interface Finding {
   expected: string
 }
 
+/** Queued work and a holder that should have met, and have not for minutes. */
+export interface Starved {
+  group: string
+  campaign: string
+  step: string
+  /** How many of the bundles looked at fit. */
+  bundles: number
+  queuedForMs: number
+  site: string
+  holder: string
+  waitingForMs: number
+}
+
 /** What the API asks of the store. Implemented in central/store over Redis. */
 export interface CampaignStore {
   /** Idempotent. @throws IndraftError campaign.conflict | store.full */
@@ -151,4 +164,6 @@ export interface CampaignStore {
   /** Largest node shapes seen or declared per site, for "would this fit anywhere". */
   siteShapes(): Promise<{ site: string; labels: Record<string, string>; shapes: Shape[] }[]>
   verify(): Promise<Finding[]>
+  /** Queued work that fits holders which wait, and that nobody is given: empty unless something is wrong here. */
+  starved(): Promise<Starved[]>
 }

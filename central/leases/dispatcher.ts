@@ -27,6 +27,9 @@ const VERDICT_BYTES = 110
 /** What a holder that found nothing is told to wait before it asks again, unless its pull already waited. */
 const ASK_AGAIN_MS = 1000
 
+/** Reasons why a holder that could work has none. */
+const UNFED = new Set<ReplyTo<'pull'>['reason']>(['noWork', 'nothingFits', 'limits'])
+
 export interface DispatcherParts {
   options: StoreOptions
   mark: Mark
@@ -177,6 +180,9 @@ export class CentralDispatcher implements Dispatcher {
       askAgainMs: grants.length > 0 ? 0 : Math.round(ASK_AGAIN_MS * Math.min(1, this.#parts.options.timeScale)),
     }
     if (grants.length + verdicts.length > 0) await sessions.keepReply(peer.site, session.id, reply)
+    if (pull.offer.length > 0 && (grants.length > 0 || UNFED.has(reply.reason))) {
+      await sessions.noteFed(peer.site, session.id, grants.length > 0, pull.offer)
+    }
     return reply
   }
 
@@ -208,7 +214,10 @@ export class CentralDispatcher implements Dispatcher {
     await leases.start(peer.site, beat.started)
     await sessions.notePilots(peer.site, session.holder, beat.pilots, this.#clock.wallMs())
     const info = await options.siteOf(peer.site)
-    const orders = await beats.orders(peer.site, session, beat, { halted, isDisabled: info?.disabled !== false })
+    const orders = await beats.orders(peer.site, session, beat, {
+      halted: halted !== null,
+      isDisabled: info?.disabled !== false,
+    })
     const wrote = beat.started.length > 0 || beat.processed > session.processed
     return { mark: wrote ? await mark.advance() : current, orders }
   }

@@ -17,7 +17,7 @@ export const GLOBAL = {
   campaigns: 'indraft:campaigns',
   /** Set of sites that ever said hello. */
   seenSites: 'indraft:seen-sites',
-  /** Hash: epoch, sequence, halted, sweptMs, graceMs. */
+  /** Hash: epoch, sequence, ended:<epoch>, halted, sweptMs, graceMs. */
   mark: 'indraft:mark',
   /** Channel: something became grantable. */
   wake: 'indraft:wake',

@@ -2,28 +2,15 @@
  * What happens to leases after they were granted: confirmed, started, given back, expired. Each is one script; here
  * they are told which group's keys and which step's retry rules apply. Anything may be repeated.
  */
-import { chargeOf, type ErrorCode } from '../../shared/errors.ts'
+import type { ErrorCode } from '../../shared/errors.ts'
 import { failpoint } from '../../shared/failpoint.ts'
 import type { Log } from '../../shared/log.ts'
 import type { LeasePart, StartedPart } from '../../shared/protocol/messages.ts'
 import type { StoreEvents } from './open.ts'
-import type { Plans, StoredStep } from './plans.ts'
+import type { Plans } from './plans.ts'
+import { lostRules } from './retries.ts'
 import type { Scripts } from './scripts.ts'
 import type { Sessions } from './sessions.ts'
-
-/** Times of retries, milliseconds, not scaled. */
-export const RETRY = { backOffMs: 10_000, longestMs: 15 * 60_000, avoidSiteMs: 15 * 60_000 }
-
-/** The step's rules in the words of the scripts. */
-export function retryRules(step: StoredStep, scale: number, charge: 'payload' | 'infrastructure') {
-  return {
-    limit: step.retries[charge],
-    exhausted: step.retries.exhausted,
-    backOffMs: RETRY.backOffMs * scale,
-    longestMs: RETRY.longestMs * scale,
-    avoidMs: RETRY.avoidSiteMs * scale,
-  }
-}
 
 interface Expired {
   outcome: number
@@ -108,7 +95,7 @@ export class Leases {
   async expire(
     base: string,
     bundle: string,
-    more: { fence?: string; provisional?: boolean; reason: ErrorCode },
+    { reason, ...which }: { fence?: string; provisional?: boolean; reason: ErrorCode },
   ): Promise<void> {
     const [campaign, stepName] = await this.#scripts.redis.hmget(`${base}:bundle:${bundle}`, 'campaign', 'step')
     if (!campaign || !stepName) return
@@ -116,13 +103,13 @@ export class Leases {
     if (!known) return
     const answer = await this.#scripts.run<Expired>('expire', base, {
       bundle,
-      ...more,
-      ...retryRules(known.step, this.#scale, chargeOf(more.reason)),
+      ...which,
+      rules: lostRules(known.step, this.#scale, reason),
     })
     if (answer.outcome !== 1) return
     this.#events.onExpired?.(known.plan.group, answer.tasks)
     this.#log.warn(
-      { campaign, step: stepName, bundle, tasks: answer.tasks, lost: answer.lost, reason: more.reason },
+      { campaign, step: stepName, bundle, tasks: answer.tasks, lost: answer.lost, reason },
       'lease.expired',
     )
     this.#feeding.want('feed', campaign, stepName)

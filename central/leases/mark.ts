@@ -1,9 +1,13 @@
 /**
  * The mark of the store: its epoch, and a sequence that rises with every acknowledged write. A holder that shows a
- * higher sequence of the same epoch proves that acknowledged writes were lost: granting stops until a person lifts it.
- * Also here: whether the store is nearly full.
+ * higher sequence than its epoch ever had proves that acknowledged writes were lost: granting stops until a person
+ * lifts it. Also here: whether the store is nearly full.
+ *
+ * An epoch ends whenever Redis starts anew, and the store remembers where it ended. Without that the sequence would
+ * soon rise past what was lost, and a holder that speaks late could prove nothing. A start is noticed by the script
+ * itself: Redis forgets scripts when it ends, so the first message after a start finds none. An emptied store counts as one.
  */
-import { randomBytes } from 'node:crypto'
+import { createHash, randomBytes } from 'node:crypto'
 import type { Redis } from 'ioredis'
 import type { Clock } from '../../shared/clock.ts'
 import type { Log } from '../../shared/log.ts'
@@ -12,6 +16,39 @@ import { GLOBAL } from './keys.ts'
 
 const FULL_SHARE = 0.8
 const MEMORY_CHECK_MS = 500
+
+/**
+ * ARGV: by how much the sequence rises (0: look only), then what a holder has seen: epoch and sequence, or ''. The part
+ * of an epoch before its dot names the store; what another store has said proves nothing here.
+ */
+const LOOK = `
+local name = KEYS[1]
+local stored = redis.call('HMGET', name, 'epoch', 'sequence', 'halted')
+local epoch, sequence, halted = stored[1], tonumber(stored[2] or 0), stored[3] or ''
+if not epoch then return redis.error_reply('NOSCRIPT an empty store') end
+local isNews = 0
+if ARGV[2] ~= '' and string.match(ARGV[2], '^[^.]*') == string.match(epoch, '^[^.]*') then
+  local seen = tonumber(ARGV[3])
+  local known = ARGV[2] == epoch and sequence or tonumber(redis.call('HGET', name, 'ended:' .. ARGV[2]) or -1)
+  if seen > known then
+    isNews = 1
+    halted = 'a holder has seen write ' .. ARGV[3] .. ' of epoch ' .. ARGV[2] .. ', known are ' .. math.max(known, 0)
+    redis.call('HSET', name, 'halted', halted)
+  end
+end
+if ARGV[1] ~= '0' then sequence = redis.call('HINCRBY', name, 'sequence', ARGV[1]) end
+return { epoch, sequence, halted, isNews }`
+const LOOK_SHA = createHash('sha1').update(LOOK).digest('hex')
+
+/** ARGV: random text. Ends the epoch, begins the next; nobody is dead for what we could not hear meanwhile. */
+const BEGIN = `
+local name = KEYS[1]
+local epoch = redis.call('HGET', name, 'epoch')
+local begun = epoch and (string.match(epoch, '^[^.]*') .. '.' .. ARGV[1]) or ('e' .. ARGV[1])
+if epoch then redis.call('HSET', name, 'ended:' .. epoch, redis.call('HGET', name, 'sequence') or '0') end
+local t = redis.call('TIME')
+redis.call('HSET', name, 'epoch', begun, 'graceMs', string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000)))
+return begun`
 
 export class Mark {
   readonly #redis: Redis
@@ -25,33 +62,51 @@ export class Mark {
     this.#log = log
   }
 
-  /** Compares what a holder has seen with what the store knows; says whether granting is stopped. */
-  async check(seen: StoreMark | null): Promise<{ mark: StoreMark; halted: boolean }> {
-    const [epoch, sequence, halted] = await this.#redis.hmget(GLOBAL.mark, 'epoch', 'sequence', 'halted')
-    const mark = { epoch: epoch ?? (await this.#newEpoch()), sequence: Number(sequence ?? 0) }
-    if (seen?.epoch === mark.epoch && seen.sequence > mark.sequence) {
-      this.#log.error({ seen: seen.sequence, known: mark.sequence, epoch: mark.epoch }, 'store.writesLost')
-      await this.#redis.hset(GLOBAL.mark, 'halted', `a holder has seen ${seen.sequence}, known is ${mark.sequence}`)
-      return { mark, halted: true }
-    }
-    return { mark, halted: Boolean(halted) }
+  /** Compares what a holder has seen with what the store knows; `halted` says in words why granting is stopped. */
+  async check(seen: StoreMark | null): Promise<{ mark: StoreMark; halted: string | null }> {
+    const { mark, halted, isNews } = await this.#look(0, seen)
+    if (isNews) this.#log.error({ seen, mark, halted }, 'store.writesLost')
+    return { mark, halted: halted || null }
   }
 
   /** After the writes and before their acknowledgement: Redis keeps the order, so who has this mark has the writes. */
   async advance(): Promise<StoreMark> {
-    const sequence = await this.#redis.hincrby(GLOBAL.mark, 'sequence', 1)
-    const epoch = (await this.#redis.hget(GLOBAL.mark, 'epoch')) ?? (await this.#newEpoch())
-    return { epoch, sequence }
+    return (await this.#look(1, null)).mark
   }
 
+  async #look(rise: 0 | 1, seen: StoreMark | null) {
+    const args = [GLOBAL.mark, String(rise), seen?.epoch ?? '', String(seen?.sequence ?? '')] as const
+    for (;;) {
+      try {
+        const answer = await this.#redis.evalsha(LOOK_SHA, 1, ...args)
+        const [epoch, sequence, halted, isNews] = answer as [string, number, string, number]
+        return { mark: { epoch, sequence }, halted, isNews: isNews === 1 }
+      } catch (error) {
+        if (!(error instanceof Error && error.message.startsWith('NOSCRIPT'))) throw error
+        await this.#begin()
+      }
+    }
+  }
+
+  /** Several processes may do this at once: each then ends an epoch, and none that was shown to anybody is forgotten. */
+  async #begin(): Promise<void> {
+    const epoch = await this.#redis.eval(BEGIN, 1, GLOBAL.mark, randomBytes(8).toString('hex'))
+    // IMPORTANT: only now, so that no message is answered in the old epoch (test/central/rollback.test.ts).
+    await this.#redis.script('LOAD', LOOK)
+    this.#log.info({ epoch }, 'store.epochBegun')
+  }
+
+  /** A person looked: what was seen of this store until now proves nothing any more. */
   async liftHalt(): Promise<void> {
-    await this.#redis.hdel(GLOBAL.mark, 'halted')
-  }
-
-  async #newEpoch(): Promise<string> {
-    const made = `e${randomBytes(8).toString('hex')}`
-    await this.#redis.hsetnx(GLOBAL.mark, 'epoch', made)
-    return (await this.#redis.hget(GLOBAL.mark, 'epoch')) ?? made
+    const fields = await this.#redis.hkeys(GLOBAL.mark)
+    const ended = fields.filter((field) => field.startsWith('ended:'))
+    const epoch = `e${randomBytes(8).toString('hex')}`
+    await this.#redis
+      .multi()
+      .hset(GLOBAL.mark, 'epoch', epoch)
+      .hdel(GLOBAL.mark, 'halted', ...ended)
+      .exec()
+    this.#log.warn({ epoch }, 'store.haltLifted')
   }
 
   /** Over 80 % of maxmemory; never, where Redis has no limit. */

@@ -31,6 +31,7 @@ import { Plans } from './plans.ts'
 import { Results } from './results.ts'
 import { Scripts } from './scripts.ts'
 import { Sessions } from './sessions.ts'
+import { findStarved } from './starvation.ts'
 import { openCampaignStore } from './store.ts'
 import { Tasks } from './tasks.ts'
 import { Verifier } from './verify.ts'
@@ -146,9 +147,18 @@ export async function openStore(options: StoreOptions): Promise<OpenStore> {
     waiting.wake()
   })
   const campaigns = new Campaigns({ scripts, plans, mark, signer, log, feeding: queue })
-  const verifier = new Verifier(scripts, plans, sessions, results, (output) => isStored(outputsDir, output))
+  const starved = () => findStarved({ scripts, sessions, index, siteOf: options.siteOf, timeScale })
+  const isThere = (output: OutputRecord) => isStored(outputsDir, output)
+  const verifier = new Verifier({ scripts, plans, sessions, results, mark, starved, isThere })
   return {
-    store: openCampaignStore({ options, campaigns, sessions, verifier, tasks: new Tasks(scripts, plans, results) }),
+    store: openCampaignStore({
+      options,
+      campaigns,
+      sessions,
+      verifier,
+      starved,
+      tasks: new Tasks(scripts, plans, results),
+    }),
     dispatcher: new CentralDispatcher({
       options,
       mark,

@@ -4,16 +4,16 @@
  */
 import { promisify } from 'node:util'
 import { inflateRaw } from 'node:zlib'
-import { chargeOf, ERRORS, type ErrorCode } from '../../shared/errors.ts'
 import { failpoint } from '../../shared/failpoint.ts'
 import type { Log } from '../../shared/log.ts'
 import { pack, unpack } from '../../shared/protocol/codec.ts'
 import type { Result, Verdict } from '../../shared/protocol/messages.ts'
 import type { BlobStore } from '../blobs.ts'
 import { parseStepName } from './keys.ts'
-import { type Feeding, retryRules } from './leases.ts'
+import type { Feeding } from './leases.ts'
 import type { StoreEvents } from './open.ts'
 import type { Plans, StoredStep } from './plans.ts'
+import { failureRules, reasonOf } from './retries.ts'
 import type { Scripts } from './scripts.ts'
 import type { Sessions } from './sessions.ts'
 
@@ -111,8 +111,6 @@ export class Results {
   }
 
   #scriptResult(result: Result, step: StoredStep) {
-    const reason = result.reason ?? ('node.fault' satisfies ErrorCode)
-    const charge = reason === 'attempt.cancelled' ? 'none' : chargeOf(reason)
     return {
       campaign: result.campaign,
       step: result.step,
@@ -122,17 +120,9 @@ export class Results {
       done: result.end === 'done',
       wallMs: result.wallMs,
       publish: result.end === 'done' && result.outputs.some((output) => mustPublish(output.url, result)),
-      reason,
+      reason: reasonOf(result),
       detail: detailOf(result),
-      rules: {
-        ...retryRules(step, this.#scale, charge === 'none' ? 'infrastructure' : charge),
-        charge,
-        reason,
-        retry: ERRORS[reason].retry,
-        hold: result.exitCode !== null && step.retries.holdExitCodes.includes(result.exitCode),
-        site: result.site,
-        node: result.node,
-      },
+      rules: failureRules(step, this.#scale, result),
     }
   }
 

@@ -6,7 +6,7 @@ import { randomBytes } from 'node:crypto'
 import { IndraftError } from '../../shared/errors.ts'
 import { type Shape, shapeOf } from '../../shared/fit.ts'
 import { decode, encode } from '../../shared/protocol/codec.ts'
-import type { Message, NodeFacts, Order, PilotSummary, ReplyTo } from '../../shared/protocol/messages.ts'
+import type { Message, NodeFacts, OfferEntry, Order, PilotSummary, ReplyTo } from '../../shared/protocol/messages.ts'
 import type { HolderView, PilotView } from '../campaigns/model.ts'
 import { GLOBAL, siteBase } from './keys.ts'
 import { mapOf, type Scripts } from './scripts.ts'
@@ -39,6 +39,9 @@ export interface SessionRecord {
   nodes: NodeFacts[]
   gauges: Record<string, number>
   counters: Record<string, number>
+  /** Since when its pulls found nothing, ms by Redis time; null where the last one did. And what it offered last. */
+  unfedSinceMs: number | null
+  unfedOffer: OfferEntry[]
 }
 
 interface Touched extends Omit<Session, 'id' | 'orders'> {
@@ -117,6 +120,19 @@ export class Sessions {
     await this.#scripts.redis.set(name, Buffer.from(encode('grants', reply)), 'EX', REPLY_KEPT_SECONDS)
   }
 
+  /** Whether its last pull found work; for the witness of starvation. */
+  async noteFed(site: string, id: string, isFed: boolean, offer: readonly OfferEntry[]): Promise<void> {
+    const { redis } = this.#scripts
+    const name = `${siteBase(site)}:session:${id}`
+    if (isFed) return void (await redis.hdel(name, 'unfedMs', 'unfedOffer'))
+    const [seconds] = await redis.time()
+    await redis
+      .multi()
+      .hsetnx(name, 'unfedMs', Number(seconds) * 1000)
+      .hset(name, 'unfedOffer', JSON.stringify(offer))
+      .exec()
+  }
+
   /** The kept reply of exactly this sequence, or null. */
   async keptReply(site: string, id: string, sequence: number): Promise<ReplyTo<'pull'> | null> {
     const frame = await this.#scripts.redis.getBuffer(`${siteBase(site)}:reply:${id}`)
@@ -156,8 +172,9 @@ export class Sessions {
     for (const site of await this.#scripts.redis.smembers(GLOBAL.seenSites)) {
       const ids = await this.#scripts.redis.hvals(`${siteBase(site)}:holders`)
       for (const record of await this.#records(site, ids)) {
-        const { id, nodes: _nodes, lostAfterMs: _lost, helloMs: _hello, seenMs, state, ...rest } = record
-        views.push({ ...rest, state: state === 'dead' ? 'lost' : state, session: id, lastSeenMs: seenMs })
+        const { id, site, holder, role, software, gauges, counters, seenMs, state } = record
+        const about = { site, holder, role, software, gauges, counters, session: id, lastSeenMs: seenMs }
+        views.push({ ...about, state: state === 'dead' ? 'lost' : state })
       }
     }
     return views
@@ -219,6 +236,8 @@ function recordOf(id: string, fields: Record<string, string>): SessionRecord {
     nodes: JSON.parse(fields.nodes ?? '[]') as NodeFacts[],
     gauges: JSON.parse(fields.gauges ?? '{}') as Record<string, number>,
     counters: JSON.parse(fields.counters ?? '{}') as Record<string, number>,
+    unfedSinceMs: fields.unfedMs === undefined ? null : Number(fields.unfedMs),
+    unfedOffer: JSON.parse(fields.unfedOffer ?? '[]') as OfferEntry[],
   }
 }
 

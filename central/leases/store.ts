@@ -17,6 +17,7 @@ export interface CampaignStoreParts {
   tasks: Tasks
   sessions: Sessions
   verifier: Verifier
+  starved: CampaignStore['starved']
 }
 
 export function openCampaignStore({
@@ -25,6 +26,7 @@ export function openCampaignStore({
   tasks,
   sessions,
   verifier,
+  starved,
 }: CampaignStoreParts): CampaignStore {
   return {
     create: (plan) => campaigns.create(plan),
@@ -37,6 +39,7 @@ export function openCampaignStore({
     holders: () => sessions.holders(),
     pilots: () => sessions.pilots(options.clock.wallMs()),
     verify: () => verifier.verify(),
+    starved,
     async requestLog(attempt, site, stream) {
       const live = (await sessions.listed()).filter((one) => one.site === site && one.state === 'active')
       const relays = live.filter((one) => one.role === 'relay')

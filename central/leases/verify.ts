@@ -6,9 +6,11 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { type Counts, emptyCounts, TASK_STATES, type TaskState } from '../../shared/lifecycle.ts'
 import { unpack } from '../../shared/protocol/codec.ts'
 import type { Result } from '../../shared/protocol/messages.ts'
+import { formatDuration } from '../../shared/quantity.ts'
 import { formatRanges, indices, parseRanges, rangesOf } from '../../shared/ranges.ts'
-import type { Finding } from '../campaigns/model.ts'
+import type { Finding, Starved } from '../campaigns/model.ts'
 import { GLOBAL, groupBase } from './keys.ts'
+import type { Mark } from './mark.ts'
 import type { Plans, StoredStep } from './plans.ts'
 import { stateAt } from './read.ts'
 import type { Results } from './results.ts'
@@ -41,28 +43,32 @@ interface Snapshot {
   blocks: Record<string, string>
 }
 
-export class Verifier {
-  readonly #scripts: Scripts
-  readonly #plans: Plans
-  readonly #sessions: Sessions
-  readonly #results: Results
-  readonly #isThere: OutputChecker
+export interface VerifierParts {
+  scripts: Scripts
+  plans: Plans
+  sessions: Sessions
+  results: Results
+  mark: Mark
+  starved(): Promise<Starved[]>
+  isThere: OutputChecker
+}
 
-  constructor(scripts: Scripts, plans: Plans, sessions: Sessions, results: Results, isThere: OutputChecker) {
-    this.#scripts = scripts
-    this.#plans = plans
-    this.#sessions = sessions
-    this.#results = results
-    this.#isThere = isThere
+export class Verifier {
+  readonly #parts: VerifierParts
+  readonly #scripts: Scripts
+
+  constructor(parts: VerifierParts) {
+    this.#parts = parts
+    this.#scripts = parts.scripts
   }
 
   /** Empty where everything holds. */
   async verify(): Promise<Finding[]> {
-    const findings: Finding[] = []
+    const findings: Finding[] = [...(await this.#checkStore()), ...(await this.#checkStarved())]
     for (const group of await this.#scripts.redis.smembers(GLOBAL.groups)) {
       const base = groupBase(group)
       for (const campaign of await this.#scripts.redis.zrange(`${base}:campaigns`, '0', '-1')) {
-        const known = await this.#plans.get(campaign)
+        const known = await this.#parts.plans.get(campaign)
         if (!known) {
           findings.push(finding('a campaign has its plan', campaign, 'no plan', 'a plan in the blob store'))
           continue
@@ -80,6 +86,24 @@ export class Verifier {
       }
     }
     return findings
+  }
+
+  async #checkStore(): Promise<Finding[]> {
+    const { halted } = await this.#parts.mark.check(null)
+    if (halted === null) return []
+    const expected = 'none lost; look at the inventories, then: indraft admin lift-halt'
+    return [finding('acknowledged writes are there', 'the store', halted, expected)]
+  }
+
+  async #checkStarved(): Promise<Finding[]> {
+    return (await this.#parts.starved()).map((one) =>
+      finding(
+        'queued work is given to who waits for it',
+        `${one.campaign}/${one.step}`,
+        `${one.bundles} bundles queued for ${formatDuration(one.queuedForMs)} while ${one.holder} at ${one.site} waits for ${formatDuration(one.waitingForMs)}`,
+        'granted, for it fits',
+      ),
+    )
   }
 
   async #verifyStep(base: string, campaign: string, step: StoredStep): Promise<Finding[]> {
@@ -108,7 +132,7 @@ export class Verifier {
 
   async #checkLeases(where: string, bundles: Bundle[]): Promise<Finding[]> {
     const findings: Finding[] = []
-    const live = new Map((await this.#sessions.listed()).map((session) => [session.id, session]))
+    const live = new Map((await this.#parts.sessions.listed()).map((session) => [session.id, session]))
     for (const bundle of bundles) {
       const place = `${where} ${bundle.id}`
       if (bundle.state === 'queued' && !bundle.queued) {
@@ -135,7 +159,7 @@ export class Verifier {
     const findings: Finding[] = []
     for (let first = 0; first < done.length; first += 1000) {
       const part = done.slice(first, first + 1000)
-      const winners = await this.#results.winners(campaign, step, part)
+      const winners = await this.#parts.results.winners(campaign, step, part)
       for (const index of part) {
         const winner = winners.get(index)
         if (winner?.end !== 'done' || winner.index !== index) {
@@ -143,7 +167,7 @@ export class Verifier {
           continue
         }
         for (const output of winner.outputs) {
-          if (await this.#isThere(output, winner)) continue
+          if (await this.#parts.isThere(output, winner)) continue
           findings.push(
             finding(
               "a winner's outputs are there",

@@ -373,3 +373,63 @@ test('a task that failed on every node - is granted all the same, for there is n
   }
   await clean()
 })
+
+test('a grant that nobody ever confirms - from the third on it costs a retry, avoids the site, and ends', async () => {
+  const plan = planOf('poison', {
+    a: { retries: { payload: 0, infrastructure: 1, holdExitCodes: [], exhausted: 'held' } },
+  })
+  await lab.store.create(plan)
+  // Each holder dies of what it is given: it is heard of no more.
+  for (let i = 0; i < 4; i++) {
+    const victim = await new TestHolder(lab.dispatcher, { name: `victim-${i}` }).hello()
+    await vi.waitFor(
+      async () => {
+        await lab.settle()
+        if (victim.grants.length === 0) await victim.pull(1).catch(() => victim.hello())
+        expect(victim.grants).toHaveLength(1)
+      },
+      { timeout: 10_000, interval: 50 },
+    )
+    await vi.waitFor(
+      async () => {
+        await lab.settle()
+        expect(await counts(plan.id)).toEqual(i < 3 ? { queued: 1 } : { held: 1 })
+      },
+      { timeout: 10_000, interval: 50 },
+    )
+    await clean()
+  }
+  const task = (await lab.store.task(plan.id, 'a', 0))!
+  expect(task.attempts).toBe(2)
+  expect(task.history.map(({ reason, site }) => [reason, site])).toEqual([
+    ['grant.unconfirmed', 'ALPHA'],
+    ['grant.unconfirmed', 'ALPHA'],
+  ])
+  expect((await lab.store.find(plan.id, [GROUP]))!.failures).toMatchObject([{ reason: 'grant.unconfirmed', count: 2 }])
+})
+
+test('starvation - work that fits a waiting holder and is granted to nobody is found and named', async () => {
+  const pilot = await new TestHolder(lab.dispatcher, { name: 'hungry' }).hello()
+  await pilot.pull(2)
+  const id = await seed(3)
+  const base = `indraft:{${GROUP}}`
+  const session = `indraft:{site:ALPHA}:session:${pilot.holder.welcome!.session}`
+  await clean()
+  // Both wait since an hour ago, as a fault of matching would have it.
+  const [queue] = (await lab.redis.keys(`${base}:queue:*`)) as [string]
+  for (const bundle of await lab.redis.zrange(queue, '0', '-1')) await lab.redis.zadd(queue, 1000, bundle)
+  await lab.redis.hset(session, 'unfedMs', 1000)
+  expect(await lab.store.starved()).toMatchObject([
+    { campaign: id, step: 'a', bundles: 3, site: 'ALPHA', holder: 'hungry', group: GROUP },
+  ])
+  expect(await lab.store.verify()).toMatchObject([
+    { invariant: 'queued work is given to who waits for it', where: `${id}/a`, expected: 'granted, for it fits' },
+  ])
+  // What avoids the only node that waits is not starved, nor is anything once the holder has work.
+  for (const bundle of await lab.redis.zrange(queue, '0', '-1')) {
+    await lab.redis.hset(`${base}:bundle:${bundle}`, 'nodes', 'n-hungry')
+  }
+  await clean()
+  await pilot.pull(2)
+  expect(await lab.store.starved()).toEqual([])
+})

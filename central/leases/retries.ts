@@ -1,0 +1,63 @@
+/**
+ * What an attempt's end costs and what follows, in the words of the scripts (see endAttempt in scripts/prelude.lua):
+ * which credit is charged, whether trying again can help, when, and what is avoided. Pure.
+ */
+import { chargeOf, ERRORS, type ErrorCode } from '../../shared/errors.ts'
+import type { Result } from '../../shared/protocol/messages.ts'
+import type { StoredStep } from './plans.ts'
+
+/** Times of retries, milliseconds, not scaled. */
+const RETRY = { backOffMs: 10_000, longestMs: 15 * 60_000, avoidSiteMs: 15 * 60_000 }
+/** Grants of a task that nobody confirmed and that are not charged: a lost reply or two is nobody's fault. */
+const UNCONFIRMED_FREE = 2
+
+export interface RetryRules {
+  charge: 'payload' | 'infrastructure' | 'none'
+  /** Whether trying again can help at all. */
+  retry: boolean
+  /** Ends as held at once, for a person to look. */
+  hold: boolean
+  /** Further tries that the credit allows. */
+  limit: number
+  exhausted: 'failed' | 'held'
+  backOffMs: number
+  longestMs: number
+  avoidMs: number
+  reason: ErrorCode
+}
+
+/** For an attempt whose holder is gone, or which no holder confirmed; every such reason is nobody's own fault. */
+export function lostRules(
+  step: StoredStep,
+  scale: number,
+  reason: ErrorCode,
+): RetryRules & { unconfirmedFree: number } {
+  return { ...rulesOf(step, scale, reason), unconfirmedFree: UNCONFIRMED_FREE }
+}
+
+/** For an attempt that was reported as failed. */
+export function failureRules(step: StoredStep, scale: number, result: Result) {
+  const rules = rulesOf(step, scale, reasonOf(result))
+  const hold = result.exitCode !== null && step.retries.holdExitCodes.includes(result.exitCode)
+  return { ...rules, hold, site: result.site, node: result.node }
+}
+
+/** A failure that names no reason is a fault of who reported it. */
+export function reasonOf(result: Result): ErrorCode {
+  return result.reason ?? 'node.fault'
+}
+
+function rulesOf(step: StoredStep, scale: number, reason: ErrorCode): RetryRules {
+  const credit = chargeOf(reason)
+  return {
+    charge: reason === 'attempt.cancelled' ? 'none' : credit,
+    retry: ERRORS[reason].retry,
+    hold: false,
+    limit: step.retries[credit],
+    exhausted: step.retries.exhausted,
+    backOffMs: RETRY.backOffMs * scale,
+    longestMs: RETRY.longestMs * scale,
+    avoidMs: RETRY.avoidSiteMs * scale,
+    reason,
+  }
+}
