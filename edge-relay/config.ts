@@ -66,6 +66,12 @@ export const relaySettings = {
       'Beginnings of the http(s) URLs that images and inputs may come from; empty: any public address. Addresses of private networks are refused unless named here.',
   },
   fetchTime: { type: 'duration', default: '2h', min: '1s', meaning: 'One file from outside takes at most this long.' },
+  once: {
+    type: 'flag',
+    default: false,
+    meaning: 'End by itself when no pilot is there and nothing is left to do: for sites that allow no service.',
+  },
+  for: { type: 'duration', default: null, meaning: 'End by itself after this long; what is held is kept.' },
   timeScale: {
     type: 'number',
     default: 1,

@@ -19,9 +19,11 @@ import type { RelayConfig } from './config.ts'
 import { openCore } from './core.ts'
 import { serveFiles } from './files.ts'
 import { keepPorts, openIdentity, withPort } from './identity.ts'
+import { watchLifetime } from './lifetime.ts'
 import { type RelayFigures, RelayMetrics, serveMetrics } from './metrics.ts'
 import { keepNats, PILOT_INBOX, PILOT_USER, RELAY_USER } from './nats.ts'
 import { Outside } from './outside.ts'
+import { lockState } from './state-lock.ts'
 
 export const RELAY_SOFTWARE = 'indraft-relay 0.1.0'
 /** Results get this long to go up when the relay stops; what does not stays in the journal. */
@@ -38,6 +40,13 @@ export interface RunningRelay {
   pilotCredential: string
   /** Resolves, never rejects, when the relay cannot go on (its disk failed): the process is to end and start again. */
   failed: Promise<Error>
+  /** Resolves when the relay has ended by itself: drained, or as `once` and `for` say. */
+  finished: Promise<void>
+  /**
+   * Takes nothing more, gives back what no pilot has, lets pilots finish and leave, hands everything up, says bye and
+   * ends. Goes on after a restart in between. Asked twice it waits for nobody.
+   */
+  drain(): Promise<void>
   /** A mere stop keeps leases for the next start; with `drain` they are given back and the relay says bye. */
   stop(how?: { drain?: boolean }): Promise<void>
 }
@@ -49,13 +58,16 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
   const state = config.state
   const credential = readRelayCredential(config.credential ?? join(state, 'relay.json'))
   const { site } = credential
-  const identity = openIdentity(state)
+  const lock = lockState(state)
   const failed = Promise.withResolvers<Error>()
+  const finished = Promise.withResolvers<void>()
   const closers: (() => Promise<unknown> | unknown)[] = []
   const closeAll = async () => {
     for (const close of closers.splice(0).reverse()) await close()
   }
+  closers.push(() => lock.release())
   try {
+    const identity = openIdentity(state)
     let filesUrl: string | null = null
     let isReady = false
     const capabilityKey = Buffer.from(identity.capabilityKey, 'base64url')
@@ -208,23 +220,44 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
       }
     }
 
+    const stop = async (how: { drain?: boolean } = {}) => {
+      if (isStopping) return
+      isStopping = true
+      clearInterval(sweep)
+      clearInterval(tidy)
+      dispatcher.stop()
+      await server.close()
+      await upstream.stop(FLUSH_MS, how.drain ?? false)
+      await closeAll()
+      log.info('relay.stopped')
+      finished.resolve()
+    }
+    const lifetime = watchLifetime({
+      core,
+      clock,
+      once: config.once,
+      forMs: config.for,
+      idleMs: 3 * timingsFor('pilot', config.timeScale).beatMs,
+      end: (drained) => {
+        if (drained) upstream.resume()
+        return stop({ drain: drained })
+      },
+    })
+    closers.push(() => lifetime.stop())
+
     return {
       natsUrl,
       filesUrl,
       metricsUrl,
       pilotCredential,
       failed: failed.promise,
-      async stop(how = {}) {
-        if (isStopping) return
-        isStopping = true
-        clearInterval(sweep)
-        clearInterval(tidy)
-        dispatcher.stop()
-        await server.close()
-        await upstream.stop(FLUSH_MS, how.drain ?? false)
-        await closeAll()
-        log.info('relay.stopped')
+      finished: finished.promise,
+      async drain() {
+        if (upstream.isDrainedHere) lifetime.hurry()
+        upstream.drain('here')
+        await finished.promise
       },
+      stop,
     }
   } catch (error) {
     await closeAll()

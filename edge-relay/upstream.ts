@@ -35,6 +35,13 @@ const DEMAND_TIMEOUT_MS = 3000
 /** Before the first welcome, and where central refuses in a way that repeating cannot mend soon. */
 const REFUSED_PAUSE_MS = 10_000
 
+/** So many answers without the order to drain end it. */
+const BEATS_TO_RESUME = 3
+
+interface Drain {
+  by: 'centre' | 'here'
+}
+
 /** What the journal keeps of the session with central. */
 interface UpstreamMemory extends HolderMemory {
   /** Wall clock at the last renewal: the only way to know over a restart how old the leases are. */
@@ -79,7 +86,9 @@ export class Upstream {
   readonly #renewedBeforeMs: number
   /** To be told with the next beat: one entry for each node and lease. */
   readonly #started = new Map<string, StartedPart>()
-  #isDraining = false
+  /** Why nothing more is taken; over a restart too. */
+  #drain: Drain | null
+  #beatsWithoutDrain = 0
   #loops: Promise<unknown>[] = []
   #lastAnswerMs = Number.NEGATIVE_INFINITY
 
@@ -87,6 +96,7 @@ export class Upstream {
     this.#options = options
     const { journal, clock, outgoing, buffer } = options
     this.#memory = journal.meta<UpstreamMemory>('upstream')
+    this.#drain = journal.meta<Drain | null>('drain') ?? null
     const ageMs = this.#memory ? Math.max(0, clock.wallMs() - this.#memory.renewedAtWallMs) : Number.POSITIVE_INFINITY
     this.#renewedBeforeMs = clock.monotonicMs() - ageMs
     this.#demand = new Signal(clock)
@@ -114,7 +124,39 @@ export class Upstream {
   }
 
   get isDraining(): boolean {
-    return this.#isDraining
+    return this.#drain !== null
+  }
+
+  get isDrainedHere(): boolean {
+    return this.#drain?.by === 'here'
+  }
+
+  /** Takes nothing more, gives back what no pilot has yet. `here`: until lifted by resume(), whatever central says. */
+  drain(by: Drain['by']): void {
+    if (this.#drain?.by === 'here' || (this.#drain && by === 'centre')) return
+    this.#setDrain({ by })
+    this.#options.buffer.giveBack(() => true)
+    this.#demand.raise()
+  }
+
+  resume(): void {
+    this.#setDrain(null)
+    this.#demand.raise()
+  }
+
+  #setDrain(drain: Drain | null): void {
+    this.#drain = drain
+    this.#beatsWithoutDrain = 0
+    this.#options.journal.setMeta('drain', drain)
+    this.#options.log.info({ by: drain?.by ?? null }, drain ? 'relay.draining' : 'relay.resumed')
+  }
+
+  /** Central repeats the order for as long as it means it. */
+  #onDrainOrders(orders: readonly Order[]): void {
+    if (orders.some(({ kind }) => kind === 'holder.drain')) {
+      this.#beatsWithoutDrain = 0
+      this.drain('centre')
+    } else if (this.#drain?.by === 'centre' && ++this.#beatsWithoutDrain >= BEATS_TO_RESUME) this.resume()
   }
 
   /** Pilots want work, or took some of the buffer. */
@@ -227,7 +269,7 @@ export class Upstream {
     const { buffer, sessions, clock, aheadMs } = this.#options
     const returned = buffer.returns(MOST_PARTS)
     const offer =
-      this.#isDraining || this.#options.isDiskFull?.()
+      this.isDraining || this.#options.isDiskFull?.()
         ? []
         : aggregateOffer({
             pilots: sessions.live().filter((session) => session.state === 'active'),
@@ -379,7 +421,7 @@ export class Upstream {
     try {
       const held = [...buffer.leases()].filter((lease) => !lease.gone && lease.open.length > 0)
       const reply = await this.#holder.beat({
-        draining: this.#isDraining,
+        draining: this.isDraining,
         started,
         held: {
           count: held.length,
@@ -392,6 +434,7 @@ export class Upstream {
       })
       this.#lastAnswerMs = clock.monotonicMs()
       this.#remember()
+      this.#onDrainOrders(reply.orders)
       for (const order of reply.orders) await this.#onOrder(order)
       await journal.committed()
     } catch (error) {
@@ -413,9 +456,6 @@ export class Upstream {
         cancels.add(order)
         return
       case 'holder.drain':
-        this.#isDraining = true
-        // What no pilot has yet is better off elsewhere.
-        this.#options.buffer.giveBack(() => true)
         return
       case 'holder.inventory':
         return this.#sendInventory()

@@ -18,12 +18,15 @@ export const EXIT = {
   unreachable: 3,
   /** `watch`: the campaign is over and not everything is done. */
   endedWithFailures: 4,
+  /** `central run`, `relay run`: the disk under the state folder failed; started again it goes on from there. */
+  diskFailed: 74,
 } as const
 
 export const EXIT_CODES_HELP = `
 Exit codes:
   0 ok   1 refused or failed   2 wrong usage   3 central cannot be reached
-  4 (watch, submit --wait) the campaign ended and not everything is done`
+  4 (watch, submit --wait) the campaign ended and not everything is done
+  74 (relay run) the disk failed: what keeps it alive starts it again`
 
 /** What went wrong with a file of the user's, to be shown line by line. */
 export class FileProblems extends IndraftError {

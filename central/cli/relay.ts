@@ -1,8 +1,9 @@
 /** `indraft relay join|list` and `indraft pilot list`: who speaks to the centre, and how a site begins to. */
-import { chmodSync, mkdirSync, readFileSync } from 'node:fs'
+import { chmodSync, existsSync, mkdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Command } from 'commander'
 import { pilotCredentialSchema, relayCredentialSchema, writeCredential } from '../../shared/credentials.ts'
+import { IndraftError } from '../../shared/errors.ts'
 import { formatDuration } from '../../shared/quantity.ts'
 import { makeClient } from '../api/client.ts'
 import { columns, type Options, print, withCentral, withClient, withJson } from './command.ts'
@@ -46,6 +47,18 @@ export function registerRelay(program: Command): Command {
       }
     })
 
+  withJson(relay.command('drain'))
+    .description('tell the relay that runs in a folder of this machine to get empty, say bye and end')
+    .requiredOption('--state <folder>', "the relay's state folder")
+    .addHelpText('after', '\nExample:\n  indraft relay drain --state ~/relay')
+    .action(async (options: Options & { state: string }) => {
+      const { runningRelay } = await import('../../edge-relay/state-lock.ts')
+      const pid = existsSync(options.state) ? runningRelay(options.state) : null
+      if (pid === null) throw new IndraftError('request.notFound', `no relay runs in ${options.state}`)
+      process.kill(pid, 'SIGUSR1')
+      print(options, { pid }, () => [`process ${pid} drains: it ends when its pilots have finished and results are up`])
+    })
+
   withClient(relay.command('list'))
     .description('relays, with the state of their link')
     .addHelpText('after', '\nExamples:\n  indraft relay list')
@@ -56,7 +69,7 @@ export function registerRelay(program: Command): Command {
         const rows = holders.map(({ site, holder, state, gauges, software, lastSeenMs }) => [
           site,
           holder,
-          state,
+          gauges.diskFull && (state === 'active' || state === 'draining') ? 'disk full' : state,
           gauges.pilots ?? 0,
           gauges.running ?? 0,
           gauges.bufferTasks ?? 0,

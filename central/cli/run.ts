@@ -52,14 +52,22 @@ Examples:
       `
 Examples:
   indraft relay run --state /var/lib/indraft-relay --credential /var/lib/indraft-relay/relay.json
-  indraft relay run --config /etc/indraft/relay.yaml`,
+  indraft relay run --config /etc/indraft/relay.yaml
+  */10 * * * * indraft relay run --state ~/relay --once --for 9min     (where no service is allowed: cron)
+
+Signals:
+  SIGTERM, SIGINT   stop; leases and results are kept for the next start
+  SIGUSR1           drain: unstarted work goes back to the centre, results go up, then bye and exit
+                    (also: indraft relay drain --state FOLDER)
+
+Ends with 74 when its disk failed or cannot be written: started again it goes on where it was.`,
     )
     .action(async (options: Options) => {
       const { config: file, json: _json, ...args } = options
       const config = orUsage(() => loadRelayConfig(args, file as string | undefined))
       if (!config) return
       const { startRelay } = await import('../../edge-relay/main.ts')
-      await serve('relay', config.logLevel as LogLevel, (log) => startRelay(config, log))
+      await serve('relay', config.logLevel as LogLevel, (log) => startRelay(config, log), config.once)
     })
 }
 
@@ -98,12 +106,22 @@ function orUsage<T>(load: () => T): T | undefined {
 async function serve(
   program: string,
   level: LogLevel,
-  start: (log: Log) => Promise<{ stop(): Promise<void>; failed?: Promise<Error> }>,
+  start: (log: Log) => Promise<{
+    stop(): Promise<void>
+    /** Its disk failed. */
+    failed?: Promise<Error>
+    /** It has ended by itself. */
+    finished?: Promise<void>
+    /** SIGUSR1: to get empty, and end. */
+    drain?: () => Promise<void>
+  }>,
+  isOnce = false,
 ): Promise<void> {
   // What an administrator sees in ps, top and ss.
   process.title = `indraft-${program}`
   const log = makeLog(program, level)
   let stop: (() => Promise<void>) | undefined
+  let drain: (() => Promise<void>) | undefined
   let isStopping = false
   const onSignal = (signal: NodeJS.Signals) => {
     if (isStopping) process.exit(EXIT.failed)
@@ -118,16 +136,32 @@ async function serve(
       },
     )
   }
+  // Always handled: by default Node.js opens its debugger for whoever sends this.
+  process.on('SIGUSR1', () => void drain?.())
   process.on('SIGTERM', onSignal)
   process.on('SIGINT', onSignal)
   try {
     const running = await start(log)
     stop = () => running.stop()
     // What it holds in memory may be ahead of its disk: whoever keeps it alive starts it again from the disk.
-    void running.failed?.then(() => process.exit(EXIT.failed))
+    void running.failed?.then(() => process.exit(EXIT.diskFailed))
+    void running.finished?.then(() => process.exit(EXIT.ok))
+    drain = running.drain
   } catch (error) {
+    if (isIndraftError(error, 'state.taken') && isOnce) {
+      // The one that the last tick started still works.
+      log.info({ detail: error.message }, `${program}.alreadyRuns`)
+      process.exit(EXIT.ok)
+    }
     log.error({ err: error }, `${program}.startFailed`)
     console.error(`indraft: ${program} could not start: ${error instanceof Error ? error.message : String(error)}`)
-    process.exit(EXIT.failed)
+    process.exit(isDiskError(error) ? EXIT.diskFailed : EXIT.failed)
   }
+}
+
+/** The disk refuses to be written, by its own words or by SQLite's: full, read-only, failing, not to be opened. */
+function isDiskError(error: unknown): boolean {
+  const { code, errcode } = error as { code?: unknown; errcode?: unknown }
+  if (typeof errcode === 'number') return [8, 10, 13, 14].includes(errcode & 0xff)
+  return typeof code === 'string' && ['ENOSPC', 'EROFS', 'EIO', 'EDQUOT'].includes(code)
 }
