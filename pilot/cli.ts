@@ -6,6 +6,7 @@ import { type LogLevel, makeLog } from '../shared/log.ts'
 import { formatBytes, formatDuration } from '../shared/quantity.ts'
 import { loadPilotConfig, PILOT_SETTINGS } from './config.ts'
 import { examineNode, SOFTWARE, startPilot } from './main.ts'
+import { addStartCommands } from './start/command.ts'
 
 function optionName(setting: string): string {
   return setting.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)
@@ -81,5 +82,7 @@ withSettings(program.command('doctor').description('What this node has, and whet
   .option('--json', 'as JSON')
   .addHelpText('after', '\nExample:\n  indraft-pilot doctor --scratch /local/scratch')
   .action((options) => orRefuse(() => showNode(options)))
+
+addStartCommands(program, (line) => console.log(line), orRefuse)
 
 await program.parseAsync(process.argv)

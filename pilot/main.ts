@@ -28,6 +28,7 @@ import { Outbox } from './outbox.ts'
 import type { PayloadAround } from './payload.ts'
 import { linuxProcesses } from './processes.ts'
 import { Session } from './session.ts'
+import { endTeller } from './start/end-record.ts'
 import { TimeLeft } from './time-left.ts'
 import { Trace } from './trace.ts'
 import { Watcher } from './watch.ts'
@@ -62,9 +63,13 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
   if (!/^[A-Za-z0-9][A-Za-z0-9._-]{0,120}$/.test(name)) {
     throw new IndraftError('request.invalid', `name "${name}": expected letters, digits, dots and dashes`)
   }
+  const bornAtMs = clock.monotonicMs()
+  const livedMs = () => clock.monotonicMs() - bornAtMs
+  const end = endTeller(config, { name, job: batch.slurmJobId, livedMs }, log)
   const expiryNowMs = expiryClock(clock)
   const { scratch, home, outbox } = await takeFolders(config, name, run, log).catch(async (error) => {
     await tellBatchSystem(batch, 500, (error as Error).message, log)
+    await end.tell({ code: 500, reason: (error as Error).message })
     throw error
   })
   const guard = await startGuard(home, run, batch.path)
@@ -144,6 +149,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
       filesUrl = welcome.filesUrl
       welcomed.resolve()
     },
+    onResult: (result) => end.tally.add(result),
   })
   const living = session
   log.info({ pilot: name, site: credential.site, ...seen, timeLeftMs: timeLeft.leftMs }, 'pilot.started')
@@ -178,6 +184,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     await trace.close()
     await files.close()
     await tellBatchSystem(batch, code, reason, log)
+    await end.tell({ code, reason })
     if (outbox.size === 0) await rm(home.folder, { recursive: true, force: true }).catch(() => {})
     return code
   }

@@ -20,6 +20,8 @@ export const nodeScope = (node: string) => `node:${node}`
 
 /** How the first back-off of each class of codes compares with the one that the site file gives. */
 const FACTOR: Readonly<Record<number, number>> = { 3: 1, 4: 2, 5: 2, 6: 2, 7: 0.2 }
+/** Of the time that was asked for. */
+const USED_UP_SHARE = 0.8
 /** Bans that agree about the site are not older than this. */
 const AGREE_WITHIN_MS = 3_600_000
 
@@ -59,7 +61,9 @@ export function judgeEnd(state: State, site: SiteFile, start: Started, end: EndR
   const tasks = Object.values(end.work).reduce((sum, { done, failed }) => sum + done + failed, 0)
   // By our own clock, and by when it was ordered: what waits in the queue while others fail is no new evidence.
   const blow = { code: end.code, reason: end.reason, startedAtMs: start.submittedAtMs }
-  switch (classOf) {
+  // At the end of its time there is none left for work: that is no word about how much work there is.
+  const isUsedUp = start.timeMs > 0 && end.livedMs >= USED_UP_SHARE * start.timeMs
+  switch (classOf === 3 && isUsedUp ? 2 : classOf) {
     case 3: {
       const key = classScope(site, kind)
       const known = state.scopes[key]

@@ -58,16 +58,24 @@ export function shouldAsk(state: State, site: SiteFile, nowMs: number): boolean 
   return site.ask.enabled && (state.demand === null || nowMs - state.demand.askedAtMs >= site.ask.every)
 }
 
-/** One look at the queue a tick at most, and none while no pilot is known. */
+/**
+ * One look at the queue a tick at most, and none while no pilot is known; but one before the first start of all, because
+ * the state may be lost and pilots there.
+ */
 export function shouldLook(state: State, site: SiteFile, nowMs: number): boolean {
   const starts = Object.values(state.pilots)
-  if (starts.length === 0 || isOverCalls(state, site, 1)) return false
-  const sinceMs = state.lookedAtMs === null ? Number.POSITIVE_INFINITY : nowMs - state.lookedAtMs
-  const isUnsure = starts.some(
-    ({ state: now, submittedAtMs }) => now === 'submitting' && nowMs - submittedAtMs < 2 * UNANSWERED_MS,
-  )
-  const isWanted = (wantedNow(state, site)?.size ?? 0) > 0
-  return sinceMs >= (isUnsure ? Math.min(60_000, site.look.wanted) : isWanted ? site.look.wanted : site.look.quiet)
+  const wanted = wantedNow(state, site)
+  if (isOverCalls(state, site, 1)) return false
+  if (state.lookedAtMs === null) return starts.length > 0 || wanted === null || wanted.size > 0
+  if (starts.length === 0) return false
+  const sinceMs = nowMs - state.lookedAtMs
+  const isYoung = ({ submittedAtMs }: Started) => nowMs - submittedAtMs < 2 * UNANSWERED_MS
+  if (starts.some((start) => start.state === 'submitting' && isYoung(start))) {
+    return sinceMs >= Math.min(60_000, site.look.wanted)
+  }
+  // At full use nothing hangs on it but pilots that vanished.
+  const isGrowing = wanted !== null && wanted.size > 0 && nodesOf(state, [], () => true) < site.caps.running
+  return sinceMs >= (isGrowing ? site.look.wanted : site.look.quiet)
 }
 
 /** Whether `more` calls go beyond what an hour may have. */

@@ -5,6 +5,7 @@
 import { mkdir, open, readdir, readFile, rename, rm } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { z } from 'zod'
+import type { Log } from '../../shared/log.ts'
 import type { Result } from '../../shared/protocol/messages.ts'
 
 const count = z.number().int().min(0)
@@ -55,6 +56,32 @@ export class EndTally {
         .slice(0, MOST_WORK)
         .map(([name, { done, failed, times }]) => [name, { done, failed, medianMs: median(times) }]),
     )
+  }
+}
+
+export interface EndTeller {
+  tally: EndTally
+  /** The last act. Never throws: what cannot be said is logged. */
+  tell(end: { code: number; reason: string }): Promise<void>
+}
+
+/** Where a pilot says how it ended; says nothing where no folder was given. */
+export function endTeller(
+  config: { endFolder: string | null; startId: string | null; node: string },
+  pilot: { name: string; job: string | null; livedMs: () => number },
+  log: Log,
+): EndTeller {
+  const tally = new EndTally()
+  return {
+    tally,
+    async tell({ code, reason }) {
+      if (config.endFolder === null) return
+      const record: EndRecord = {
+        ...{ version: 1, start: config.startId, pilot: pilot.name, node: config.node, job: pilot.job },
+        ...{ code, reason: reason.slice(0, 300), livedMs: Math.round(pilot.livedMs()), work: tally.work() },
+      }
+      await writeEndRecord(config.endFolder, record).catch((error) => log.error({ err: error }, 'end.notWritten'))
+    },
   }
 }
 

@@ -112,7 +112,7 @@ async function runTick(
   for (const detail of onTime(state, site, moment)) log.warn({ detail }, 'pilot.vanished')
 
   const decision = decide(state, site, moment, { isStopped, newId: ports.newId })
-  for (const why of decision.why) log.info({ why }, 'vacuum.decided')
+  for (const why of decision.why) log.debug({ why }, 'vacuum.decided')
   if (isDry) return { outcome: 'done', decision, state, errors }
 
   for (const order of decision.starts) {
