@@ -251,6 +251,7 @@ export class Work {
       const path = attemptPath(ref)
       this.#unacknowledged.get(path)?.acknowledge(verdict.verdict)
       this.#unacknowledged.delete(path)
+      log.debug({ attempt: path, verdict: verdict.verdict }, 'result.acknowledged')
       if (verdict.verdict !== 'accepted') log.info({ ...verdict, attempt: path }, 'result.notAccepted')
     }
     if (verdicts.length > 0) this.#options.onChanged()
