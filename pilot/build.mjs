@@ -3,7 +3,7 @@
  * Bundles what a site runs to one file each, that need only Node 22.18 or newer beside them: dist/indraft-pilot.mjs, and
  * dist/indraft.mjs, the command with the relay in it. The centre itself runs from the repository, not from a bundle.
  *
- *   node pilot/build.mjs [indraft-pilot | indraft] ...
+ *   node pilot/build.mjs [--into=FOLDER] [indraft-pilot | indraft] ...
  */
 import { chmod } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
@@ -21,10 +21,12 @@ const oneLanguage = {
   },
 }
 
-const wanted = process.argv.slice(2)
+const words = process.argv.slice(2)
+const into = words.find((word) => word.startsWith('--into='))?.slice('--into='.length) ?? join(root, 'dist')
+const wanted = words.filter((word) => !word.startsWith('--into='))
 for (const name of wanted.length > 0 ? wanted : Object.keys(programs)) {
   if (!Object.hasOwn(programs, name)) throw new Error(`no program "${name}": ${Object.keys(programs).join(', ')}`)
-  const outfile = join(root, 'dist', `${name}.mjs`)
+  const outfile = join(into, `${name}.mjs`)
   await build({
     entryPoints: [join(root, programs[name])],
     outfile,

@@ -1,0 +1,265 @@
+/**
+ * How each kind of fault is made, and undone. What a fault touches is said with it: the first result that goes through
+ * what was touched after the fault began is the moment from which work goes on again (docs/reliability.md).
+ */
+import { readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { Ack } from './acks.ts'
+import type { Clocks } from './clocks.ts'
+import type { Disks } from './disks.ts'
+import type { Ledger } from './ledger.ts'
+import { type Fault, nameOf, programOf, type Target } from './schedule.ts'
+import type { Taps } from './taps.ts'
+import type { World } from './world.ts'
+
+/** An armed moment that nobody passes within this time is disarmed. */
+const ARMED_MS = 30_000
+const LOOK_MS = 50
+
+export interface Tools {
+  world: World
+  ledger: Ledger
+  taps: Taps
+  clocks: Clocks | null
+  disks: Disks | null
+  /** Told when it truly begins: a moment that is armed has yet to be passed. */
+  onBegun: () => void
+}
+
+export interface Ended {
+  /** Why nothing happened; undefined where it did. */
+  nothing?: string
+}
+
+/** Parts that a fault needs for itself: no other one begins on them meanwhile. */
+export function holds(fault: Fault): string[] {
+  switch (fault.kind) {
+    case 'kill':
+    case 'stop':
+      return [nameOf(fault.target)]
+    case 'link':
+    case 'delay':
+      return [`link-${fault.site}`]
+    case 'replay':
+      return [`tap-${fault.site}-${fault.hop}`]
+    case 'failpoint':
+    case 'error':
+      return [`${fault.name}-${fault.site}`]
+    case 'disk':
+      return ['site' in fault.on ? `relay-${fault.on.site}` : `pilot@${fault.on.node}`]
+    case 'clock':
+      return [`clock-${nameOf(fault.target)}`]
+    case 'journal':
+      return [`relay-${fault.site}`, `relay-nats-${fault.site}`]
+    case 'node':
+      return [`pilot@${fault.node}`]
+  }
+}
+
+/** Whether a result that was acknowledged went through what the fault touched. */
+export function touches(fault: Fault, ack: Ack): boolean {
+  const atSite = (site: string) => ack.hop === 'central' && ack.site === site
+  const onNode = (node: string) => ack.hop === 'relay' && ack.node === node
+  const target = (of: Target): boolean => {
+    if (of.part === 'relay-nats') return ack.hop === 'relay' && ack.site === of.site
+    if ('site' in of) return atSite(of.site)
+    if ('node' in of) return onNode(of.node)
+    return ack.hop === 'central'
+  }
+  switch (fault.kind) {
+    case 'kill':
+    case 'stop':
+    case 'clock':
+      return target(fault.target)
+    case 'link':
+    case 'delay':
+    case 'journal':
+      return atSite(fault.site)
+    case 'replay':
+      return ack.hop === fault.hop && ack.site === fault.site
+    case 'failpoint':
+    case 'error': {
+      const program = programOf(fault.name)
+      if (program === 'central') return ack.hop === 'central'
+      return program === 'relay' ? atSite(fault.site) : ack.hop === 'relay' && ack.site === fault.site
+    }
+    case 'disk':
+      return 'site' in fault.on ? atSite(fault.on.site) : onNode(fault.on.node)
+    case 'node':
+      return onNode(fault.node)
+  }
+}
+
+/** Resolves when the fault is over and undone. */
+export async function make(fault: Fault, tools: Tools): Promise<Ended> {
+  const { world, onBegun } = tools
+  switch (fault.kind) {
+    case 'kill':
+    case 'stop':
+      return onProcess(fault, tools)
+    case 'link': {
+      onBegun()
+      const { nats, api } = siteOf(world, fault.site)
+      await Promise.all([nats.set({ mode: fault.mode }), api.set({ mode: fault.mode })])
+      await sleep(fault.forMs)
+      // What was on its way when a connection breaks never arrives.
+      if (fault.loses) for (const link of [nats, api]) link.reset()
+      await Promise.all([nats.set({ mode: 'open' }), api.set({ mode: 'open' })])
+      return {}
+    }
+    case 'delay': {
+      onBegun()
+      const { nats, api } = siteOf(world, fault.site)
+      await Promise.all([nats.set({ delayMs: fault.delayMs }), api.set({ delayMs: fault.delayMs })])
+      await sleep(fault.forMs)
+      await Promise.all([nats.set({ delayMs: 0 }), api.set({ delayMs: 0 })])
+      return {}
+    }
+    case 'replay': {
+      onBegun()
+      const sent = await tools.taps.replay(fault.site, fault.hop, fault.copies, fault.forMs, fault.number)
+      return sent > 0 ? {} : { nothing: 'no message came by' }
+    }
+    case 'failpoint':
+      return atMoment(fault, fault.action, tools)
+    case 'error':
+      return atMoment(fault, `throw ${fault.code}`, tools)
+    case 'disk': {
+      if (!tools.disks) return { nothing: 'no private mounts here' }
+      const on =
+        'site' in fault.on
+          ? { part: `relay-${fault.on.site}`, path: siteOf(world, fault.on.site).state }
+          : { part: `pilot-${fault.on.node}`, path: join(world.folder, 'node', fault.on.node) }
+      onBegun()
+      return tools.disks.make(fault.how, on.path, fault.forMs, world.part(on.part))
+    }
+    case 'clock': {
+      if (!tools.clocks) return { nothing: 'no libfaketime here' }
+      onBegun()
+      tools.clocks.step(
+        fault.target.part === 'pilot' ? `pilot-${fault.target.node}` : nameOf(fault.target),
+        fault.stepS,
+      )
+      return {}
+    }
+    case 'journal':
+      return onJournal(fault, tools)
+    case 'node': {
+      const part = world.part(`pilot-${fault.node}`)
+      onBegun()
+      await part.whileDown(() => empty(join(world.folder, 'node', fault.node)))
+      return {}
+    }
+  }
+}
+
+function siteOf(world: World, name: string) {
+  const site = world.sites.get(name)
+  if (!site) throw new Error(`no site ${name}`)
+  return site
+}
+
+async function onProcess(fault: Extract<Fault, { kind: 'kill' | 'stop' }>, tools: Tools): Promise<Ended> {
+  const { world, ledger, onBegun } = tools
+  const { target } = fault
+  const pid = target.part === 'payload' ? livingPayload(ledger, target.node) : world.pidOf(target)
+  if (pid === undefined) return { nothing: 'it was not alive' }
+  onBegun()
+  if (fault.kind === 'stop') {
+    if (!signal(pid, 'SIGSTOP')) return { nothing: 'it was not alive' }
+    await sleep(fault.forMs)
+    signal(pid, 'SIGCONT')
+    return {}
+  }
+  if (target.part === 'payload' || target.part === 'relay-nats') {
+    return signal(pid, 'SIGKILL') ? {} : { nothing: 'it was not alive' }
+  }
+  await world.part(target.part === 'pilot' ? `pilot-${target.node}` : nameOf(target)).kill(fault.downMs)
+  return {}
+}
+
+function signal(pid: number, name: NodeJS.Signals): boolean {
+  try {
+    process.kill(pid, name)
+    return true
+  } catch {
+    return false
+  }
+}
+
+/** A payload that is in the ledger and truly still runs: a process id may be another's by now. */
+function livingPayload(ledger: Ledger, node: string): number | undefined {
+  return ledger.open(node).find(({ pid, attempt }) => {
+    try {
+      return readFileSync(`/proc/${pid}/environ`, 'utf8').includes(`INDRAFT_ATTEMPT=${attempt}\0`)
+    } catch {
+      return false
+    }
+  })?.pid
+}
+
+/** Arms a moment, waits until somebody passes it, lets go what was stopped there. */
+async function atMoment(
+  fault: Extract<Fault, { kind: 'failpoint' | 'error' }>,
+  action: string,
+  { world, onBegun }: Tools,
+): Promise<Ended> {
+  const program = programOf(fault.name)
+  const folder = world.failpoints(program, program === 'central' ? undefined : fault.site)
+  const armed = join(folder, fault.name)
+  writeFileSync(`${armed}.new`, `${action}\n`)
+  renameSync(`${armed}.new`, armed)
+  const deadline = performance.now() + ARMED_MS
+  for (;;) {
+    const hit = readdirSync(folder).find((name) => name.startsWith(`${fault.name}.hit.`))
+    if (hit !== undefined) {
+      onBegun()
+      rmSync(join(folder, hit))
+      if (action !== 'stop') return {}
+      await sleep((fault as { forMs: number }).forMs)
+      signal(Number(hit.slice(hit.lastIndexOf('.') + 1)), 'SIGCONT')
+      return {}
+    }
+    if (performance.now() > deadline) {
+      rmSync(armed, { force: true })
+      return { nothing: 'nobody passed this moment' }
+    }
+    await sleep(LOOK_MS)
+  }
+}
+
+async function onJournal(fault: Extract<Fault, { kind: 'journal' }>, { world, onBegun }: Tools): Promise<Ended> {
+  const site = siteOf(world, fault.site)
+  const path = join(site.state, 'journal.sqlite')
+  onBegun()
+  await world.part(`relay-${fault.site}`).whileDown(async () => {
+    if (fault.how === 'disk lost') {
+      empty(site.state)
+      await site.join()
+      return
+    }
+    for (const file of [path, `${path}-wal`]) {
+      const bytes = readIfThere(file)
+      if (!bytes || bytes.length < 64) continue
+      // The tail is what a power cut may leave half-written; the middle is what a bad disk returns.
+      if (fault.how === 'tail cut') writeFileSync(file, bytes.subarray(0, Math.floor(bytes.length * 0.9)))
+      else
+        writeFileSync(file, Buffer.from(bytes).fill(0xa5, Math.floor(bytes.length / 3), Math.floor(bytes.length / 2)))
+    }
+  })
+  return {}
+}
+
+function readIfThere(path: string): Buffer | undefined {
+  try {
+    return readFileSync(path)
+  } catch {
+    return undefined
+  }
+}
+
+/** The folder itself may be a mount. */
+function empty(folder: string): void {
+  for (const name of readdirSync(folder)) rmSync(join(folder, name), { recursive: true, force: true })
+}

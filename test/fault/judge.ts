@@ -1,0 +1,212 @@
+/**
+ * The judgement at the end of a run: what central says of every task, held against the payloads' own ledger and against
+ * what was acknowledged on the way. Three figures have to be 0; everything found is said in words.
+ */
+import { existsSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import type { CampaignView, Finding, TaskRow, TaskView } from '../../central/campaigns/model.ts'
+import { TASK_STATES } from '../../shared/lifecycle.ts'
+import type { Ack } from './acks.ts'
+import { type Ledger, taskOf } from './ledger.ts'
+import { resultValue, type Wave } from './work.ts'
+import { until, type World } from './world.ts'
+
+export interface Verdict {
+  tasks: number
+  tasksLost: number
+  doubleCounted: number
+  acknowledgedLost: number
+  /** Successes beyond the first of a task, and attempts that ended without the payload's own word. */
+  wasted: { repeated: number; broken: number }
+  findings: Finding[]
+  /** Each loss, in words. */
+  words: string[]
+}
+
+export interface JudgeOptions {
+  world: World
+  ledger: Ledger
+  waves: Wave[]
+  seed: number
+  acks: () => readonly Ack[]
+  /** Sites whose relay lost its journal on purpose: what only that held may be gone, and is run again. */
+  forgetful: ReadonlySet<string>
+  /** Wait this long for results that are acknowledged and still on their way. */
+  settleMs?: number
+}
+
+interface Seen {
+  view: CampaignView
+  rows: Map<string, TaskRow>
+}
+
+/** @throws Error where central cannot be asked */
+export async function judge(options: JudgeOptions): Promise<Verdict> {
+  const { world, ledger, waves } = options
+  const words: string[] = []
+  const verdict = { tasksLost: 0, doubleCounted: 0, acknowledgedLost: 0 }
+  const blame = (figure: keyof typeof verdict, what: string) => {
+    verdict[figure]++
+    words.push(`${figure}: ${what}`)
+  }
+  const campaigns = new Map<string, Seen>()
+  let tasks = 0
+  for (const wave of waves) {
+    const seen = await look(world, wave.name)
+    campaigns.set(seen.view.id, seen)
+    tasks += seen.rows.size
+    judgeCounts(wave, seen, blame)
+    for (const [step, expected] of Object.entries(wave.steps)) {
+      for (const [index, { state }] of expected.entries()) {
+        const task = `${seen.view.id}/${step}/${index}`
+        const found = seen.rows.get(`${step}/${index}`)?.state
+        if (found === state) continue
+        blame('tasksLost', `${task} is ${found ?? 'unknown'}, expected ${state} (${wave.name})`)
+      }
+    }
+  }
+
+  await judgeOutputs(options, campaigns, blame)
+  for (const [task, times] of acceptedTwice(world)) blame('doubleCounted', `${task} was accepted ${times} times`)
+  await judgeAcks(options, campaigns, blame)
+
+  const { findings } = await world.ask((client) => client.call('verify', {}))
+  for (const one of findings)
+    words.push(`verify: ${one.invariant}: ${one.where}: ${one.found}, expected ${one.expected}`)
+  return { tasks, ...verdict, wasted: wastedOf(ledger), findings, words }
+}
+
+async function look(world: World, name: string): Promise<Seen> {
+  const view = (await world.ask((client) =>
+    client.call('showCampaign', { params: { campaign: name } }),
+  )) as CampaignView
+  const rows = new Map<string, TaskRow>()
+  for (let from: string | undefined; ; ) {
+    const query = { limit: 1000, ...(from === undefined ? {} : { from }) }
+    const page = await world.ask((client) => client.call('listTasks', { params: { campaign: name }, query }))
+    for (const row of page.tasks as TaskRow[]) rows.set(`${row.step}/${row.index}`, row)
+    if (page.next === null) break
+    from = page.next
+  }
+  return { view, rows }
+}
+
+function judgeCounts(wave: Wave, { view, rows }: Seen, blame: (figure: 'doubleCounted', what: string) => void): void {
+  const real = new Map<string, number>()
+  for (const { state } of rows.values()) real.set(state, (real.get(state) ?? 0) + 1)
+  let sum = 0
+  for (const state of TASK_STATES) {
+    sum += view.counts[state]
+    if (view.counts[state] !== (real.get(state) ?? 0)) {
+      blame('doubleCounted', `${wave.name}: ${view.counts[state]} ${state} by count, ${real.get(state) ?? 0} by task`)
+    }
+  }
+  if (sum !== wave.tasks) blame('doubleCounted', `${wave.name}: counts add up to ${sum}, expected ${wave.tasks}`)
+}
+
+/** A done task has its published output, which is what one successful attempt in the ledger wrote. */
+async function judgeOutputs(
+  { world, ledger, waves, seed }: JudgeOptions,
+  campaigns: ReadonlyMap<string, Seen>,
+  blame: (figure: 'tasksLost', what: string) => void,
+): Promise<void> {
+  const published = (id: string, task: string) => join(world.centralState, 'outputs/published', id, task, 'out.txt')
+  for (const wave of waves) {
+    const [id, { rows }] = [...campaigns].find(([, { view }]) => view.name === wave.name)!
+    const done = [...rows].filter(([task, row]) => row.state === 'done' && !task.startsWith('fails/'))
+    await until('outputs are published', () => done.every(([task]) => existsSync(published(id, task))), 30_000).catch(
+      () => {},
+    )
+    const firsts: string[] = []
+    for (const [task, row] of done) {
+      const path = published(id, task)
+      const successes = ledger.successes.get(`${id}/${task}`) ?? []
+      if (successes.length === 0) {
+        blame('tasksLost', `${id}/${task} is done, and its payload never said so`)
+        continue
+      }
+      if (!existsSync(path)) {
+        blame('tasksLost', `${id}/${task} is done, and its output is not there`)
+        continue
+      }
+      const lines = readFileSync(path, 'utf8').split('\n')
+      const [step, index, value, attempt = ''] = lines[0]!.split(' ')
+      const isGood = step === row.step && Number(index) === row.index && Number(value) === resultValue(seed, row.index)
+      if (!isGood || !successes.includes(attempt)) {
+        blame('tasksLost', `${id}/${task} is done, and its output is "${lines[0]}" of no successful attempt`)
+      }
+      if (step === 'first') firsts.push(lines[0]!)
+      if (step === 'second' && !sameLines(lines.slice(1, -1), firsts)) {
+        blame('tasksLost', `${id}/${task} is done, and did not get what the first step published`)
+      }
+    }
+  }
+}
+
+function sameLines(a: readonly string[], b: readonly string[]): boolean {
+  return JSON.stringify([...a].sort()) === JSON.stringify([...b].sort())
+}
+
+/** By central's own log: the verdict that makes a task done is given once. */
+function acceptedTwice(world: World): Map<string, number> {
+  const times = new Map<string, number>()
+  for (const name of world.names().filter((part) => part.startsWith('central-'))) {
+    for (const line of readFileSync(world.logOf(name), 'utf8').split('\n')) {
+      if (!line.includes('"task.finished"') || !line.includes('"verdict":"accepted"')) continue
+      const { task } = JSON.parse(line) as { task: string }
+      times.set(task, (times.get(task) ?? 0) + 1)
+    }
+  }
+  return new Map([...times].filter(([, count]) => count > 1))
+}
+
+/**
+ * At the hop to the relay: a result that it has taken reaches central, where it is settled. At the hop to central: the
+ * attempt whose success was accepted is the task's winner.
+ */
+async function judgeAcks(
+  { world, acks, forgetful, settleMs = 45_000 }: JudgeOptions,
+  campaigns: ReadonlyMap<string, Seen>,
+  blame: (figure: 'acknowledgedLost', what: string) => void,
+): Promise<void> {
+  const missing = () => {
+    const settled = new Set(
+      acks()
+        .filter(({ hop }) => hop === 'central')
+        .map(({ attempt }) => attempt),
+    )
+    return acks().filter((ack) => {
+      if (ack.hop !== 'relay' || ack.verdict !== 'accepted' || settled.has(ack.attempt)) return false
+      return !forgetful.has(ack.site) && campaigns.has(ack.attempt.split('/')[0]!)
+    })
+  }
+  await until('what relays acknowledged is at central', () => missing().length === 0, settleMs).catch(() => {})
+  for (const { attempt, site, node } of missing()) {
+    blame('acknowledgedLost', `${attempt}: ${site} acknowledged it to ${node}, and it never came to central`)
+  }
+  const accepted = acks().filter(
+    ({ hop, verdict, end }) => hop === 'central' && verdict === 'accepted' && end === 'done',
+  )
+  const winners = new Map<string, string>()
+  for (const { attempt } of accepted) {
+    const [campaign = '', step = '', index = ''] = attempt.split('/')
+    if (!campaigns.has(campaign)) continue
+    const task = taskOf(attempt)
+    if (!winners.has(task)) winners.set(task, await winnerOf(world, campaign, step, Number(index)))
+    if (winners.get(task) === attempt) continue
+    blame('acknowledgedLost', `${attempt}: central accepted it, and the winner is ${winners.get(task)}`)
+  }
+}
+
+async function winnerOf(world: World, campaign: string, step: string, index: number): Promise<string> {
+  const params = { campaign, step, index }
+  const { winner } = (await world.ask((client) => client.call('showTask', { params }))) as TaskView
+  return winner ? `${campaign}/${step}/${index}/${winner.fences.join('.')}` : 'nobody'
+}
+
+function wastedOf(ledger: Ledger): Verdict['wasted'] {
+  let repeated = 0
+  for (const successes of ledger.successes.values()) repeated += successes.length - 1
+  const broken = [...ledger.attempts.values()].filter(({ end }) => end === null).length
+  return { repeated, broken }
+}
