@@ -384,7 +384,6 @@ export class Session {
     this.#idleSinceMs += gapMs
     this.#awakeSinceMs = nowMs
     if (this.#disk) this.#disk.sinceMs += gapMs
-    this.#options.around.watcher.shift(gapMs)
   }
 
   async #tick(nowMs: number): Promise<void> {

@@ -36,6 +36,21 @@ describe('time left', () => {
     expect(await allocationEndS(batch({}))).toBeNull()
   })
 
+  test('time left - a wall clock that is stepped moves no end, whenever it is read again', async () => {
+    let stepMs = 0
+    const clock: Clock = { wallMs: () => Date.now() + stepMs, monotonicMs: () => 1000, sleep: async () => {} }
+    const endS = Math.round(Date.now() / 1000) + 600
+    const left = new TimeLeft(clock, batch({ slurmEndTimeS: endS }), { runtimeLimit: null, endMargin: 60_000 })
+    await left.refresh()
+    const before = left.leftMs!
+    for (stepMs of [500_000, -500_000]) {
+      await left.refresh()
+      expect(left.leftMs).toBe(before)
+    }
+    expect(before).toBeLessThanOrEqual(541_000)
+    expect(before).toBeGreaterThan(530_000)
+  })
+
   test('time left - is counted monotonically from the moment it was read, less the margin', async () => {
     let monotonicMs = 5000
     let wallMs = 1_000_000_000

@@ -1,7 +1,7 @@
 /**
  * Until when this pilot may work. The end of the allocation comes as wall-clock time from others' clocks (Slurm's
  * variables, Machine/Job Features, and one question to Slurm where neither says anything) and is turned into monotonic
- * time at once.
+ * time at once: a step of the wall clock changes no deadline.
  */
 import { execa } from 'execa'
 import type { Clock } from '../shared/clock.ts'
@@ -43,6 +43,8 @@ export class TimeLeft {
   readonly #marginMs: number
   readonly #limitMs: number | null
   readonly #startedS: number
+  /** Announced ends in monotonic time: a clock that is stepped later moves none of them. */
+  readonly #heard = new Map<number, number>()
   #endMs: number | null
   #asked: Promise<number | null> | undefined
 
@@ -62,10 +64,18 @@ export class TimeLeft {
       this.#asked ??= askSlurmForEnd(slurmJobId, path)
       endS = await this.#asked
     }
-    const toldMs =
-      endS === null ? null : this.#clock.monotonicMs() + endS * 1000 - this.#clock.wallMs() - this.#marginMs
+    const toldMs = endS === null ? null : this.#monotonicEndMs(endS) - this.#marginMs
     const ends = [toldMs, this.#limitMs].filter((end) => end !== null)
     this.#endMs = ends.length > 0 ? Math.min(...ends) : null
+  }
+
+  /** Where that wall-clock time lies, by the clock as it was when the time was first heard of. */
+  #monotonicEndMs(endS: number): number {
+    const known = this.#heard.get(endS)
+    if (known !== undefined) return known
+    const endMs = this.#clock.monotonicMs() + endS * 1000 - this.#clock.wallMs()
+    this.#heard.set(endS, endMs)
+    return endMs
   }
 
   /** Milliseconds that payloads still have, never below 0; null where no end is known. */

@@ -59,6 +59,8 @@ export const MEASURE_AT_MOST_MS = 3000
 const MEASURE_EVERY_MS = 5000
 const KILL_REPEAT_MS = 200
 const UNKILLABLE_AFTER_MS = 10_000
+/** A look at the processes that comes so much later than meant: until then nobody was there to look. */
+const STOOD_STILL_MS = 2000
 /** Less processor time than this share of the wall time is standing still. */
 const STANDSTILL = 0.01
 
@@ -147,12 +149,15 @@ export class Watcher {
     }
   }
 
-  /** This pilot stood still for so long (suspended): no payload is to blame for it. */
-  shift(ms: number): void {
+  /** This pilot stood still (suspended, or had no processor): no payload is to blame for the time. */
+  #forgive(lateMs: number): void {
+    if (lateMs < STOOD_STILL_MS) return
+    const nowMs = this.#options.clock.monotonicMs()
+    const later = (ms: number) => Math.min(nowMs, ms + lateMs)
     for (const watched of this.#watched.values()) {
-      watched.startedAtMs += ms
-      watched.activeAtMs += ms
-      watched.activity.atMs += ms
+      watched.startedAtMs = later(watched.startedAtMs)
+      watched.activeAtMs = later(watched.activeAtMs)
+      watched.activity.atMs = later(watched.activity.atMs)
     }
   }
 
@@ -165,8 +170,11 @@ export class Watcher {
 
   #schedule(inMs: number): void {
     if (this.#timer || this.#isClosed) return
+    const dueMs = this.#options.clock.monotonicMs() + inMs
     this.#timer = setTimeout(() => {
       this.#timer = undefined
+      // Here and not with the pilot's own tick, which may come after this one when both are overdue.
+      this.#forgive(this.#options.clock.monotonicMs() - dueMs)
       const startMs = performance.now()
       this.#scan()
       for (const watched of this.#watched.values()) this.#check(watched)

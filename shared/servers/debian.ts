@@ -47,9 +47,12 @@ interface Release {
   codename: string
 }
 
+/** Also libraries that tests preload. */
+export type PackageName = ServerName | 'libfaketime'
+
 /** @returns why nothing could be fetched, or undefined when the cache has it now */
 export async function fetchServer(
-  name: ServerName,
+  name: PackageName,
   minimum: string,
   cacheDir: string,
   say: (line: string) => void,
@@ -83,7 +86,7 @@ interface Source {
   cacheDir: string
 }
 
-async function fetchFrom(name: ServerName, minimum: string, source: Source): Promise<string | undefined> {
+async function fetchFrom(name: PackageName, minimum: string, source: Source): Promise<string | undefined> {
   const work = mkdtempSync(join(source.cacheDir, '.fetch-'))
   try {
     const apt = makeApt(work, source)
@@ -140,8 +143,8 @@ function makeApt(work: string, { mirror, suite, release }: Source): string[] {
 }
 
 /** The libraries and parts that redis-server depends on; nats-server is one static program. */
-async function neededPackages(name: ServerName, apt: string[], cwd: string): Promise<string[]> {
-  if (name === 'nats-server') return []
+async function neededPackages(name: PackageName, apt: string[], cwd: string): Promise<string[]> {
+  if (name !== 'redis-server') return []
   const beside = ['redis-tools']
   const depends = await attempt('apt-cache', [...apt, 'depends', '--important', name, ...beside], cwd)
   const named = [...depends.text.matchAll(/^\s+\|?(?:Pre)?Depends: ([\w.+-]+)/gm)].map((match) => match[1]!)
@@ -161,7 +164,7 @@ async function isInstalled(name: string, cwd: string): Promise<boolean> {
  * The machine's own suite first, unless its own lists say that its version is too old; then, for the static
  * nats-server, newer suites.
  */
-async function suitesFor(name: ServerName, minimum: string, release: Release): Promise<string[]> {
+async function suitesFor(name: PackageName, minimum: string, release: Release): Promise<string[]> {
   const known = candidateVersion((await attempt('apt-cache', ['policy', name], '/')).text)
   const ownIsTooOld = known !== undefined && compareVersions(known.replace(/^\d+:/, ''), minimum) < 0
   const newer = name === 'nats-server' ? DISTRIBUTIONS[release.id].newerSuites : []

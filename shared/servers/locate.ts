@@ -138,7 +138,7 @@ function placesIn(folder: string, name: ServerName): [path: string, env: Record<
  * The cache, or where it cannot be written (no home folder) a folder of this user's own in the temporary folder.
  * A folder of that name that somebody else made is refused: programs are going to be run from it.
  */
-function usableCache(cacheDir: string, mayMove: boolean): string {
+export function usableCache(cacheDir: string, mayMove: boolean): string {
   const candidates = mayMove ? [cacheDir, join(tmpdir(), `indraft-servers-${process.getuid?.() ?? 0}`)] : [cacheDir]
   for (const folder of candidates) {
     try {
@@ -163,7 +163,7 @@ function isExecutable(path: string): boolean {
 }
 
 /** Folder name in the cache. A home folder may be shared by machines of two architectures. */
-export function cacheEntry(name: ServerName, version: string): string {
+export function cacheEntry(name: string, version: string): string {
   return `${name}-${process.arch}-${version.replace(/^\d+:/, '').replace(/[^\w.+~-]/g, '_')}`
 }
 
