@@ -9,10 +9,10 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { CampaignView } from '../../central/campaigns/model.ts'
 import { isCampaignOver } from '../../shared/lifecycle.ts'
+import { locateFaketime } from '../../shared/servers/faketime.ts'
 import { Acks } from './acks.ts'
 import { openClocks } from './clocks.ts'
 import { type Disks, openDisks } from './disks.ts'
-import { findFaketime } from './faketime.ts'
 import { holds, make, touches } from './faults.ts'
 import { figuresOf, type Made, tableOf } from './figures.ts'
 import { type JudgeOptions, judge, type Verdict } from './judge.ts'
@@ -97,7 +97,8 @@ function plan(
 async function run(options: RunOptions, folder: string, disks: Disks | null): Promise<Outcome> {
   const ledgerFolder = join(folder, 'ledger')
   mkdirSync(join(ledgerFolder, 'met'), { recursive: true })
-  const library = await findFaketime(say)
+  const library = await locateFaketime(say)
+  if (library === null) say('no libfaketime here: clocks are not stepped')
   const clocks = library === null ? null : openClocks(join(folder, 'clocks'), library)
   if (disks) {
     for (const [site, nodes] of Object.entries(SITES)) {
