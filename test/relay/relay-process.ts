@@ -67,7 +67,7 @@ export function spawnRelay(args: string[], enter: string[] = [], env: Record<str
     lines.push(line)
     for (const one of waiting.filter(({ msg }) => msg === line.msg)) one.resolve(line)
   })
-  const exited = new Promise<number | null>((resolve) => child.once('close', (code) => resolve(code)))
+  const exited = new Promise<number | null>((resolve) => child.once('exit', (code) => resolve(code)))
   void exited.then((code) => {
     const last = lines.slice(-3).map((line) => JSON.stringify(line))
     for (const { msg, reject } of waiting) reject(new Error(`ended with ${code} without ${msg}: ${last.join('\n')}`))
