@@ -6,6 +6,7 @@ import { type LogLevel, makeLog } from '../shared/log.ts'
 import { formatBytes, formatDuration } from '../shared/quantity.ts'
 import { loadPilotConfig, PILOT_SETTINGS } from './config.ts'
 import { examineNode, SOFTWARE, startPilot } from './main.ts'
+import { registerTrace } from './trace-command.ts'
 import { addStartCommands } from './start/command.ts'
 
 function optionName(setting: string): string {
@@ -84,5 +85,7 @@ withSettings(program.command('doctor').description('What this node has, and whet
   .action((options) => orRefuse(() => showNode(options)))
 
 addStartCommands(program, (line) => console.log(line), orRefuse)
+
+registerTrace(program, orRefuse)
 
 await program.parseAsync(process.argv)

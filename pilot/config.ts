@@ -129,6 +129,22 @@ export const PILOT_SETTINGS = {
     default: [],
     meaning: 'Policy: only images that begin with one of these; empty allows all.',
   },
+  denySubjects: {
+    type: 'list',
+    default: [],
+    meaning: 'Policy: nothing of these people runs here, whatever the centre says.',
+  },
+  banFile: {
+    type: 'text',
+    default: null,
+    meaning: 'File with a subject a line, to be banned while pilots run (default: BANNED in scratch).',
+  },
+  banEvery: {
+    type: 'duration',
+    default: '30s',
+    min: '100ms',
+    meaning: 'How often the ban file is looked at; payloads of a banned subject end then.',
+  },
   sharedFolders: {
     type: 'list',
     default: [],
@@ -142,8 +158,11 @@ export const PILOT_SETTINGS = {
   traceLog: {
     type: 'text',
     default: null,
-    meaning: 'File that says whose payload ran where and when (default: trace.jsonl in scratch).',
+    meaning:
+      'Folder of the files, one a node and day, that say whose payload ran where and when; on the shared file system it outlives the nodes (default: trace in scratch).',
   },
+  traceKeep: { type: 'duration', default: '90d', meaning: 'The trace is kept for so long.' },
+  traceSize: { type: 'bytes', default: '1GiB', min: '1MiB', meaning: 'The trace of one node takes no more than this.' },
   endFolder: {
     type: 'text',
     default: null,

@@ -16,10 +16,13 @@ import { connectNats, natsLink } from '../shared/link-nats.ts'
 import type { Log } from '../shared/log.ts'
 import type { NodeFacts } from '../shared/protocol/messages.ts'
 import { importKeys } from '../shared/signing.ts'
+import { Banned } from './banned.ts'
 import { type BatchEnvironment, type PilotConfig, readBatchEnvironment } from './config.ts'
 import { hostRuntime, type Runtime } from './container.ts'
 import { probeContainer } from './container-probe.ts'
 import { adoptDead, startGuard, takeHome, takeScratch } from './home.ts'
+import type { Gpus } from './gpus.ts'
+import { ImageDigests } from './image-digest.ts'
 import { ImageStore } from './images.ts'
 import { expiryClock, Leases } from './leases.ts'
 import { PipeMaker } from './logs.ts'
@@ -49,6 +52,8 @@ export interface PilotWorld {
   clock?: Clock
   /** Instead of NATS by the credential. */
   link?: Link
+  /** Instead of what the tools say. */
+  gpus?: Gpus
 }
 
 const WELCOME_WAIT_MS = 10_000
@@ -82,8 +87,8 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     ...runtimes.map(({ kind }) => kind),
     ...(candidates[0] ? ['container' as const] : []),
   ]
-  const sight = { config: { ...config, scratch }, batch, runtimes: expected, timeLeftMs: null }
-  const { facts: seen, troubles } = await lookAround(sight)
+  const sight = { config: { ...config, scratch }, batch, runtimes: expected, timeLeftMs: null, gpus: world.gpus }
+  const { facts: seen, gpus, troubles } = await lookAround(sight)
   for (const trouble of troubles) log.warn({ trouble }, 'node.troubled')
   let isTested = false
   const facts = (): NodeFacts => ({
@@ -92,9 +97,22 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     timeLeftMs: timeLeft.leftMs,
   })
 
-  const policy = { ...config, sharedFolders: config.sharedFolders.map((folder) => resolve(folder)) }
+  const banned = new Banned(config.denySubjects, config.banFile ?? join(resolve(config.scratch), 'BANNED'), log)
+  await banned.refresh()
+  const policy = {
+    ...config,
+    sharedFolders: config.sharedFolders.map((folder) => resolve(folder)),
+    isBanned: (subject: string) => banned.has(subject),
+  }
   const files = new FileClient({ ca: credential.files.ca, token: credential.files.token, clock })
-  const trace = new Trace(config.traceLog ?? join(scratch, 'trace.jsonl'), log)
+  const trace = new Trace({
+    folder: config.traceLog ?? join(scratch, 'trace'),
+    node: config.node,
+    keepMs: config.traceKeep,
+    mostBytes: config.traceSize,
+    log,
+    wallMs: () => clock.wallMs(),
+  })
   let session: Session | undefined
   let filesUrl: string | null = null
   const watcher = new Watcher({
@@ -105,7 +123,8 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     everyMs: config.watchEvery,
     onUnkillable: (attempt) => session?.closeSlot(attempt),
   })
-  const images = new ImageStore({ folder: resolve(config.imageFolder ?? join(scratch, 'images')), clock, log })
+  const imageFolder = resolve(config.imageFolder ?? join(scratch, 'images'))
+  const images = new ImageStore({ folder: imageFolder, clock, log })
   void images.tidy()
   const around: PayloadAround = {
     site: credential.site,
@@ -116,7 +135,9 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     own: [home.folder, resolve(config.credential)],
     policy,
     runtimes,
+    gpus,
     images,
+    digests: new ImageDigests(imageFolder),
     pipes: new PipeMaker(home.pipesFolder),
     watcher,
     files,
@@ -143,6 +164,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     leases: new Leases(trust, log),
     outbox,
     around,
+    banned,
     // In the folder that was named, which an administrator knows, also where ours lies below it.
     stopFile: config.stopFile ?? join(resolve(config.scratch), 'STOP'),
     onWelcome: (welcome) => {

@@ -35,6 +35,8 @@ export interface NodeSight {
   batch: BatchEnvironment
   runtimes: NodeFacts['runtimes']
   timeLeftMs: number | null
+  /** For tests: instead of what the tools say. */
+  gpus?: Gpus | undefined
 }
 
 export interface Node {
@@ -45,7 +47,7 @@ export interface Node {
 }
 
 /** Waits for GPU tools and CVMFS only where there are any, and for each no longer than its bound. */
-export async function lookAround({ config, batch, runtimes, timeLeftMs }: NodeSight): Promise<Node> {
+export async function lookAround({ config, batch, runtimes, timeLeftMs, gpus: given }: NodeSight): Promise<Node> {
   const [limits, allowed, features, disk, level, search, software] = await Promise.all([
     readFile('/proc/self/cgroup', 'utf8')
       .catch(() => '')
@@ -57,7 +59,7 @@ export async function lookAround({ config, batch, runtimes, timeLeftMs }: NodeSi
     jobFeatures(batch.jobFeatures),
     statfs(config.scratch),
     ownProcessorLevel(),
-    config.gpus === 0 ? { gpus: null, trouble: null } : findGpus(batch.gpus, batch.path),
+    given || config.gpus === 0 ? { gpus: given ?? null, trouble: null } : findGpus(batch.gpus, batch.path),
     findSoftware(config.cvmfs, config.cvmfsRepositories),
   ])
   const cores = config.cores ?? least(countCpuList(allowed) || 1, limits.cores, batch.slurmCpus, features.cores)

@@ -27,6 +27,8 @@ import { formatBytes, formatDuration } from '../shared/quantity.ts'
 import { type Launch, prepareControl, type Runtime, readStatus } from './container.ts'
 import { fetchInput, fetchManifest, storeOutput, type Transfer } from './drivers.ts'
 import { removeFolder } from './home.ts'
+import type { Gpus } from './gpus.ts'
+import { ImageDigests } from './image-digest.ts'
 import type { ImageStore } from './images.ts'
 import { CappedLog, type PipeMaker, tailOf } from './logs.ts'
 import { enforceImagePath, type SitePolicy } from './policy.ts'
@@ -43,6 +45,8 @@ export interface AttemptWork {
   bundle: BundleBody
   earlierAttempts: number
   capability: string | null
+  /** Its own for as long as it runs; null where it asked for none. */
+  gpus?: Launch['gpus']
 }
 
 /** What all attempts of a pilot share. */
@@ -59,7 +63,10 @@ export interface PayloadAround {
   own: readonly string[]
   policy: SitePolicy
   runtimes: readonly Runtime[]
+  /** Of this node, as far as they are this pilot's. */
+  gpus?: Gpus | null
   images: ImageStore
+  digests: ImageDigests
   pipes: PipeMaker
   watcher: Watcher
   files: FileClient
@@ -362,7 +369,7 @@ export class Attempt {
     this.#stdout = new CappedLog(out.read, join(this.#folder, 'stdout'), template.logBytes)
     this.#stderr = new CappedLog(err.read, join(this.#folder, 'stderr'), template.logBytes)
     const [stdout, stderr] = [this.#stdout, this.#stderr]
-    const launch = { ...prepared, stdout: out.write, stderr: err.write }
+    const launch = { ...prepared, gpus: this.work.gpus ?? null, stdout: out.write, stderr: err.write }
     let started: ReturnType<Runtime['start']>
     try {
       started = runtime.start(launch)
@@ -376,21 +383,24 @@ export class Attempt {
       close(err.write, () => {})
     }
     this.#startedAtMs = clock.monotonicMs()
-    const told = {
-      campaign: template.campaignName,
-      task: `${ref.campaign}/${ref.step}/${ref.index}`,
-      attempt: ref.fences.join('.'),
-      subject: template.subject,
-      group: template.group,
-      image: template.image,
-      node: this.#around.node,
-      pilot: this.#around.pilot,
-    }
+    const named = { pilot: this.#around.pilot, task: `${ref.campaign}/${ref.step}/${ref.index}`, attempt: ref.fences.join('.') }
     if (started.pid !== undefined) {
       const sealing = runtime.sealing(launch)
       this.#event('attempt.started', { pid: started.pid, runtime: runtime.name, sealing })
-      const at = new Date(clock.wallMs()).toISOString()
-      trace.write({ at, event: 'started', ...told, pid: started.pid, ...sealing })
+      trace.write({
+        event: 'started',
+        ...named,
+        node: this.#around.node,
+        pid: started.pid,
+        campaign: template.campaignName,
+        issuer: template.issuer ?? null,
+        subject: template.subject,
+        group: template.group,
+        image: template.image,
+        digest: ImageDigests.ofName(template.image),
+        ...sealing,
+      })
+      this.#traceImage(prepared.image)
       this.#watched = watcher.watch({
         attempt: this.path,
         pid: started.pid,
@@ -424,9 +434,18 @@ export class Attempt {
       signal: signalOf(status.exitCode) ?? end?.signal ?? null,
     })
     this.#event('attempt.exited', { exitCode: status.exitCode })
-    const at = new Date(clock.wallMs()).toISOString()
-    trace.write({ at, event: 'ended', ...told, exitCode: status.exitCode, reason: this.#end?.reason ?? null })
+    trace.write({ event: 'ended', ...named, exitCode: status.exitCode, reason: this.#end?.reason ?? null })
     return status
+  }
+
+  /** What a path led to; said once it is computed, which no payload waits for. */
+  #traceImage(path: string): void {
+    const { digests, trace, pilot } = this.#around
+    const { image } = this.work.template
+    if (ImageDigests.ofName(image) !== null) return
+    void digests.of(path).then((digest) => {
+      if (digest !== null && digests.isNews(image, digest)) trace.write({ event: 'image', pilot, image, digest })
+    })
   }
 
   /** Notes that the wrapper was reached, whatever the payload does to its status later; ends what is not in time. */

@@ -16,14 +16,22 @@ export interface SitePolicy {
    */
   allowImages: readonly string[]
   hostRuntime: boolean
+  /** People whom this site does not serve; see banned.ts. Nobody where not given. */
+  isBanned?: (subject: string) => boolean
   /** Absolute folders for file: URLs. Empty allows all that the account can read. */
   sharedFolders: readonly string[]
 }
 
 /** @throws IndraftError policy.refused */
-export function enforcePolicy(policy: SitePolicy, template: Pick<TemplateBody, 'group' | 'image'>): void {
+export function enforcePolicy(
+  policy: SitePolicy,
+  template: Pick<TemplateBody, 'group' | 'image'> & { subject?: string },
+): void {
   const refuse = (why: string) => {
     throw new IndraftError('policy.refused', why)
+  }
+  if (template.subject !== undefined && policy.isBanned?.(template.subject)) {
+    refuse('the subject is banned at this site')
   }
   if (policy.allowGroups.length > 0 && !policy.allowGroups.some((group) => isWithin(template.group, group))) {
     refuse(`group ${template.group} may not run here`)

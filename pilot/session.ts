@@ -17,6 +17,7 @@ import type { Log } from '../shared/log.ts'
 import type { LeasePart, Message, NodeFacts, Order, Result } from '../shared/protocol/messages.ts'
 import { beatBody } from './beat.ts'
 import type { PilotConfig } from './config.ts'
+import type { Banned } from './banned.ts'
 import type { Lease, Leases } from './leases.ts'
 import { type Draining, type Farewell, nextStep } from './lifetime.ts'
 import type { Outbox } from './outbox.ts'
@@ -38,6 +39,7 @@ export interface SessionOptions {
   leases: Leases
   outbox: Outbox
   around: PayloadAround
+  banned: Banned
   stopFile: string
   onWelcome: (welcome: Message<'welcome'>) => void
   onResult?: ((result: Result) => void) | undefined
@@ -360,6 +362,7 @@ export class Session {
     const { clock, timeLeft } = this.#options
     let lastMs = clock.monotonicMs()
     let refreshAtMs = lastMs + REFRESH_TIME_LEFT_MS
+    let banAtMs = lastMs + this.#options.config.banEvery
     while (!this.#stopped.signal.aborted) {
       await (this.#draining === 'no'
         ? clock.sleep(TICK_MS, this.#drained.signal)
@@ -371,8 +374,22 @@ export class Session {
         refreshAtMs = nowMs + REFRESH_TIME_LEFT_MS
         void timeLeft.refresh()
       }
+      if (nowMs > banAtMs) {
+        banAtMs = nowMs + this.#options.config.banEvery
+        void this.#endBanned()
+      }
       await this.#tick(nowMs)
     }
+  }
+
+  /** The site's own word, with no dispatcher asked. */
+  async #endBanned(): Promise<void> {
+    const { banned } = this.#options
+    if (!(await banned.refresh())) return
+    const why = 'the subject is banned at this site'
+    this.#work.end(({ work }) => banned.has(work.template.subject), 'policy.refused', why)
+    this.#work.giveBack(({ template }) => banned.has(template.subject))
+    this.#wake()
   }
 
   /** Leases are not shifted: the dispatcher did not stand still. */

@@ -1,7 +1,8 @@
 import { describe, expect, test } from 'vitest'
 import type { Shape } from '../shared/fit.ts'
 import type { Needs } from '../shared/protocol/work.ts'
-import { freeShape, nextToStart, roomFor, type WaitingWork } from './slots.ts'
+import { seeded } from '../test/seeded.ts'
+import { canEnd, Devices, freeShape, nextToStart, roomFor, type WaitingWork } from './slots.ts'
 import { makeTemplate } from './testbench.ts'
 
 const GiB = 2 ** 30
@@ -77,4 +78,82 @@ describe('what is asked for', () => {
     const running = Array.from({ length: 8 }, () => busy(needs(1), 1000))
     expect(roomFor(whole, running, [lease({ waiting: 80, running: 8, estimateMs: 1000 })], 10_000)).toBeNull()
   })
+})
+
+describe('GPUs', () => {
+  test('slots - those unused for longest, and never more than there are', () => {
+    const devices = new Devices(['a', 'b', 'c'])
+    expect(devices.take(2)).toEqual(['a', 'b'])
+    expect(() => devices.take(2)).toThrow('2 GPUs wanted, 1 free')
+    devices.release(['b'])
+    expect(devices.take(2)).toEqual(['c', 'b'])
+    expect(devices.take(0)).toEqual([])
+  })
+
+  test.each([
+    [1, 16, true],
+    [1, 40, true],
+    [1, 41, false],
+    [4, 16, true],
+    [5, 16, false],
+  ])('slots - %i GPUs of %i GiB fit a node of four with 40 GiB: %s', (gpus, gpuMemory, fits) => {
+    const node = { ...whole, gpus: 4, gpuMemoryBytes: 40 * GiB }
+    const one = lease({ needs: needs(1, 1, { gpus, gpuMemoryBytes: gpuMemory * GiB }) })
+    expect(nextToStart([one], node, null, 0) === one).toBe(fits)
+  })
+})
+
+describe('whatever comes', () => {
+  const SEEDS = [1, 2, 3, 4, 5, 6, 7, 8]
+  test.each(SEEDS)(
+    "slots - seed %i: nothing is committed twice, nothing is lost, and GPUs are one task's own",
+    (seed) => {
+      const { next: random } = seeded(seed)
+      const upTo = (most: number) => Math.floor(random() * (most + 1))
+      const ids = Array.from({ length: upTo(8) }, (_, i) => `gpu${i}`)
+      const node: Shape = {
+        ...whole,
+        ...{ cores: 1 + upTo(127), memoryBytes: 1 + upTo(512) * GiB, scratchBytes: upTo(1000) * GiB },
+        ...{ gpus: ids.length, gpuMemoryBytes: 16 * GiB },
+      }
+      const devices = new Devices(ids)
+      const running: { needs: Needs; ids: readonly string[]; endsAtMs: number }[] = []
+      let leases: WaitingWork[] = []
+      const endsMs = 100_000
+      for (let nowMs = 0; nowMs < endsMs; nowMs += 250) {
+        if (random() < 0.6) {
+          const one = needs(1 + upTo(16), upTo(32), {
+            ...{ scratchBytes: upTo(50) * GiB, gpus: random() < 0.4 ? upTo(4) : 0 },
+            ...{ gpuMemoryBytes: upTo(20) * GiB, walltimeMs: 1 + upTo(60_000) },
+          })
+          leases.push(lease({ needs: one, waiting: 1 + upTo(20), endsAtMs: nowMs + 1e6, leaseMs: 1e6 }))
+        }
+        const leftMs = endsMs - nowMs
+        leases = leases.filter((one) => one.waiting > 0 && canEnd(one.needs, leftMs))
+        for (;;) {
+          const next = nextToStart(leases, freeShape(node, running), leftMs, nowMs)
+          if (!next) break
+          next.waiting--
+          // Some end before their walltime; none is given more.
+          const endsAtMs = nowMs + Math.ceil(next.needs.walltimeMs * random())
+          running.push({ needs: next.needs, ids: devices.take(next.needs.gpus), endsAtMs })
+          expect(nowMs + next.needs.walltimeMs).toBeLessThanOrEqual(endsMs)
+        }
+        const free = freeShape(node, running)
+        for (const left of [free.cores, free.memoryBytes, free.scratchBytes, free.gpus])
+          expect(left).toBeGreaterThanOrEqual(0)
+        const given = running.flatMap((one) => one.ids)
+        expect(new Set(given).size).toBe(given.length)
+        expect(given.length + devices.free).toBe(ids.length)
+        expect(free.gpus).toBe(devices.free)
+        for (const done of running.filter(({ endsAtMs }) => endsAtMs <= nowMs)) {
+          running.splice(running.indexOf(done), 1)
+          devices.release(done.ids)
+        }
+      }
+      for (const { ids: own } of running.splice(0)) devices.release(own)
+      expect(freeShape(node, running)).toEqual(node)
+      expect([...devices.take(ids.length)].sort()).toEqual(ids)
+    },
+  )
 })

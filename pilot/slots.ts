@@ -39,6 +39,34 @@ export function mayStart(work: Pick<WaitingWork, 'endsAtMs' | 'leaseMs'>, nowMs:
   return nowMs < work.endsAtMs - work.leaseMs * LAST_PART
 }
 
+/** A task has its whole walltime or does not start: what the margins keep back is not in the time left. */
+export function canEnd(needs: Pick<Needs, 'walltimeMs'>, timeLeftMs: number | null): boolean {
+  return timeLeftMs === null || needs.walltimeMs <= timeLeftMs
+}
+
+/** Which GPUs are whose: each is one task's or free, and none appears or gets lost. */
+export class Devices {
+  readonly #free: string[]
+
+  constructor(ids: readonly string[]) {
+    this.#free = [...ids]
+  }
+
+  get free(): number {
+    return this.#free.length
+  }
+
+  /** Those unused for longest. @throws Error where there are not so many: nobody starts what does not fit */
+  take(count: number): readonly string[] {
+    if (count > this.#free.length) throw new Error(`${count} GPUs wanted, ${this.#free.length} free`)
+    return this.#free.splice(0, count)
+  }
+
+  release(ids: readonly string[]): void {
+    this.#free.push(...ids)
+  }
+}
+
 /** The first lease, in the order given, whose next task fits into what is free. */
 export function nextToStart<T extends WaitingWork>(
   leases: Iterable<T>,

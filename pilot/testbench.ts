@@ -17,6 +17,7 @@ import type { Result } from '../shared/protocol/messages.ts'
 import type { BundleBody, TemplateBody } from '../shared/protocol/work.ts'
 import { digestOf, makeSigner, makeSigningKey } from '../shared/signing.ts'
 import { hostRuntime } from './container.ts'
+import { ImageDigests } from './image-digest.ts'
 import { ImageStore } from './images.ts'
 import { PipeMaker } from './logs.ts'
 import { Attempt, type PayloadAround } from './payload.ts'
@@ -91,14 +92,21 @@ export class TestSite {
   readonly #watcher: Watcher
   readonly #log: Log
   /** Lines of the trace, after close(). */
-  readonly tracePath = join(this.folder, 'trace.jsonl')
+  readonly traceFolder = join(this.folder, 'trace')
   readonly trace: Trace
   readonly #pipes = new PipeMaker(join(this.folder, 'pipes'))
   #fence = 1
 
   constructor(log: Log = silentLog) {
     this.#log = log
-    this.trace = new Trace(this.tracePath, log)
+    this.trace = new Trace({
+      folder: this.traceFolder,
+      node: 'node1',
+      keepMs: 86_400_000,
+      mostBytes: 2 ** 30,
+      log,
+      wallMs: () => Date.now(),
+    })
     const handler = fileHandler(
       {
         authorize: () => {},
@@ -140,6 +148,7 @@ export class TestSite {
       policy: { allowGroups: [], allowImages: [], hostRuntime: true, sharedFolders: [] },
       runtimes: [hostRuntime(PATH)],
       images: new ImageStore({ folder: join(this.folder, 'images'), clock: systemClock, log: this.#log }),
+      digests: new ImageDigests(join(this.folder, 'images')),
       pipes: this.#pipes,
       watcher: this.#watcher,
       files: this.#client,
@@ -152,6 +161,11 @@ export class TestSite {
       stageTimeoutMs: 2000,
       ...more,
     }
+  }
+
+  /** Today's file of the trace; whole after trace.close(). */
+  get tracePath(): string {
+    return join(this.traceFolder, `node1-${new Date().toISOString().slice(0, 10).replaceAll('-', '')}.jsonl`)
   }
 
   addBlob(content: string): string {

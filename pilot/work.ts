@@ -21,7 +21,7 @@ import type { TimeLeft } from './time-left.ts'
 import type { Outbox } from './outbox.ts'
 import { Attempt, type PayloadAround } from './payload.ts'
 import { noResult } from './result.ts'
-import { type BusyWork, freeShape, nextToStart, roomFor } from './slots.ts'
+import { type BusyWork, canEnd, Devices, freeShape, nextToStart, roomFor } from './slots.ts'
 
 export interface WorkOptions {
   clock: Clock
@@ -49,8 +49,10 @@ export class Work {
   readonly #running = new Map<Attempt, Lease>()
   /** Finished, not acknowledged; for the log line that closes an attempt. */
   readonly #unacknowledged = new Map<string, Attempt>()
-  /** Room that an unkillable process keeps. */
+  /** Room that an unkillable process keeps, and whose it is: its GPUs are not given to others either. */
   readonly #closed: Needs[] = []
+  readonly #unkillable = new Set<Attempt>()
+  readonly #devices: Devices
   #toReturn: LeasePart[] = []
   readonly #started = new Map<Lease, Set<number>>()
   readonly counters = {
@@ -64,6 +66,7 @@ export class Work {
 
   constructor(options: WorkOptions) {
     this.#options = options
+    this.#devices = new Devices(options.around.gpus?.devices.map(({ id }) => id) ?? [])
   }
 
   get running(): number {
@@ -141,6 +144,7 @@ export class Work {
     for (const [attempt, lease] of this.#running) {
       if (attempt.path !== attemptName) continue
       this.#closed.push(lease.needs)
+      this.#unkillable.add(attempt)
       attempt.giveUp()
     }
     this.#options.log.error({ attempt: attemptName, closed: this.#closed.length }, 'slot.closed')
@@ -174,6 +178,9 @@ export class Work {
   startWhatFits(): void {
     const { leases, clock, timeLeft, mayStart } = this.#options
     if (!mayStart()) return
+    // What could not end any more goes to a pilot that lives longer, and leaves its room to shorter work.
+    const timeLeftMs = timeLeft.leftMs
+    this.giveBack((lease) => lease.waiting > 0 && !canEnd(lease.needs, timeLeftMs))
     const whole = this.#whole()
     // Outputs that are being stored take no core, but there is an end to how many may pile up.
     while (this.#running.size < 4 * whole.cores + 16 && !this.isAtLimit) {
@@ -186,12 +193,15 @@ export class Work {
 
   #start(lease: Lease, index: number): void {
     const { grant, template, bundle } = lease
+    const { gpus } = this.#options.around
+    const ids = this.#devices.take(lease.needs.gpus)
     const work = {
       ref: lease.ref(index),
       template,
       bundle,
       earlierAttempts: grant.tries[String(index)] ?? 0,
       capability: grant.capability,
+      gpus: gpus && ids.length > 0 ? { vendor: gpus.vendor, ids } : null,
     }
     const attempt = new Attempt(work, this.#options.around)
     this.#running.set(attempt, lease)
@@ -204,6 +214,7 @@ export class Work {
     attempt.onChanged = () => {
       if (!tookRoom || attempt.takesRoom) return
       tookRoom = false
+      if (!this.#unkillable.has(attempt)) this.#devices.release(ids)
       lease.running--
       lease.sawRunTime(attempt.elapsedMs)
       this.#options.onChanged()

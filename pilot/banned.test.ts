@@ -1,0 +1,46 @@
+import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterEach, beforeEach, expect, test } from 'vitest'
+import { silentLog } from '../shared/log.ts'
+import { Banned } from './banned.ts'
+
+let folder: string
+let path: string
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'indraft-banned-'))
+  path = join(folder, 'BANNED')
+})
+afterEach(() => rmSync(folder, { recursive: true, force: true }))
+
+test('banned - by the settings for good, by the file as long as it says so', async () => {
+  const banned = new Banned(['eve'], path, silentLog)
+  expect(await banned.refresh()).toBe(false)
+  expect([banned.has('eve'), banned.has('ada')]).toEqual([true, false])
+  writeFileSync(path, '# since Monday\nada   # told us on the phone\n\n/DC=org/CN=Bob Smith #1 of two\n')
+  expect(await banned.refresh()).toBe(true)
+  expect(['ada', '/DC=org/CN=Bob Smith', 'told', 'bob'].map((who) => banned.has(who))).toEqual([
+    true,
+    true,
+    false,
+    false,
+  ])
+  expect(await banned.refresh()).toBe(false)
+  rmSync(path)
+  expect(await banned.refresh()).toBe(true)
+  expect([banned.has('eve'), banned.has('ada')]).toEqual([true, false])
+})
+
+test('banned - a file that cannot be read lifts nothing', async () => {
+  const banned = new Banned([], path, silentLog)
+  writeFileSync(path, 'ada\n')
+  await banned.refresh()
+  writeFileSync(path, 'x'.repeat(2 ** 20 + 1))
+  expect(await banned.refresh()).toBe(false)
+  expect(banned.has('ada')).toBe(true)
+  if (process.getuid?.() === 0) return
+  writeFileSync(path, 'bob\n')
+  chmodSync(path, 0)
+  expect(await banned.refresh()).toBe(false)
+  expect(banned.has('ada')).toBe(true)
+})

@@ -1,0 +1,182 @@
+/** A pilot in this process on a node that tools of the test describe: whose GPUs are whose, the end of an allocation, bans. */
+import { readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
+import { writeCredential } from '../shared/credentials.ts'
+import { frameHandler } from '../shared/dispatcher.ts'
+import { memoryLink } from '../shared/link.ts'
+import { silentLog } from '../shared/log.ts'
+import { loadPilotConfig, readBatchEnvironment } from './config.ts'
+import type { Gpus } from './gpus.ts'
+import { type Pilot, startPilot } from './main.ts'
+import { ScriptedDispatcher } from './scripted-dispatcher.ts'
+import { makeTemplate, PATH, TestSite } from './testbench.ts'
+import { readTrace } from './trace-reader.ts'
+
+const TIMINGS = { beatMs: 50, lostAfterMs: 5000, leaseMs: 60_000, confirmMs: 1000, pullWaitMs: 300 }
+const { needs } = makeTemplate()
+
+let site: TestSite
+let script: ScriptedDispatcher
+let pilots: Pilot[]
+
+beforeEach(async () => {
+  site = await new TestSite().open()
+  script = new ScriptedDispatcher(site, TIMINGS)
+  pilots = []
+})
+afterEach(async () => {
+  vi.restoreAllMocks()
+  for (const pilot of pilots) {
+    void pilot.stop()
+    await pilot.stop()
+  }
+  await site.close()
+})
+
+async function start(
+  args: Record<string, unknown> = {},
+  env: Record<string, string> = {},
+  gpus?: Gpus,
+): Promise<Pilot> {
+  const credential = join(site.folder, 'pilot.json')
+  const nats = { url: 'nats://unused', user: null, password: null, creds: null, ca: null, inboxPrefix: '_INBOX' }
+  writeCredential(credential, {
+    ...{ kind: 'pilot', site: 'here', nats, files: { token: 'secret', ca: null }, keys: site.signer.keys },
+  })
+  const settings = {
+    ...{ credential, scratch: join(site.folder, 'scratch'), name: 'pilot1', node: 'node1', cores: 4 },
+    ...{ memory: '4GiB', containerRuntime: 'none', watchEvery: '100ms', payloadGrace: '300ms', drainGrace: '4s' },
+    ...{ cvmfs: join(site.folder, 'cvmfs'), ...args },
+  }
+  const batch = readBatchEnvironment({ PATH, ...env })
+  const link = memoryLink({ site: 'here' }, frameHandler(script, silentLog))
+  const pilot = await startPilot(loadPilotConfig(settings, undefined, {}), silentLog, {
+    ...{ batch, link },
+    ...(gpus ? { gpus } : {}),
+  })
+  pilots.push(pilot)
+  return pilot
+}
+
+async function until<T>(look: () => T | undefined | false | null): Promise<T> {
+  return await vi.waitFor(
+    () => {
+      const found = look()
+      if (!found) throw new Error(`not yet: ${look.toString().slice(0, 200)}`)
+      return found
+    },
+    { timeout: 15_000, interval: 10 },
+  )
+}
+
+const sh = (text: string) => ({ command: ['sh', '-c', text] })
+const text = (path: string) => {
+  try {
+    return readFileSync(path, 'utf8')
+  } catch {
+    return ''
+  }
+}
+
+describe('the end of an allocation', () => {
+  test('packing - what could not end any more is given back, and short work fills the tail', async () => {
+    const endS = Math.floor(Date.now() / 1000) + 600
+    await start({ endMargin: '60s' }, { SLURM_JOB_END_TIME: String(endS) })
+    // The first runs; the clock says then that the rest would not end.
+    script.give({ ...sh('true'), needs: { ...needs, walltimeMs: 2 * 3_600_000 } }, '0-2')
+    const pull = await until(() => script.pulls.find(({ returned }) => returned.length > 0))
+    expect(pull.returned).toMatchObject([{ tasks: '0-2' }])
+    expect(script.results).toEqual([])
+    expect(pull.offer[0]?.timeLeftMs ?? 0).toBeLessThanOrEqual(540_000)
+    script.give({ ...sh('true'), needs: { ...needs, walltimeMs: 30_000 } }, '5-6')
+    await until(() => script.results.length === 2)
+    expect(script.results.map(({ index, end }) => `${index} ${end}`).sort()).toEqual(['5 done', '6 done'])
+  })
+
+  test('packing - with nothing that fits the time left the pilot leaves', async () => {
+    const endS = Math.floor(Date.now() / 1000) + 600
+    const pilot = await start({ idleBefore: '500ms' }, { SLURM_JOB_END_TIME: String(endS) })
+    script.give({ ...sh('true'), needs: { ...needs, walltimeMs: 2 * 3_600_000 } }, '0')
+    expect(await pilot.finished).toBe(300)
+    expect(script.results).toEqual([])
+  })
+})
+
+describe("the site's own word", () => {
+  const ran = (who: string) => join(site.folder, `ran-${who}`)
+  const long = (who: string) => ({ ...sh(`echo >${join(site.folder, 'ran')}-${who}; sleep 60`), subject: who })
+
+  test('ban - a subject in the ban file: what runs ends, what comes is refused, others go on, and it can be lifted', async () => {
+    const banFile = join(site.folder, 'BANNED')
+    await start({ banFile, banEvery: '100ms', traceLog: join(site.folder, 'trace-here') })
+    script.give(long('eve'), '0')
+    script.give(long('ada'), '1')
+    await until(() => text(ran('eve')) && text(ran('ada')))
+    writeFileSync(banFile, 'eve  # by phone\n')
+    const ended = await until(() => script.results.find(({ index }) => index === 0))
+    expect(ended).toMatchObject({ end: 'failed', reason: 'policy.refused' })
+    script.give(long('eve'), '2')
+    const refused = await until(() => script.results.find(({ index }) => index === 2))
+    expect(refused).toMatchObject({
+      end: 'failed',
+      reason: 'policy.refused',
+      detail: expect.stringContaining('banned'),
+    })
+    expect(script.results).toHaveLength(2)
+    writeFileSync(banFile, '')
+    script.give({ ...sh('true'), subject: 'eve' }, '3')
+    expect(await until(() => script.results.find(({ index }) => index === 3 || index === 4))).toBeDefined()
+    const traced = await readTrace(join(site.folder, 'trace-here'), { subject: 'eve', node: 'node1' })
+    expect(traced[0]).toMatchObject({ subject: 'eve', reason: 'policy.refused', endedAt: expect.any(String) })
+  })
+
+  test('ban - a subject that the settings deny never starts', async () => {
+    await start({ denySubjects: ['eve'] })
+    script.give(long('eve'), '0')
+    const refused = await until(() => script.results[0])
+    expect(refused).toMatchObject({ reason: 'policy.refused' })
+    expect(text(ran('eve'))).toBe('')
+  })
+})
+
+describe('GPUs', () => {
+  const gpus: Gpus = {
+    vendor: 'nvidia',
+    driver: '550.1',
+    devices: ['GPU-a', 'GPU-b', 'GPU-c'].map((id) => ({ id, model: 'NVIDIA X', memoryBytes: 2 ** 34 })),
+  }
+  const tiny = { ...needs, memoryBytes: 2 ** 26, gpuMemoryBytes: 2 ** 34 }
+
+  test('packing - a GPU is one payload`s own for as long as it runs, and nobody sees another`s', async () => {
+    const log = join(site.folder, 'seen')
+    const show = `echo "+ $CUDA_VISIBLE_DEVICES" >>${log}; sleep 0.$$((INDRAFT_INDEX % 3)); echo "- $CUDA_VISIBLE_DEVICES" >>${log}`
+    await start({}, {}, gpus)
+    script.give({ ...sh(show), needs: { ...tiny, gpus: 1 } }, '0-8')
+    script.give({ ...sh(show), needs: { ...tiny, gpus: 2 } }, '10-12')
+    script.give({ ...sh(show), needs: { ...tiny, gpus: 0 } }, '20')
+    await until(() => script.results.length === 13)
+    expect(script.results.map(({ end }) => end)).toEqual(Array.from({ length: 13 }, () => 'done'))
+    const held = new Set<string>()
+    for (const line of text(log).trimEnd().split('\n')) {
+      const ids = line.slice(2).split(',')
+      for (const id of ids.filter((one) => one !== '')) {
+        expect(held.has(id)).toBe(line.startsWith('-'))
+        if (line.startsWith('+')) held.add(id)
+        else held.delete(id)
+      }
+    }
+    expect(held.size).toBe(0)
+    expect(text(log)).toMatch(/^\+ $/m)
+    expect(text(log)).toMatch(/^\+ GPU-.,GPU-.$/m)
+  })
+
+  test('packing - hello and offer say how many GPUs there are, of what kind, and with how much memory', async () => {
+    await start({}, {}, gpus)
+    const node = (await until(() => script.hellos[0])).nodes[0]!
+    expect(node).toMatchObject({ gpus: 3, gpuMemoryBytes: 2 ** 34, labels: { gpu: 'NVIDIA X', gpu_driver: '550.1' } })
+    script.give({ ...sh('sleep 60'), needs: { ...tiny, gpus: 2 } }, '0')
+    const pull = await until(() => script.pulls.find(({ offer }) => offer[0]?.shape.gpus === 1))
+    expect(pull.offer[0]!.shape).toMatchObject({ gpuMemoryBytes: 2 ** 34 })
+  })
+})
