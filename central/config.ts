@@ -14,6 +14,14 @@ export const CENTRAL_SETTINGS = {
     secret: true,
     meaning: 'URL of Redis or Valkey (redis://, rediss://, unix:///path): appendonly, appendfsync always, noeviction.',
   },
+  redisReplicas: {
+    type: 'number',
+    default: 0,
+    min: 0,
+    max: 8,
+    meaning:
+      'Replicas of Redis that must have a write on disk before it is acknowledged. Set min-replicas-to-write too.',
+  },
   nats: { type: 'text', default: 'nats://127.0.0.1:4222', meaning: 'URL of the nats-server that relays connect to.' },
   natsCa: {
     type: 'text',

@@ -28,7 +28,7 @@ import { openStore } from './leases/open.ts'
 import type { SiteShapes } from './matching/nearest.ts'
 import { listenForMetrics, makeMetrics, type StoreCondition } from './metrics.ts'
 import { ensureAdminToken, openPeople } from './people.ts'
-import { connectRedis } from './redis.ts'
+import { connectRedis, storeRefusal } from './redis.ts'
 import { siteFiles } from './sites/files.ts'
 import type { JoinFacts } from './sites/join.ts'
 import { prepareNatsAccount } from './sites/nats-account.ts'
@@ -78,6 +78,7 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
       clock: systemClock,
       log,
       timeScale: config.timeScale,
+      replicas: config.redisReplicas,
       outputsDir: paths.outputs,
       siteOf: async (name) => {
         const site = await sites.get(name)
@@ -158,7 +159,7 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
       () => readCondition(redis),
       async () => (await sites.list()).map(({ name }) => name),
     )
-    const link = serveNats(nats, frameHandler(noting, log, metrics.dispatcherEvents), log, undefined, {
+    const link = serveNats(nats, frameHandler(noting, log, metrics.dispatcherEvents, storeRefusal), log, undefined, {
       onDropped: (site) => metrics.dispatcherEvents.onRefused('auth.forbidden', { site }),
     })
     begun.push(() => link.close())

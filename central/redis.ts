@@ -1,10 +1,32 @@
-/** Connections to Redis or Valkey. They come back by themselves; a first connection that fails is the starter's error. */
+/**
+ * Connections to Redis or Valkey, and what their failures mean to who asked. Connections come back by themselves; a
+ * first connection that fails is the starter's error. What is asked while Redis is away fails soon, so that holders and
+ * people are told to come again instead of being kept waiting.
+ */
 import { Redis } from 'ioredis'
+import { IndraftError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
 
-/** `redis://`, `rediss://` or `unix:///path`. */
-export function makeRedis(url: string, log: Log): Redis {
-  const redis = new Redis(url.replace(/^unix:\/\//, ''), { lazyConnect: true })
+const LONGEST_RECONNECT_MS = 500
+/** Longer than the longest script and than a slow disk's fsync. */
+const COMMAND_TIMEOUT_MS = 10_000
+const RETRY_AFTER_MS = 1000
+
+/** `hasty`: for whoever answers somebody; `patient`: for what waits in the background, and repeats by itself. */
+export type Temper = 'hasty' | 'patient'
+
+const TEMPERS = {
+  hasty: { maxRetriesPerRequest: 1, commandTimeout: COMMAND_TIMEOUT_MS },
+  patient: { maxRetriesPerRequest: null },
+} satisfies Record<Temper, object>
+
+/** `redis://`, `rediss://` or `unix:///path`. Connects at its first command. */
+export function makeRedis(url: string, log: Log, temper: Temper = 'hasty'): Redis {
+  const redis = new Redis(url.replace(/^unix:\/\//, ''), {
+    ...TEMPERS[temper],
+    lazyConnect: true,
+    retryStrategy: (times: number) => Math.min(50 * times, LONGEST_RECONNECT_MS),
+  })
   redis.on('error', (error: Error) => log.warn({ err: error }, 'redis.connectionFailed'))
   return redis
 }
@@ -21,4 +43,39 @@ export async function connectRedis(url: string, log: Log): Promise<Redis> {
     const place = url.replace(/:\/\/[^@/]*@/, '://')
     throw new Error(`Redis at ${place} does not answer: ${cause instanceof Error ? cause.message : cause}`, { cause })
   }
+}
+
+/** The first word of Redis's own refusals that pass, and what they say. */
+const REFUSALS: Record<string, string> = {
+  LOADING: 'is still loading its data',
+  READONLY: 'is a replica and takes no writes',
+  MISCONF: 'cannot write to its disk and takes no writes',
+  NOREPLICAS: 'has too few replicas and takes no writes',
+  MASTERDOWN: 'has lost its master',
+  CLUSTERDOWN: 'is a cluster that is not whole',
+  TRYAGAIN: 'is moving keys',
+  BUSY: 'is busy with a script',
+}
+const GONE = /^(Connection is closed|Command timed out|Command aborted|Stream isn't writeable|connect |read ECONN)/
+
+/** What is answered where Redis does not answer, refuses writes or is full; undefined for any other error: a bug. */
+export function storeRefusal(error: unknown): IndraftError | undefined {
+  if (!(error instanceof Error) || error instanceof IndraftError) return undefined
+  const word = error.message.split(' ', 1)[0]!
+  if (word === 'OOM') {
+    return new IndraftError('store.full', 'the store is full and takes no writes', {
+      retryAfterMs: 10_000,
+      cause: error,
+    })
+  }
+  const why = Object.hasOwn(REFUSALS, word) ? REFUSALS[word] : isGone(error) ? 'does not answer' : undefined
+  if (why === undefined) return undefined
+  return new IndraftError('dispatcher.busy', `the store ${why}: ask again`, {
+    retryAfterMs: RETRY_AFTER_MS,
+    cause: error,
+  })
+}
+
+function isGone(error: Error): boolean {
+  return error.name === 'MaxRetriesPerRequestError' || GONE.test(error.message)
 }

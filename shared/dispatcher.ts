@@ -30,7 +30,13 @@ export interface DispatcherEvents {
   onAnswered?: (type: RequestType, durationMs: number) => void
 }
 
-export function frameHandler(dispatcher: Dispatcher, log: Log, events: DispatcherEvents = {}): FrameHandler {
+/** @param explain what to answer to an error that is not ours but no bug either, as of a store that is away */
+export function frameHandler(
+  dispatcher: Dispatcher,
+  log: Log,
+  events: DispatcherEvents = {},
+  explain: (error: unknown) => IndraftError | undefined = () => undefined,
+): FrameHandler {
   return async (peer, frame) => {
     const startMs = performance.now()
     try {
@@ -41,7 +47,7 @@ export function frameHandler(dispatcher: Dispatcher, log: Log, events: Dispatche
       events.onAnswered?.(request, performance.now() - startMs)
       return reply
     } catch (error) {
-      const refused = refusalOf(error)
+      const refused = refusalOf(explain(error) ?? error)
       if (refused.code === 'internal.error') log.error({ err: error, site: peer.site }, 'message.handlerFailed')
       else log.warn({ code: refused.code, site: peer.site, detail: refused.message }, 'message.refused')
       events.onRefused?.(refused.code, peer)

@@ -16,6 +16,7 @@ import type { StoredFile } from '../../shared/files/attempt-files.ts'
 import { type NodeHandler, serveFile } from '../../shared/files/server.ts'
 import type { Log } from '../../shared/log.ts'
 import { type People, type Principal, requireRole } from '../people.ts'
+import { storeRefusal } from '../redis.ts'
 import { CampaignRefused } from './campaigns.ts'
 import { type DataRoute, type FileRoute, type Given, type Reply, ROUTES, type Route, type RouteName } from './routes.ts'
 import { type ErrorReply, errorSchema } from './views.ts'
@@ -234,10 +235,12 @@ function refuse(error: FastifyError, request: FastifyRequest, reply: FastifyRepl
   if (body.code === 'internal.error') parts.log.error({ err: error, url: request.url }, 'api.requestFailed')
   else parts.log.info({ code: body.code, url: request.url, detail: body.message }, 'api.requestRefused')
   parts.onRefused?.(body.code)
+  if (body.retryAfterMs !== undefined) reply.header('retry-after', String(Math.ceil(body.retryAfterMs / 1000)))
   reply.code(ERRORS[body.code].status || 400).send(body)
 }
 
-function refusalOf(error: FastifyError): ErrorReply {
+function refusalOf(thrown: FastifyError): ErrorReply {
+  const error = storeRefusal(thrown) ?? thrown
   if (error instanceof IndraftError) {
     return {
       code: error.code,

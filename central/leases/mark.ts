@@ -10,12 +10,14 @@
 import { createHash, randomBytes } from 'node:crypto'
 import type { Redis } from 'ioredis'
 import type { Clock } from '../../shared/clock.ts'
+import { IndraftError } from '../../shared/errors.ts'
 import type { Log } from '../../shared/log.ts'
 import type { StoreMark } from '../../shared/protocol/messages.ts'
 import { GLOBAL } from './keys.ts'
 
 const FULL_SHARE = 0.8
 const MEMORY_CHECK_MS = 500
+const REPLICA_WAIT_MS = 2000
 
 /**
  * ARGV: by how much the sequence rises (0: look only), then what a holder has seen: epoch and sequence, or ''. The part
@@ -54,9 +56,11 @@ export class Mark {
   readonly #redis: Redis
   readonly #clock: Clock
   readonly #log: Log
+  readonly #replicas: number
   #memory = { atMs: Number.NEGATIVE_INFINITY, full: false }
 
-  constructor(redis: Redis, clock: Clock, log: Log) {
+  constructor(redis: Redis, clock: Clock, log: Log, replicas = 0) {
+    this.#replicas = replicas
     this.#redis = redis
     this.#clock = clock
     this.#log = log
@@ -71,7 +75,25 @@ export class Mark {
 
   /** After the writes and before their acknowledgement: Redis keeps the order, so who has this mark has the writes. */
   async advance(): Promise<StoreMark> {
-    return (await this.#look(1, null)).mark
+    const { mark } = await this.#look(1, null)
+    if (this.#replicas > 0) await this.#awaitReplicas()
+    return mark
+  }
+
+  /**
+   * Also waits for every earlier write of this connection, which all parts of the store share.
+   * @throws IndraftError dispatcher.busy where too few replicas have them: they are done here and may yet be lost
+   */
+  async #awaitReplicas(): Promise<void> {
+    const onDisk = async () => ((await this.#redis.call('WAITAOF', 0, this.#replicas, REPLICA_WAIT_MS)) as number[])[1]!
+    const received = () => this.#redis.wait(this.#replicas, REPLICA_WAIT_MS)
+    const reached = await onDisk().catch((error: Error) => {
+      if (!/unknown command/i.test(error.message)) throw error
+      return received() // before Redis 7.2
+    })
+    if (reached >= this.#replicas) return
+    const message = `${reached} of ${this.#replicas} replicas of the store have what was written: ask again`
+    throw new IndraftError('dispatcher.busy', message, { retryAfterMs: 1000 })
   }
 
   async #look(rise: 0 | 1, seen: StoreMark | null) {

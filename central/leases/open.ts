@@ -4,7 +4,6 @@
  */
 
 import { stat } from 'node:fs/promises'
-import { Redis } from 'ioredis'
 import type { Clock } from '../../shared/clock.ts'
 import type { Shape } from '../../shared/fit.ts'
 import type { Log } from '../../shared/log.ts'
@@ -14,6 +13,7 @@ import type { BlobStore } from '../blobs.ts'
 import type { CampaignStore } from '../campaigns/model.ts'
 import { Manifests } from '../publishing/manifests.ts'
 import { storedFilePath } from '../publishing/publish.ts'
+import { makeRedis, type Temper } from '../redis.ts'
 import { Compactor } from '../work/compact.ts'
 import { Reaper } from '../work/reaper.ts'
 import { Work, WorkQueue } from '../work/work.ts'
@@ -62,6 +62,8 @@ export interface StoreOptions {
   signer: Signer
   clock: Clock
   log: Log
+  /** Replicas of Redis that must have a write on disk before it is acknowledged; none unless said. */
+  replicas?: number
   /** Shortens every interval; 1 in production. */
   timeScale: number
   /** `<state>/outputs`: holds `attempt/` and `published/`. */
@@ -102,18 +104,14 @@ export interface OpenStore {
 export async function openStore(options: StoreOptions): Promise<OpenStore> {
   const { blobs, clock, log, signer, timeScale, outputsDir } = options
   const events = options.events ?? {}
-  const connect = (forJobs: boolean) => {
-    const redis = new Redis(options.redis, { maxRetriesPerRequest: forJobs ? null : 20, retryStrategy })
-    redis.on('error', (error) => log.warn({ err: error }, 'redis.failed'))
-    return redis
-  }
-  const redis = connect(false)
-  const listener = connect(true)
-  const jobs = connect(true)
+  const connect = (temper: Temper) => makeRedis(options.redis, log, temper)
+  const redis = connect('hasty')
+  const listener = connect('patient')
+  const jobs = connect('patient')
   const scripts = new Scripts(redis)
   const queue = new WorkQueue(jobs, log)
   const plans = new Plans(redis, blobs)
-  const mark = new Mark(redis, clock, log)
+  const mark = new Mark(redis, clock, log, options.replicas)
   const sessions = new Sessions(scripts)
   const index = new MatchIndex(scripts, plans, sessions, clock)
   const leases = new Leases({ scripts, plans, sessions, feeding: queue, log, timeScale, events })
@@ -128,7 +126,7 @@ export async function openStore(options: StoreOptions): Promise<OpenStore> {
   const reaper = new Reaper(scripts, sessions, leases, log, timeScale)
   const work = new Work(
     {
-      connect: () => connect(true),
+      connect: () => connect('patient'),
       scripts,
       plans,
       results,
@@ -188,10 +186,6 @@ export async function openStore(options: StoreOptions): Promise<OpenStore> {
       for (const connection of [listener, jobs, redis]) connection.disconnect()
     },
   }
-}
-
-function retryStrategy(times: number): number {
-  return Math.min(100 * times, 2000)
 }
 
 /** Whether an output that the centre keeps is there in the size recorded; others are not ours to look at. */

@@ -3,6 +3,7 @@
  * is due and was not done. A job is a hint to look, never the truth: it may be lost, doubled, or die anywhere, and any
  * number of processes may run them side by side.
  */
+import { setTimeout as delay } from 'node:timers/promises'
 import { type Job, Queue, Worker } from 'bullmq'
 import type { Redis } from 'ioredis'
 import { openTasks } from '../../shared/lifecycle.ts'
@@ -21,6 +22,9 @@ const QUEUE = 'indraft-work'
 const PREFIX = 'indraft-jobs'
 const SWEEP_EVERY_MS = 1000
 const PUBLISH_BATCH = 200
+const CLOSE_WAIT_MS = 2000
+/** A job may be at work still; whoever runs next goes on where it was. */
+const STOP_WAIT_MS = 10_000
 
 export type JobName = 'expand' | 'feed' | 'release' | 'publish' | 'sweep' | 'compact'
 
@@ -80,8 +84,9 @@ export class WorkQueue {
   }
 
   async close(): Promise<void> {
-    await Promise.all(this.#pending)
-    await this.#queue.close()
+    // Without Redis neither ends; what was asked for is only a hint.
+    await within(CLOSE_WAIT_MS, Promise.all(this.#pending))
+    await within(CLOSE_WAIT_MS, this.#queue.close())
   }
 }
 
@@ -118,7 +123,7 @@ export class Work {
     if (!this.#worker) return
     const { worker, connection } = this.#worker
     this.#worker = undefined
-    await worker.close()
+    await within(STOP_WAIT_MS, worker.close(connection.status !== 'ready'))
     connection.disconnect()
   }
 
@@ -195,4 +200,11 @@ export class Work {
     }
     if (published === PUBLISH_BATCH) this.#queue.want('publish', campaign, '')
   }
+}
+
+/** Resolves when the promise does, or after so long. */
+async function within(ms: number, promise: Promise<unknown>): Promise<void> {
+  const over = new AbortController()
+  const late = delay(ms, undefined, { signal: over.signal }).catch(() => {})
+  await Promise.race([promise, late]).finally(() => over.abort())
 }

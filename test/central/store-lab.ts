@@ -44,7 +44,7 @@ export async function startRedisForTests(): Promise<{ url: string; stop(): Promi
 
 export async function openStoreLab(
   url: string,
-  options: { timeScale?: number; clock?: Clock } = {},
+  options: { timeScale?: number; clock?: Clock; replicas?: number } = {},
 ): Promise<StoreLab> {
   const folder = mkdtempSync(join(tmpdir(), 'indraft-store-'))
   const redis = new Redis(url)
@@ -58,6 +58,7 @@ export async function openStoreLab(
       clock: options.clock ?? systemClock,
       log: silentLog,
       timeScale: options.timeScale ?? 0.01,
+      replicas: options.replicas ?? 0,
       outputsDir: join(folder, 'outputs'),
       siteOf: async (name) => sites.get(name) ?? null,
       siteNames: async () => [...sites.keys()],
