@@ -27,6 +27,7 @@ import { ImageStore } from './images.ts'
 import { expiryClock, Leases } from './leases.ts'
 import { PipeMaker } from './logs.ts'
 import { type Check, lookAround, testScratch } from './node.ts'
+import { OomKills } from './oom.ts'
 import { Outbox } from './outbox.ts'
 import type { PayloadAround } from './payload.ts'
 import { linuxProcesses } from './processes.ts'
@@ -126,6 +127,8 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
   const imageFolder = resolve(config.imageFolder ?? join(scratch, 'images'))
   const images = new ImageStore({ folder: imageFolder, clock, log })
   void images.tidy()
+  const oom = new OomKills()
+  await oom.read()
   const around: PayloadAround = {
     site: credential.site,
     node: config.node,
@@ -140,6 +143,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     digests: new ImageDigests(imageFolder),
     pipes: new PipeMaker(home.pipesFolder),
     watcher,
+    oom,
     files,
     filesUrl: () => filesUrl,
     clock,

@@ -31,6 +31,7 @@ import type { Gpus } from './gpus.ts'
 import { ImageDigests } from './image-digest.ts'
 import type { ImageStore } from './images.ts'
 import { CappedLog, type PipeMaker, tailOf } from './logs.ts'
+import { blameOf, type OomCounts, type OomKills } from './oom.ts'
 import { enforceImagePath, type SitePolicy } from './policy.ts'
 import { ATTEMPT_VARIABLE, RUN_VARIABLE } from './processes.ts'
 import { noResult, type ResultBody } from './result.ts'
@@ -69,6 +70,7 @@ export interface PayloadAround {
   digests: ImageDigests
   pipes: PipeMaker
   watcher: Watcher
+  oom: OomKills
   files: FileClient
   filesUrl: () => string | null
   clock: Clock
@@ -121,6 +123,7 @@ export class Attempt {
   #stdout: CappedLog | undefined
   #stderr: CappedLog | undefined
   #acceptedAtMs: number
+  #oomBefore: OomCounts
   #startedAtMs: number | undefined
   #result: ResultBody
   /** Called when the attempt's state changes: room may have become free. */
@@ -132,6 +135,7 @@ export class Attempt {
     this.#around = around
     this.#folder = join(around.tasksFolder, `${process.pid}-${foldersMade++}`)
     this.#acceptedAtMs = around.clock.monotonicMs()
+    this.#oomBefore = around.oom.known
     const { campaign, step, index } = work.ref
     this.#log = around.log.child({
       campaign,
@@ -383,6 +387,7 @@ export class Attempt {
       close(err.write, () => {})
     }
     this.#startedAtMs = clock.monotonicMs()
+    this.#oomBefore = this.#around.oom.known
     const named = { pilot: this.#around.pilot, task: `${ref.campaign}/${ref.step}/${ref.index}`, attempt: ref.fences.join('.') }
     if (started.pid !== undefined) {
       const sealing = runtime.sealing(launch)
@@ -494,6 +499,7 @@ export class Attempt {
       throw new IndraftError(reason, detail)
     }
     if (status.noCommand) throw new IndraftError('payload.noCommand', `no command "${this.work.template.command[0]}"`)
+    if (signal === 'SIGKILL') await this.#blameKernel()
     if (signal !== null) throw new IndraftError('payload.signal', `ended by ${signal}`)
     if (exitCode === null) throw new IndraftError('payload.signal', 'ended without an exit status')
     if (exitCode !== 0) {
@@ -503,6 +509,17 @@ export class Attempt {
       throw new IndraftError('payload.exit', `exit status ${exitCode}`)
     }
     this.#result.tail = null
+  }
+
+  /** A kill that nobody here ordered may be the kernel's, for want of memory. @throws IndraftError with whose it was */
+  async #blameKernel(): Promise<void> {
+    const { oom, watcher } = this.#around
+    const blame = blameOf(this.#oomBefore, await oom.read())
+    if (blame === 'node') throw new IndraftError('node.fault', 'ended by the kernel: the node ran out of memory')
+    if (blame === null) return
+    const other = watcher.overMemory(this.path)
+    if (other) throw new IndraftError('node.fault', `ended by the kernel: ${other} used more memory than it asked for`)
+    throw new IndraftError('payload.memory', 'ended by the kernel: the memory limit of the job was reached')
   }
 
   /** What was written since the last measurement, or by a payload too quick for any. @throws IndraftError payload.scratch */

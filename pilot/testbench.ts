@@ -20,6 +20,7 @@ import { hostRuntime } from './container.ts'
 import { ImageDigests } from './image-digest.ts'
 import { ImageStore } from './images.ts'
 import { PipeMaker } from './logs.ts'
+import { OomKills } from './oom.ts'
 import { Attempt, type PayloadAround } from './payload.ts'
 import { linuxProcesses } from './processes.ts'
 import { Trace } from './trace.ts'
@@ -151,6 +152,7 @@ export class TestSite {
       digests: new ImageDigests(join(this.folder, 'images')),
       pipes: this.#pipes,
       watcher: this.#watcher,
+      oom: new OomKills(),
       files: this.#client,
       filesUrl: () => this.filesUrl,
       clock: systemClock,

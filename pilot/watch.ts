@@ -161,6 +161,15 @@ export class Watcher {
     }
   }
 
+  /** Another attempt that uses more memory than it asked for now, or a moment ago. */
+  overMemory(except: string): string | null {
+    for (const [attempt, { target, usage }] of this.#watched) {
+      const { memoryBytes } = target.limits
+      if (attempt !== except && memoryBytes > 0 && usage.maxRssBytes > memoryBytes) return attempt
+    }
+    return null
+  }
+
   /** Ends what attempts that are over left behind, then stops. */
   close(): void {
     this.#scan()

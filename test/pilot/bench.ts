@@ -101,15 +101,19 @@ export class PilotBench {
     this.#serving = undefined
   }
 
-  /** @param env besides PATH */
-  start(args: Record<string, string | number> = {}, env: Record<string, string> = {}): PilotProcess {
+  /**
+   * @param env besides PATH
+   * @param group folder of a control group that the pilot is to be in
+   */
+  start(args: Record<string, string | number> = {}, env: Record<string, string> = {}, group?: string): PilotProcess {
     const settings = {
       ...{ credential: this.credential, scratch: this.scratch, name: 'pilot1', node: 'node1', cores: 2 },
       ...{ memory: '4GiB', 'container-runtime': 'none', 'watch-every': '100ms', 'payload-grace': '500ms' },
       ...{ 'drain-grace': '6s', 'log-level': 'debug', ...args },
     }
     const words = Object.entries(settings).flatMap(([name, value]) => [`--${name}`, String(value)])
-    const child = execa(process.execPath, [PROGRAM, 'run', ...words], {
+    const enter = group === undefined ? '' : `echo $$ > ${group}/cgroup.procs; `
+    const child = execa('sh', ['-c', `${enter}exec "$@"`, 'sh', process.execPath, PROGRAM, 'run', ...words], {
       env: { PATH, ...env },
       extendEnv: false,
       reject: false,
