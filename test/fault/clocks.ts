@@ -1,6 +1,6 @@
 /**
  * A clock for each process, which can be stepped while it runs: libfaketime, preloaded, with a file for each process that
- * holds the offset. Monotonic time stays the kernel's, as it does where an administrator or NTP steps a clock. The library
+ * holds the offset. Programs of ours only: libfaketime and Redis' allocator (jemalloc) cannot be in one process. Monotonic time stays the kernel's, as it does where an administrator or NTP steps a clock. The library
  * comes from the machine's Debian mirror into the same private folder as the servers; where it cannot be had clocks are
  * not stepped, and the run says so.
  */

@@ -194,7 +194,7 @@ const ROWS: Record<string, { weight: number; needs?: 'clock' | 'disk'; draw: Dra
     needs: 'clock',
     draw: (random, options) => ({
       kind: 'clock',
-      target: parts[random.pick(['central', 'redis', 'relay', 'pilot'] as const)](random, options),
+      target: parts[random.pick(['central', 'relay', 'pilot'] as const)](random, options),
       stepS: random.pick([-3600, -60, -5, 5, 60, 3600]),
     }),
   },

@@ -115,7 +115,7 @@ export async function startWorld(options: WorldOptions): Promise<World> {
 
     let redis = { url: '', port: 0 }
     await keep('redis', async () => {
-      const env = { ...redisServer.env, ...clocks?.environment('redis') }
+      const env = redisServer.env
       const server = await startRedis({ dir: place('redis'), path: redisServer.path, env, port: redis.port })
       redis = server
       return server
