@@ -5,9 +5,10 @@ import { IndraftError } from '../shared/errors.ts'
 import { type LogLevel, makeLog } from '../shared/log.ts'
 import { formatBytes, formatDuration } from '../shared/quantity.ts'
 import { loadPilotConfig, PILOT_SETTINGS } from './config.ts'
-import { examineNode, SOFTWARE, startPilot } from './main.ts'
-import { registerTrace } from './trace-command.ts'
+import { examineNode, SOFTWARE } from './main.ts'
+import { startAtRelays } from './relays.ts'
 import { addStartCommands } from './start/command.ts'
+import { registerTrace } from './trace-command.ts'
 
 function optionName(setting: string): string {
   return setting.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)
@@ -38,7 +39,7 @@ async function runPilot({ config: file, ...args }: Record<string, unknown>): Pro
   const config = loadPilotConfig(args, file as string | undefined)
   const log = makeLog('pilot', config.logLevel as LogLevel)
   log.info(shownConfig(PILOT_SETTINGS, config), 'pilot.configured')
-  const pilot = await startPilot(config, log)
+  const pilot = await startAtRelays(config, log)
   // Without a space: Slurm's proctrack/linuxproc takes such a name apart wrongly and then never finds, nor ends, the
   // pilot (test/lab, "scancel").
   process.title = `indraft-pilot:${pilot.name}`
@@ -84,8 +85,8 @@ withSettings(program.command('doctor').description('What this node has, and whet
   .addHelpText('after', '\nExample:\n  indraft-pilot doctor --scratch /local/scratch')
   .action((options) => orRefuse(() => showNode(options)))
 
-addStartCommands(program, (line) => console.log(line), orRefuse)
-
 registerTrace(program, orRefuse)
+
+addStartCommands(program, (line) => console.log(line), orRefuse)
 
 await program.parseAsync(process.argv)

@@ -12,7 +12,8 @@ export const PILOT_SETTINGS = {
   credential: {
     type: 'text',
     default: 'pilot.json',
-    meaning: 'The pilot credential that the relay of this site wrote.',
+    meaning:
+      'The pilot credential that the relay of this site wrote; of several relays all, with commas, the preferred first.',
   },
   scratch: {
     type: 'text',
@@ -266,4 +267,12 @@ export function readBatchEnvironment(env: Environment = process.env): BatchEnvir
       ),
     ),
   }
+}
+
+/** The credentials of the site's relays; the one to use first. */
+export function credentialPaths(text: string): string[] {
+  return text
+    .split(',')
+    .map((path) => path.trim())
+    .filter((path) => path !== '')
 }

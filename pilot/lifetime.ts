@@ -10,6 +10,8 @@
 export interface Farewell {
   code: number
   reason: string
+  /** The dispatcher did not answer: another one may. */
+  isGone?: true
 }
 
 /** no → finishing (what runs may end) → ending (payloads have their grace) → hurried (asked twice). */
@@ -72,7 +74,7 @@ export function nextStep(known: Known, patience: Patience): Step {
   if (running > 0) return STAY
   if (known.silentMs > patience.goneAfter) {
     const kept = undelivered > 0 ? `; ${undelivered} results wait for the next pilot` : ''
-    return leave({ code: 700, reason: `the dispatcher does not answer${kept}` })
+    return leave({ code: 700, reason: `the dispatcher does not answer${kept}`, isGone: true })
   }
   if (undelivered > 0) return STAY
   // What is to be given back goes with the bye.
@@ -85,7 +87,8 @@ export function nextStep(known: Known, patience: Patience): Step {
     return leave({ code: 500, reason: `${DISK}: ${known.diskTrouble.message}` })
   }
   if (known.idleMs > (known.hasWorked ? patience.idleAfter : patience.idleBefore)) {
-    if (known.silentMs > patience.silentMs) return leave({ code: 700, reason: 'the dispatcher does not answer' })
+    if (known.silentMs > patience.silentMs)
+      return leave({ code: 700, reason: 'the dispatcher does not answer', isGone: true })
     return leave({ code: 300, reason: known.hasWorked ? 'no more work' : 'no work' })
   }
   return STAY

@@ -5,7 +5,7 @@
 import { randomUUID } from 'node:crypto'
 import { constants } from 'node:fs'
 import { access, rm, writeFile } from 'node:fs/promises'
-import { dirname, isAbsolute, join, resolve } from 'node:path'
+import { isAbsolute, join, resolve } from 'node:path'
 import { type Clock, systemClock } from '../shared/clock.ts'
 import { type PilotCredential, readPilotCredential } from '../shared/credentials.ts'
 import { IndraftError } from '../shared/errors.ts'
@@ -17,11 +17,11 @@ import type { Log } from '../shared/log.ts'
 import type { NodeFacts } from '../shared/protocol/messages.ts'
 import { importKeys } from '../shared/signing.ts'
 import { Banned } from './banned.ts'
-import { type BatchEnvironment, type PilotConfig, readBatchEnvironment } from './config.ts'
+import { type BatchEnvironment, credentialPaths, type PilotConfig, readBatchEnvironment } from './config.ts'
 import { hostRuntime, type Runtime } from './container.ts'
 import { probeContainer } from './container-probe.ts'
-import { adoptDead, startGuard, takeHome, takeScratch } from './home.ts'
 import type { Gpus } from './gpus.ts'
+import { adoptDead, startGuard, takeHome, takeScratch } from './home.ts'
 import { ImageDigests } from './image-digest.ts'
 import { ImageStore } from './images.ts'
 import { expiryClock, Leases } from './leases.ts'
@@ -43,6 +43,10 @@ export interface Pilot {
   name: string
   /** The code of the bye. Everything is tidied up when it resolves. */
   finished: Promise<number>
+  /** It left because its dispatcher did not answer. */
+  isAbandoned(): boolean
+  /** Its dispatcher answered at least once. */
+  wasWelcomed(): boolean
   /** SIGTERM and SIGINT end payloads, SIGUSR1 announces the end. A second SIGTERM hurries. Resolves as finished. */
   stop(signal?: 'SIGTERM' | 'SIGINT' | 'SIGUSR1'): Promise<number>
 }
@@ -63,7 +67,8 @@ const WELCOME_WAIT_MS = 10_000
 export async function startPilot(config: PilotConfig, log: Log, world: PilotWorld = {}): Promise<Pilot> {
   enableFailpoints(config.failpoints)
   const { batch = readBatchEnvironment(), clock = systemClock } = world
-  const credential = readPilotCredential(config.credential)
+  const credentials = credentialPaths(config.credential)
+  const credential = readPilotCredential(credentials[0] ?? '')
   const run = randomUUID()
   const name = config.name ?? [config.node, batch.slurmJobId, process.pid].filter((part) => part !== null).join('-')
   if (!/^[A-Za-z0-9][A-Za-z0-9._-]{0,120}$/.test(name)) {
@@ -135,7 +140,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     pilot: name,
     run,
     ...home,
-    own: [home.folder, resolve(config.credential)],
+    own: [home.folder, ...credentials.map((path) => resolve(path))],
     policy,
     runtimes,
     gpus,
@@ -201,10 +206,17 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     living.abandon({ code: 500, reason: `${bad.what}: ${bad.detail}` })
   }
 
+  let isAbandoned = false
+  let isWelcome = false
+  void welcomed.promise.then(() => {
+    isWelcome = true
+  })
   const live = async (): Promise<number> => {
     const left = living.run()
     void testNode().catch((error) => living.abandon({ code: 500, reason: `node test: ${(error as Error).message}` }))
-    const { code, reason } = await left
+    const farewell = await left
+    const { code, reason } = farewell
+    isAbandoned = farewell.isGone === true
     watcher.close()
     await guard.dismiss()
     await trace.close()
@@ -218,6 +230,8 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
   return {
     name,
     finished,
+    isAbandoned: () => isAbandoned,
+    wasWelcomed: () => isWelcome,
     stop: (signal = 'SIGTERM') => {
       if (signal === 'SIGUSR1') living.drain('notice', { code: 200, reason: 'the batch system announced the end' })
       else living.drain('end', { code: 200, reason: `${signal} was received` })
@@ -344,11 +358,11 @@ export async function examineNode(config: PilotConfig, log: Log, batch = readBat
   })
   checks.push({ what: 'a runtime is allowed and works', ok: runtimes.length > 0, detail: runtimes.join(', ') })
   try {
-    const { site, nats } = readPilotCredential(config.credential)
+    const { site, nats } = readPilotCredential(credentialPaths(config.credential)[0] ?? '')
     checks.push({
       what: 'credential',
       ok: true,
-      detail: `site ${site}, ${nats.url} (in ${dirname(resolve(config.credential))})`,
+      detail: `site ${site}, ${nats.url} (of ${config.credential})`,
     })
   } catch (error) {
     checks.push({ what: 'credential', ok: false, detail: (error as Error).message })
