@@ -45,6 +45,8 @@ export interface Launch {
   unpack: string
   /** Null where it asked for none; then it sees none, as far as this runtime can see to that. */
   gpus?: GpuShare | null
+  /** Folders of the node to be seen inside a container, as src:dst, beside those of the site. */
+  binds?: readonly string[]
   /** `none`: the payload is to reach no network. */
   network?: 'none' | 'proxy' | 'outgoing'
   /** File descriptors. */
@@ -61,6 +63,8 @@ export interface Started {
 /** How the first process ended; what the payload did stands in the status file. */
 export interface RuntimeEnd {
   signal: string | null
+  /** Null where a signal ended it or nothing was started. */
+  exitCode: number | null
   /** Why nothing could be started, with the system's code. */
   failure: { code: string; message: string } | null
 }
@@ -75,8 +79,8 @@ export interface Runtime {
   sealing(launch: Pick<Launch, 'network'>): Sealing
   /** Folders as the payload sees them. */
   view(launch: Pick<Launch, 'work' | 'temporary'>): { work: string; temporary: string }
-  /** Why the payload was never reached, from what the runtime said. */
-  explain(said: string): ImageRefusal
+  /** Why the wrapper left no word, from what the runtime said and the status it ended with. */
+  explain(said: string, exitCode: number | null): ImageRefusal
 }
 
 export const STATUS_NAME = 'status'
@@ -129,6 +133,7 @@ function spawn(file: string, args: readonly string[], env: Record<string, string
     pid: child.pid,
     ended: child.then((result) => ({
       signal: result.signal ?? null,
+      exitCode: result.exitCode ?? null,
       failure:
         child.pid === undefined
           ? { code: result.code ?? 'UNKNOWN', message: result.originalMessage ?? result.shortMessage ?? 'not started' }
@@ -239,6 +244,7 @@ export function containerRuntime(options: ContainerOptions): Runtime {
         INSIDE.work,
         '--bind',
         `${launch.control}:${INSIDE.control}`,
+        ...(launch.binds ?? []).flatMap((bind) => ['--bind', bind]),
         launch.image,
         '/bin/sh',
         `${INSIDE.control}/${WRAPPER_NAME}`,
@@ -253,7 +259,11 @@ export function containerRuntime(options: ContainerOptions): Runtime {
       processes: options.isolation.includes('--containall') ? 'own' : 'shared',
     }),
     view: () => ({ work: INSIDE.work, temporary: INSIDE.temporary }),
-    explain: explainContainer,
+    explain: (said, exitCode) => {
+      // The runtime's own failures are 255 and have words; without these the wrapper ran, and its word was done away with.
+      if (exitCode === null || exitCode === 255 || /FATAL|error|unknown flag/i.test(said)) return explainContainer(said)
+      return { reason: 'payload.signal', detail: 'ended without a status: the payload removed it' }
+    },
   }
 }
 

@@ -1,5 +1,14 @@
 import { createHash } from 'node:crypto'
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, utimesSync, writeFileSync } from 'node:fs'
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs'
 import { createServer, type Server } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -69,7 +78,7 @@ test('image by URL - is fetched once for many pilots that share a folder, and li
     `/files/fetch?${new URLSearchParams({ url: 'http://images.example/x.sif', checksum: `sha256:${sha256}` })}`,
   ])
   expect(readFileSync(kept(), 'utf8')).toBe(content)
-  expect(existsSync(`${kept()}.fetching`)).toBe(false)
+  expect(readdirSync(join(folder, 'images'))).toEqual([`${sha256}.sif`])
 })
 
 test('image by URL - with other content than promised is damaged and not kept', async () => {
@@ -84,6 +93,23 @@ test.each([
 ])('image by URL - status %i is %s', async (status, code) => {
   answer = { status, body: '' }
   await expect(store().locate(image, transfer())).rejects.toMatchObject({ code })
+})
+
+test('image by URL - one that names the same content at a bad address fails alone', async () => {
+  const never = Promise.withResolvers<void>()
+  gate = never.promise
+  const bad = `http://silent.example/x.sif#sha256:${sha256}`
+  const first = store().locate(bad, transfer())
+  while (asked.length === 0) await new Promise((done) => setTimeout(done, 5))
+  gate = Promise.resolve()
+  const one = store()
+  const ended = new AbortController()
+  const second = one.locate(bad, transfer({ signal: ended.signal }))
+  expect(await one.locate(image, transfer())).toBe(kept())
+  expect(await second).toBe(kept())
+  never.resolve()
+  expect(await first).toBe(kept())
+  expect(readdirSync(join(folder, 'images'))).toEqual([`${sha256}.sif`])
 })
 
 test('image by URL - when the task that fetches is ended, another that waits goes on', async () => {

@@ -5,7 +5,8 @@
  *
  * What always holds: a file under its checksum's name is whole and was checked.
  */
-import { lstat, mkdir, readdir, rm, stat, utimes, writeFile } from 'node:fs/promises'
+import { createHash } from 'node:crypto'
+import { lstat, mkdir, readdir, rename, rm, stat, utimes, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Clock } from '../shared/clock.ts'
 import { IndraftError, isIndraftError } from '../shared/errors.ts'
@@ -30,7 +31,7 @@ export interface ImageStoreOptions {
 
 export class ImageStore {
   readonly #options: ImageStoreOptions
-  /** By checksum: tasks of one pilot that start together share one fetch. */
+  /** By address and checksum: tasks of one pilot that start together share one fetch. */
   readonly #fetching = new Map<string, Promise<string>>()
 
   constructor(options: ImageStoreOptions) {
@@ -60,7 +61,9 @@ export class ImageStore {
     if (name.kind === 'path') return name.path
     if (name.kind !== 'url') return image
     const { url, sha256 } = name
-    for (let running = this.#fetching.get(sha256); running; running = this.#fetching.get(sha256)) {
+    // IMPORTANT: by address too. Who names somebody else's image at a bad address fails alone (images.test.ts, "bad address").
+    const key = `${sha256} ${url}`
+    for (let running = this.#fetching.get(key); running; running = this.#fetching.get(key)) {
       try {
         return await running
       } catch (error) {
@@ -68,8 +71,8 @@ export class ImageStore {
         if (!isIndraftError(error, 'link.closed') || transfer.signal.aborted) throw error
       }
     }
-    const fetching = this.#locateOnce(url, sha256, transfer).finally(() => this.#fetching.delete(sha256))
-    this.#fetching.set(sha256, fetching)
+    const fetching = this.#locateOnce(url, sha256, transfer).finally(() => this.#fetching.delete(key))
+    this.#fetching.set(key, fetching)
     return await fetching
   }
 
@@ -87,7 +90,8 @@ export class ImageStore {
   async #locateOnce(url: string, sha256: string, transfer: Transfer): Promise<string> {
     const { folder, clock } = this.#options
     const path = join(folder, `${sha256}.sif`)
-    const lock = `${path}.fetching`
+    const fetched = join(folder, `${sha256}.${createHash('sha256').update(url).digest('hex').slice(0, 16)}`)
+    const lock = `${fetched}.fetching`
     let seenMs = clock.monotonicMs()
     let seen = ''
     for (;;) {
@@ -112,11 +116,16 @@ export class ImageStore {
         await clock.sleep(LOOK_MS, transfer.signal)
         continue
       }
-      return await this.#fetch(url, sha256, path, lock, transfer)
+      await this.#fetch(url, sha256, { path, fetched, lock }, transfer)
     }
   }
 
-  async #fetch(url: string, sha256: string, path: string, lock: string, transfer: Transfer): Promise<string> {
+  async #fetch(
+    url: string,
+    sha256: string,
+    { path, fetched, lock }: Record<'path' | 'fetched' | 'lock', string>,
+    transfer: Transfer,
+  ): Promise<void> {
     const { clock, log } = this.#options
     const startMs = clock.monotonicMs()
     const alive = setInterval(() => {
@@ -128,9 +137,10 @@ export class ImageStore {
       const { client, filesUrl, capability, signal, giveUpAfterMs } = transfer
       if (filesUrl === null) throw new IndraftError('file.unreachable', 'the dispatcher serves no files')
       const options = { capability, signal, giveUpAfterMs, checksum }
-      const { sizeBytes } = await client.getToFile(filesUrl + fileAddress.fetch(url, checksum), path, options)
+      const { sizeBytes } = await client.getToFile(filesUrl + fileAddress.fetch(url, checksum), fetched, options)
+      // Whoever comes second with the same content from elsewhere puts it in the place of the same content.
+      await rename(fetched, path)
       log.info({ url, path, sizeBytes, ms: Math.round(clock.monotonicMs() - startMs) }, 'image.fetched')
-      return path
     } catch (error) {
       throw imageError(error, url)
     } finally {

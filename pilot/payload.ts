@@ -26,8 +26,8 @@ import type { BundleBody, TemplateBody } from '../shared/protocol/work.ts'
 import { formatBytes, formatDuration } from '../shared/quantity.ts'
 import { type Launch, prepareControl, type Runtime, readStatus } from './container.ts'
 import { fetchInput, fetchManifest, storeOutput, type Transfer } from './drivers.ts'
-import { removeFolder } from './home.ts'
 import type { Gpus } from './gpus.ts'
+import { removeFolder } from './home.ts'
 import { ImageDigests } from './image-digest.ts'
 import type { ImageStore } from './images.ts'
 import { CappedLog, type PipeMaker, tailOf } from './logs.ts'
@@ -35,6 +35,7 @@ import { blameOf, type OomCounts, type OomKills } from './oom.ts'
 import { enforceImagePath, type SitePolicy } from './policy.ts'
 import { ATTEMPT_VARIABLE, RUN_VARIABLE } from './processes.ts'
 import { noResult, type ResultBody } from './result.ts'
+import { repositoriesOf, softwareScript, touchSoftware } from './software.ts'
 import type { Trace } from './trace.ts'
 import { folderBytes, MEASURE_AT_MOST_MS, type Usage, type Watched, type Watcher } from './watch.ts'
 import { parseStatus, type WrapperStatus } from './wrapper.ts'
@@ -66,6 +67,8 @@ export interface PayloadAround {
   runtimes: readonly Runtime[]
   /** Of this node, as far as they are this pilot's. */
   gpus?: Gpus | null
+  /** Where CVMFS repositories are mounted. */
+  cvmfs: string
   images: ImageStore
   digests: ImageDigests
   pipes: PipeMaker
@@ -117,6 +120,7 @@ export class Attempt {
   #state: AttemptState = 'accepted'
   #end: EndReason | undefined
   #watched: Watched | undefined
+  #runtimeExitCode: number | null = null
   /** The wrapper was seen to run. */
   #isStarted = false
   #exited = new AbortController()
@@ -258,6 +262,7 @@ export class Attempt {
     if (image.startsWith('/')) await enforceImagePath(image, this.#around.own)
     const refused = await runtime.refusal(image)
     if (refused) throw new IndraftError(refused.reason, refused.detail)
+    await this.#prepareSoftware(runtime, launch)
     await this.#fetchInputs(values, transfer)
     this.#result.stageInMs = Math.round(clock.monotonicMs() - this.#acceptedAtMs)
     this.#stopIfEnding()
@@ -317,6 +322,18 @@ export class Attempt {
     this.#log.debug({ runtime: runtime.name, folder: this.#folder }, 'attempt.prepared')
     const { network } = this.work.template.needs
     return { image: this.work.template.image, argv, env, marker, work, temporary, control, unpack, network }
+  }
+
+  /** CVMFS and EESSI, where the step asks for them. @throws IndraftError software.failed */
+  async #prepareSoftware(runtime: Runtime, launch: Prepared): Promise<void> {
+    const { software } = this.work.template
+    if (!software) return
+    const { cvmfs } = this.#around
+    const missing = await touchSoftware(cvmfs, repositoriesOf(software))
+    if (missing.length > 0) throw new IndraftError('software.failed', `${missing.join(', ')} cannot be read in ${cvmfs}`)
+    if (runtime.kind === 'container') launch.binds = [`${cvmfs}:/cvmfs`]
+    const script = softwareScript(software, runtime.kind === 'container' ? '/cvmfs' : cvmfs)
+    if (script !== null) await writeFile(join(launch.control, 'software'), script, { mode: 0o400 })
   }
 
   #transfer(signal: AbortSignal, giveUpAfterMs = this.#around.stageTimeoutMs): Transfer {
@@ -388,7 +405,11 @@ export class Attempt {
     }
     this.#startedAtMs = clock.monotonicMs()
     this.#oomBefore = this.#around.oom.known
-    const named = { pilot: this.#around.pilot, task: `${ref.campaign}/${ref.step}/${ref.index}`, attempt: ref.fences.join('.') }
+    const named = {
+      pilot: this.#around.pilot,
+      task: `${ref.campaign}/${ref.step}/${ref.index}`,
+      attempt: ref.fences.join('.'),
+    }
     if (started.pid !== undefined) {
       const sealing = runtime.sealing(launch)
       this.#event('attempt.started', { pid: started.pid, runtime: runtime.name, sealing })
@@ -419,6 +440,7 @@ export class Attempt {
     }
     void this.#watchStart(prepared.control, NOT_STARTED[runtime.kind])
     const end = await this.#exit(started)
+    this.#runtimeExitCode = end?.exitCode ?? null
     this.#exited.abort()
     failpoint('payload.ended')
     if (this.#watched) watcher.release(this.#watched)
@@ -494,10 +516,11 @@ export class Attempt {
     this.#stopIfEnding()
     const { signal, exitCode } = this.#result
     if (!status.started) {
-      const { reason, detail } = runtime.explain(said)
+      const { reason, detail } = runtime.explain(said, this.#runtimeExitCode)
       if (reason === 'image.damaged') await this.#around.images.distrust(image)
       throw new IndraftError(reason, detail)
     }
+    if (status.softwareFailed !== null) throw new IndraftError('software.failed', status.softwareFailed)
     if (status.noCommand) throw new IndraftError('payload.noCommand', `no command "${this.work.template.command[0]}"`)
     if (signal === 'SIGKILL') await this.#blameKernel()
     if (signal !== null) throw new IndraftError('payload.signal', `ended by ${signal}`)

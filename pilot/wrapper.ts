@@ -8,15 +8,24 @@
  */
 
 /**
+ * The wrapper's own pid is kept in the limit for the size of files, from half a petabyte on: whatever descends from it has
+ * the same, whichever session, parent, environment, name and folder it took, and only root could raise it again.
+ */
+export const MARK_BLOCKS = 2 ** 40
+
+/**
  * Arguments: the status file, then the payload's argument vector. The status file gets, one line each: `started`;
- * then `none` (no such command) or `exit N` with the shell's `times`; then `end`. Without `end` nothing counts.
+ * then `none` (no such command), `software ...` (what the file `software` beside it was to set up failed, and why) or `exit N` with the shell's `times`; then `end`. Without `end` nothing counts.
  * Its variables begin with `_indraft` because the payload's environment may hold any other name.
  */
 export const WRAPPER = `#!/bin/sh
 _indraft_status=$1
 shift
 printf 'started\\n' >>"$_indraft_status" || exit 126
+_indraft_software=\${0%/*}/software
+[ -r "$_indraft_software" ] && . "$_indraft_software"
 ulimit -c 0 2>/dev/null
+ulimit -f $((${MARK_BLOCKS} + $$)) 2>/dev/null
 { echo 500 >/proc/self/oom_score_adj; } 2>/dev/null
 # A trap, not "ignore": what is ignored would be ignored by the payload too.
 trap : HUP INT TERM USR1 USR2
@@ -72,19 +81,23 @@ export interface WrapperStatus {
   /** The wrapper ran: from here on the end is the payload's own, not the runtime's. */
   started: boolean
   noCommand: boolean
+  /** Why the software asked for could not be set up; see software.ts. */
+  softwareFailed: string | null
   /** As the shell gives it: 128 + n where a signal ended the payload. Null where the wrapper was ended itself. */
   exitCode: number | null
   /** User and system time of everything that the payload waited for. */
   cpuMs: number
 }
 
+/** The payload may have written there too, or begun the file anew: the last word is the wrapper's. */
 export function parseStatus(text: string): WrapperStatus {
   const lines = text.split('\n')
   const whole = lines.includes('end')
-  const exit = lines.find((line) => line.startsWith('exit '))
+  const exit = lines.findLast((line) => /^exit \d+$/.test(line))
   return {
-    started: lines[0] === 'started',
+    started: whole || lines.includes('started'),
     noCommand: whole && lines.includes('none'),
+    softwareFailed: exit === undefined ? (lines.find((line) => line.startsWith('software '))?.slice(9) ?? null) : null,
     exitCode: whole && exit !== undefined ? Number(exit.slice('exit '.length)) : null,
     cpuMs: whole ? cpuTimes(lines) : 0,
   }
