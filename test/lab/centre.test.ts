@@ -86,39 +86,6 @@ describe.skipIf(whyNoLab() !== null)('lab', () => {
     )
   })
 
-  test('slurm - a job of alice runs on both nodes and knows when it must end', async () => {
-    const script = 'env | grep ^SLURM | sort; srun sh -c "hostname; id -un"'
-    const id = await centre.sbatch(script, ['--nodes=2', '--ntasks-per-node=1', '-c', '2', '-t', '5', '-o', 'env.out'])
-    const job = await centre.waitForJob(id)
-    expect(job).toMatchObject({ JobState: 'COMPLETED', NodeList: 'n[1-2]', ExitCode: '0:0' })
-    const said = (await centre.check('edge', ['cat', 'env.out'], { user: 'alice' })).split('\n')
-    const env = Object.fromEntries(said.filter((line) => line.includes('=')).map((line) => line.split('=')))
-    expect(env).toMatchObject({
-      SLURM_JOB_ID: id,
-      SLURM_JOB_NODELIST: 'n[1-2]',
-      SLURM_CPUS_ON_NODE: '2',
-      SLURM_CLUSTER_NAME: 'lab',
-    })
-    expect(Number(env.SLURM_JOB_END_TIME) - Number(env.SLURM_JOB_START_TIME)).toBe(300)
-    expect(said.filter((line) => !line.includes('=')).sort()).toEqual(['alice', 'alice', 'n1', 'n2'])
-  })
-
-  test('slurm - a job of a higher partition preempts one of a lower, which is requeued and runs again', async () => {
-    const whole = ['--nodes=2', '--ntasks-per-node=1', '--cpus-per-task=8']
-    const script = 'echo start $SLURM_RESTART_COUNT\n[ -n "$SLURM_RESTART_COUNT" ] || srun --cpus-per-task=8 sleep 600'
-    const low = await centre.sbatch(script, [...whole, '-p', 'low', '-o', 'low.out', '--open-mode=append'])
-    await centre.waitForJob(low, ['RUNNING'])
-    const high = await centre.sbatch('true', [...whole, '-p', 'high', '-o', 'high.out'])
-    expect(await centre.waitForJob(high)).toMatchObject({ JobState: 'COMPLETED' })
-    expect(await centre.waitForJob(low, ['PENDING'])).toMatchObject({ Restarts: '1' })
-    // Slurm holds a requeued job back for two minutes; an administrator need not wait.
-    await centre.check('edge', ['scontrol', 'update', `JobId=${low}`, 'StartTime=now'])
-    expect(await centre.waitForJob(low)).toMatchObject({ JobState: 'COMPLETED', Restarts: '1' })
-    const said = (await centre.check('edge', ['cat', 'low.out'], { user: 'alice' })).split('\n')
-    expect([said[0], said.at(-1)]).toEqual(['start', 'start 1'])
-    expect(await centre.squeue()).toEqual([])
-  })
-
   test('apptainer - alice runs a SIF and an unpacked folder on a node, in a job', async () => {
     const script = `cd /tmp
       ${exec.join(' ')} ${busybox} sh -c 'echo sif $(id -u) $(ls -a /shared/home/alice | wc -l)'

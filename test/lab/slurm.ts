@@ -1,9 +1,10 @@
 /**
  * Slurm in the lab: its configuration, its daemons (munge everywhere, the controller on the edge node, slurmd on each
- * compute node), and the few questions that tests ask it. Jobs are submitted by alice from the edge node.
+ * compute node), and the few questions and orders that tests have for it. Jobs are submitted by alice from the edge node.
  *
  * Partitions: `main` (default), and `low` and `high` over the same nodes, of which a job in `high` preempts and requeues
- * one in `low` after a grace of 10 s.
+ * one in `low` after a grace of 10 s. What is requeued may start again after seconds, not after Slurm's usual two minutes.
+ * No accounting: sacct needs slurmdbd, and that a database server. The ledger of ended jobs is the controller's own file.
  */
 import { randomBytes } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -25,6 +26,18 @@ export type JobFacts = Readonly<Record<string, string>>
 
 const ended = ['COMPLETED', 'FAILED', 'CANCELLED', 'TIMEOUT', 'NODE_FAIL', 'OUT_OF_MEMORY', 'PREEMPTED', 'DEADLINE']
 
+/** A job that has ended, as the controller wrote it down. A job that is requeued has a line for each of its runs. */
+export interface EndedJob {
+  id: string
+  name: string
+  user: string
+  partition: string
+  state: string
+  nodes: string
+}
+
+const ledgerPath = '/var/log/slurm-jobs.txt'
+
 /** What a compute node says it has; more than the machine, so that several pilots and jobs fit. */
 export const nodeShape = { cpus: 8, memoryMiB: 16_000 } as const
 
@@ -38,6 +51,7 @@ function configuration(centre: Centre): string {
 SlurmctldHost=edge(${addresses.edgeLan})
 SlurmUser=root
 AuthType=auth/munge
+AuthInfo=cred_expire=5
 CredType=cred/munge
 StateSaveLocation=/var/spool/slurmctld
 SlurmdSpoolDir=/var/spool/slurmd
@@ -46,6 +60,8 @@ SlurmdPidFile=/run/slurmd.pid
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
+JobCompType=jobcomp/filetxt
+JobCompLoc=${ledgerPath}
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SlurmdParameters=config_overrides
@@ -55,7 +71,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 KillWait=5
 MpiDefault=none
-SchedulerParameters=batch_sched_delay=0,sched_min_interval=200000,bf_interval=5
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=200000,bf_interval=5
 ${nodes.join('\n')}
 PartitionName=main Nodes=${names} Default=YES MaxTime=1:00:00 PriorityTier=5 PreemptMode=OFF State=UP
 PartitionName=low Nodes=${names} MaxTime=1:00:00 PriorityTier=1 PreemptMode=REQUEUE GraceTime=10 State=UP
@@ -116,6 +132,56 @@ export async function queue(centre: Centre): Promise<QueueEntry[]> {
 export async function jobFacts(centre: Centre, id: string): Promise<JobFacts> {
   const text = await centre.check('edge', ['scontrol', 'show', 'job', '-o', id])
   return Object.fromEntries([...text.matchAll(/(\S+?)=(\S*)/g)].map(([, name, value]) => [name!, value!]))
+}
+
+/** Every run of a job that has ended since the controller's start, also when squeue has forgotten it. */
+export async function endedJobs(centre: Centre): Promise<EndedJob[]> {
+  const text = await centre.check('edge', ['sh', '-c', `cat ${ledgerPath} 2>/dev/null; true`])
+  return text
+    .split('\n')
+    .filter(Boolean)
+    .map((line) => {
+      const of = (name: string) => new RegExp(`\\b${name}=(\\S*)`).exec(line)?.[1] ?? ''
+      const user = of('UserId').replace(/\(.*/, '')
+      const [id, name, partition, state, nodes] = ['JobId', 'Name', 'Partition', 'JobState', 'NodeList'].map(of)
+      return { id: id!, name: name!, user, partition: partition!, state: state!, nodes: nodes! }
+    })
+}
+
+/** As scancel by the job's owner; more arguments come before the id, as `--signal=USR1`. */
+export async function cancel(centre: Centre, id: string, args: readonly string[] = []): Promise<void> {
+  await centre.check('edge', ['/usr/bin/scancel', ...args, id], { user: alice.name })
+}
+
+/** As the administrator: a running job is ended and waits to run again. */
+export async function requeue(centre: Centre, id: string): Promise<void> {
+  await centre.check('edge', ['/usr/bin/scontrol', 'requeue', id])
+}
+
+/** As the administrator: nothing new starts on the node, what runs may end. */
+export async function drain(centre: Centre, node: string, reason: string): Promise<void> {
+  await centre.check('edge', ['/usr/bin/scontrol', 'update', `NodeName=${node}`, 'State=DRAIN', `Reason=${reason}`])
+}
+
+/** Takes a node back that was drained or is down. */
+export async function resume(centre: Centre, node: string): Promise<void> {
+  await centre.check('edge', ['/usr/bin/scontrol', 'update', `NodeName=${node}`, 'State=RESUME'])
+}
+
+/** As sinfo has it: idle, allocated, mixed, draining, drained, down, ... */
+export async function nodeState(centre: Centre, node: string): Promise<string> {
+  return await centre.check('edge', ['/usr/bin/sinfo', '-h', '-N', '-n', node, '-p', 'main', '-o', '%T'])
+}
+
+/** Waits until a node is in one of these states. */
+export async function waitForNode(centre: Centre, node: string, states: readonly string[]): Promise<string> {
+  let state = ''
+  const look = async () => {
+    state = await nodeState(centre, node)
+    return states.includes(state)
+  }
+  await until(`node ${node} in ${states.join(' or ')}`, look, 60_000, () => state)
+  return state
 }
 
 export async function waitForJob(
