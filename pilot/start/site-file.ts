@@ -169,6 +169,7 @@ export function parseSiteFile(text: string, file: string): SiteFile {
   const parsed = siteFileSchema.safeParse(document.toJS({ maxAliasCount: 20 }) ?? {})
   if (!parsed.success) {
     const issue = parsed.error.issues[0]!
+    if (issue.code === 'invalid_key') return wrong(issue.path, issue.issues[0]?.message ?? issue.message)
     if (issue.code !== 'unrecognized_keys') return wrong(issue.path, wordsOf(issue.message))
     return wrong([...issue.path, issue.keys[0]!], 'no such setting; deploy/slurm/site.yaml explains all')
   }

@@ -1,0 +1,105 @@
+import { describe, expect, it } from 'vitest'
+import type { EndRecord } from './end-record.ts'
+import { excludedNodes, judgeCanary, learn, shareBounds, suspicion } from './nodes.ts'
+import { parseSiteFile } from './site-file.ts'
+import { emptyState } from './state.ts'
+
+const site = parseSiteFile(
+  '{indraft: 1, folder: /v, credential: /c, starter: slurm, kinds: {cpu: {time: 12h, shape: {cores: 8}}}}',
+  'site.yaml',
+)
+const sample = (done: number, failed: number, medianMs: number | null = 60_000) => ({ done, failed, medianMs })
+const end = (node: string, work: EndRecord['work'], code = 200): EndRecord => ({
+  ...{ version: 1, start: 'cpu.1', pilot: 'p', node, job: null, code, reason: '', livedMs: 3_600_000, work },
+})
+const step = (done: number, failed: number, medianMs: number | null = 60_000) => ({
+  'c/s': sample(done, failed, medianMs),
+})
+
+describe('black holes', () => {
+  it.each([
+    [0, 0, 0, 1],
+    [5, 5, 0.48, 1],
+    [0, 100, 0, 0.05],
+    [50, 100, 0.39, 0.61],
+  ])('share - %i of %i is truly between %f and %f', (failed, total, least, most) => {
+    const bounds = shareBounds(failed, total)
+    expect(bounds.least).toBeCloseTo(least, 1)
+    expect(bounds.most).toBeCloseTo(most, 1)
+  })
+
+  it.each<[string, ReturnType<typeof sample>, ReturnType<typeof sample>[], string | null]>([
+    [
+      'all fail here, none elsewhere',
+      sample(0, 8, null),
+      [sample(100, 0), sample(90, 1)],
+      '8 of 8 tasks failed here, 1 of 191 elsewhere',
+    ],
+    ['too few to say', sample(0, 4, null), [sample(100, 0)], null],
+    ['nobody to compare with', sample(0, 50, null), [], null],
+    ['others did too little', sample(0, 50, null), [sample(4, 0)], null],
+    ['they fail everywhere: the campaign is at fault', sample(5, 45), [sample(10, 90), sample(8, 80)], null],
+    ['a few failures among many', sample(95, 5), [sample(100, 0), sample(100, 0)], null],
+    ['half fail here, a tenth elsewhere', sample(30, 30), [sample(90, 10), sample(90, 10)], '30 of 60'],
+    [
+      'done in no time, sixty times faster',
+      sample(50, 0, 1000),
+      [sample(40, 0), sample(40, 0, 70_000)],
+      'tasks end after 1000 ms here',
+    ],
+    ['ten times faster may be a better machine', sample(50, 0, 6000), [sample(40, 0)], null],
+    ['slower is no black hole', sample(50, 0, 600_000), [sample(40, 0)], null],
+    [
+      'fast, but so is one of the others: the median decides',
+      sample(50, 0, 1000),
+      [sample(40, 0, 900), sample(40, 0, 60_000), sample(40, 0, 61_000)],
+      'tasks end',
+    ],
+  ])('suspicion - %s', (_title, own, others, expected) => {
+    const found = suspicion(own, others, site.nodes)
+    if (expected === null) expect(found).toBeNull()
+    else expect(found).toContain(expected)
+  })
+
+  it('latch - stays however long the node stands idle, until a canary does well; then it begins anew', () => {
+    const state = emptyState()
+    for (const node of ['n1', 'n2']) learn(state, site, 'cpu', end(node, step(50, 0)), 0)
+    expect(learn(state, site, 'cpu', end('n3', step(0, 20, null)), 0)).toContain('20 of 20')
+    expect(excludedNodes(state, site, 10 * 86_400_000).nodes).toEqual(['n3'])
+    // Still bad: latched for longer.
+    expect(judgeCanary(state, site, 'n3', end('n3', step(0, 5, null)), 3_600_000)).toContain('latched on')
+    expect(state.latches.n3).toMatchObject({ times: 2, untilMs: 3 * 3_600_000 })
+    // Found nothing to do: nothing is known.
+    expect(judgeCanary(state, site, 'n3', end('n3', {}, 300), 4 * 3_600_000)).toContain('undecided')
+    expect(judgeCanary(state, site, 'n3', end('n3', step(5, 0, 100)), 5 * 3_600_000)).toContain('latched on')
+    expect(judgeCanary(state, site, 'n3', end('n3', {}, 500), 5 * 3_600_000)).toContain('latched on')
+    expect(judgeCanary(state, site, 'n3', end('n3', step(4, 1)), 6 * 3_600_000)).toBe('released')
+    expect(excludedNodes(state, site, 6 * 3_600_000).nodes).toEqual([])
+    expect(learn(state, site, 'cpu', end('n3', step(20, 1)), 7 * 3_600_000)).toBeNull()
+  })
+
+  it('latch - a latched node is no measure for the others', () => {
+    const state = emptyState()
+    learn(state, site, 'cpu', end('n1', step(50, 0)), 0)
+    learn(state, site, 'cpu', end('n2', step(500, 0, 100)), 0)
+    expect(Object.keys(state.latches)).toEqual(['n2'])
+    expect(learn(state, site, 'cpu', end('n1', step(50, 0)), 0)).toBeNull()
+  })
+
+  it('exclude - the latest findings, up to the most that the site file names', () => {
+    const state = emptyState()
+    const few = { ...site, nodes: { ...site.nodes, mostExcluded: 2 } }
+    for (const [at, node] of ['n1', 'n2', 'n3'].entries()) {
+      state.scopes[`node:${node}`] = {
+        strikes: 1,
+        sinceMs: at,
+        untilMs: 1000,
+        code: 500,
+        reason: '',
+        isLiftable: false,
+      }
+    }
+    expect(excludedNodes(state, few, 500)).toEqual({ nodes: ['n2', 'n3'], more: 1 })
+    expect(excludedNodes(state, few, 1000)).toEqual({ nodes: [], more: 0 })
+  })
+})

@@ -1,0 +1,149 @@
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { describe, expect, it } from 'vitest'
+import { parse } from 'yaml'
+import type { z } from 'zod'
+import { parseSiteFile, pilotWords, siteFileSchema } from './site-file.ts'
+
+const LEAST = `indraft: 1
+folder: /shared/vacuum
+credential: /shared/pilot.json
+starter: slurm
+kinds:
+  cpu:
+    time: 12h
+    shape: {cores: 8}
+`
+const example = readFileSync(join(import.meta.dirname, '../../deploy/slurm/site.yaml'), 'utf8')
+
+/** Paths of all settings; below a record of names, those of its first one. */
+function pathsOf(schema: z.ZodType, given: unknown, path: string[] = []): string[] {
+  const def = schema.def as {
+    type: string
+    shape?: Record<string, z.ZodType>
+    innerType?: z.ZodType
+    valueType?: z.ZodType
+  }
+  if (def.innerType) return pathsOf(def.innerType, given, path)
+  if (def.shape) {
+    return Object.entries(def.shape).flatMap(([key, inner]) =>
+      pathsOf(inner, (given as Record<string, unknown> | undefined)?.[key], [...path, key]),
+    )
+  }
+  const first = def.type === 'record' ? Object.keys((given ?? {}) as object)[0] : undefined
+  if (first === undefined || path.at(-1) === 'pilots') return [path.join('.')]
+  return pathsOf(def.valueType!, (given as Record<string, unknown>)[first], [...path, first])
+}
+const at = (value: unknown, path: string) =>
+  path.split('.').reduce<unknown>((inner, key) => (inner as Record<string, unknown> | undefined)?.[key], value)
+
+describe('site file', () => {
+  it.each<[string, string, string]>([
+    ['indraft: 1', 'indraft: 2', '1 indraft: expected 1, the version of this form'],
+    ['starter: slurm', 'starter: pbs', '4 starter: Invalid option: expected one of "slurm"|"local"'],
+    ['starter: slurm\n', '', '1 starter: Invalid option'],
+    ['folder: /shared', 'folder: shared', '2 folder: expected a path that begins with /'],
+    ['time: 12h', 'time: 12', '7 kinds.cpu.time: expected a duration with a unit, such as 90s or 2h'],
+    [
+      'time: 12h',
+      'time: twelve',
+      '7 kinds.cpu.time: expected a duration such as 90s or 2h, at least 1min, found "twelve"',
+    ],
+    ['time: 12h', 'time: 30s', '7 kinds.cpu.time: expected a duration such as 90s or 2h, at least 1min, found "30s"'],
+    ['time: 12h', 'time: 5min', '7 kinds.cpu.leastTime: expected no more than time'],
+    ['cores: 8', 'cores: 8, memory: 16', '8 kinds.cpu.shape.memory: expected a size with a unit, such as 64GiB'],
+    ['cores: 8', 'cores: 8, ram: 16GiB', '8 kinds.cpu.shape.ram: no such setting'],
+    ['cores: 8', 'cores: eight', '8 kinds.cpu.shape.cores: expected number, found string'],
+    [
+      '    time: 12h',
+      '    account: none\n    time: 12h',
+      '7 kinds.cpu.account: expected one of accounts (there are none)',
+    ],
+    ['  cpu:', '  CPU:', '7 kinds.CPU: expected a name of small letters'],
+    ['kinds:', 'pilots: {idleBefor: 1s}\nkinds:', '5 pilots.idleBefor: no such setting of a pilot'],
+    ['kinds:', 'pilots: {idleBefore: 10min}\nkinds:', '5 pilots.idleBefore: expected less than fizzle'],
+    [
+      'kinds:',
+      'pilots: {idleAfter: long}\nkinds:',
+      '5 pilots.idleAfter: idleAfter (the command line): expected a duration',
+    ],
+    ['kinds:', 'pilots: {startId: x}\nkinds:', '5 pilots.startId: set by indraft-pilot start itself'],
+    [
+      'kinds:',
+      'accounts: {p: {until: tomorrow}}\nkinds:',
+      '5 accounts.p.until: expected a time such as 2027-03-31T23:59:59Z',
+    ],
+    ['kinds:', 'backOff: {first: 2h}\nkinds:', 'backOff.longest: expected no less than backOff.first'],
+    ['starter: slurm', 'starter: local\nfizzle: [', ''],
+  ])('site file - %j as %j is refused where it stands', (from, to, words) => {
+    expect(LEAST).toContain(from)
+    expect(() => parseSiteFile(LEAST.replace(from, to), 'site.yaml')).toThrow(words === '' ? 'site.yaml: ' : words)
+    if (words !== '') expect(() => parseSiteFile(LEAST.replace(from, to), 'site.yaml')).toThrow('site.yaml:')
+  })
+
+  it('site file - what is not given has defaults', () => {
+    const site = parseSiteFile(LEAST, 'site.yaml')
+    expect(site).toMatchObject({ fizzle: 600_000, ask: { enabled: true, every: 120_000 }, caps: { running: 10 } })
+    expect(site.kinds.cpu).toMatchObject({ time: 43_200_000, nodesPerJob: 1, shape: { memory: 2 ** 30 } })
+  })
+
+  it('site file - pilots idle less long than the fizzle time; a kind has the last word', () => {
+    const text = LEAST.replace('kinds:', 'pilots: {idleAfter: 1min, allowGroups: [/a, /b]}\nkinds:').replace(
+      'shape:',
+      'settings: {idleAfter: 2min}\n    shape:',
+    )
+    expect(pilotWords(parseSiteFile(text, 'f'), 'cpu')).toEqual([
+      '--idle-before',
+      '480s',
+      '--idle-after',
+      '2min',
+      '--allow-groups',
+      '/a,/b',
+    ])
+  })
+
+  it('site file - the example explains every setting, each in a comment on its line', () => {
+    const given = parse(example)
+    const paths = pathsOf(siteFileSchema, given)
+    expect(paths.length).toBeGreaterThan(45)
+    expect(paths.filter((path) => at(given, path) === undefined)).toEqual([])
+    const silent = example.split('\n').filter((line) => /^ {0,6}[a-zA-Z]\w*:/.test(line) && !line.includes('#'))
+    const explained = [
+      'scratch',
+      'allowGroups',
+      'allowImages',
+      'binds',
+      'network',
+      'idleAfter',
+      'memory',
+      'gpus',
+      'gpuMemory',
+      'arch',
+      'runtimes',
+      'cpu',
+      'project-1',
+    ]
+    expect(silent.map((line) => line.trim().split(':')[0]!).filter((key) => !explained.includes(key))).toEqual([])
+  })
+
+  it('site file - what the example shows as defaults are the defaults', () => {
+    const shown = parseSiteFile(example, 'site.yaml')
+    const defaults = parseSiteFile(LEAST, 'site.yaml')
+    for (const key of [
+      'command',
+      'fizzle',
+      'worthStarting',
+      'ask',
+      'look',
+      'backOff',
+      'caps',
+      'nodes',
+      'keepLogs',
+    ] as const) {
+      expect({ [key]: shown[key] }).toEqual({ [key]: defaults[key] })
+    }
+    const { shape: _shape, sbatch: _sbatch, account: _account, ...kind } = shown.kinds.cpu!
+    const { shape: _other, sbatch: _none, account: _null, ...usual } = defaults.kinds.cpu!
+    expect(kind).toEqual(usual)
+  })
+})

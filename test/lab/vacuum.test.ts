@@ -1,0 +1,161 @@
+/**
+ * A site left alone: ticks as cron would start them, real Slurm, two nodes. Pilots come when a campaign comes, fill both
+ * nodes, and are gone when it is over; every call of a Slurm command and every file on the shared file system is
+ * counted. A node that is no good is avoided.
+ */
+import { setTimeout as sleep } from 'node:timers/promises'
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { type Centre, inside, startCentre } from './centre.ts'
+import { type Product, paths, programs, startProduct } from './product.ts'
+import { whyNoLab } from './roots.ts'
+
+const folder = `${inside.home}/vacuum`
+const siteFile = `${inside.home}/site.yaml`
+const calls = '/tmp/slurm-calls'
+/** Cron looks once a minute; the test has no time for it. All that hangs on minutes is as much shorter. */
+const TICK_MS = 2000
+const slurmCommands = ['sbatch', 'squeue', 'scancel', 'sacct', 'scontrol', 'sinfo', 'srun', 'salloc', 'sacctmgr']
+
+const site = `
+indraft: 1
+folder: ${folder}
+credential: ${paths.pilotCredential}
+command: [${programs.pilot.join(', ')}]
+starter: slurm
+fizzle: 30s
+ask: {every: 4s}
+look: {wanted: 10s, quiet: 30s}
+backOff: {first: 10s, longest: 1min}
+caps: {running: 2, queued: 2, startsATick: 2}
+# Slurm counts eight cores on a machine that may have two.
+pilots: {cores: 8, scratch: /tmp/indraft-alice, idleBefore: 20s, idleAfter: 5s, hostRuntime: true}
+kinds:
+  node:
+    time: 30min
+    shape: {cores: 8, memory: 4GiB, scratch: 100MiB}
+    sbatch: [--exclusive, --mem=0]
+`
+
+const campaign = (name: string, tasks: number, seconds: number) => `
+indraft: 1
+name: ${name}
+group: /demo
+steps:
+  run:
+    count: ${tasks}
+    image: host
+    command: [sleep, "${seconds}"]
+    resources: {cores: 1, memory: 100MB, walltime: 2min}
+`
+
+describe.skipIf(whyNoLab() !== null)('vacuum', () => {
+  let centre: Centre
+  let product: Product
+  beforeAll(async () => {
+    centre = await startCentre({ nodes: 2 })
+    product = await startProduct(centre)
+    await centre.write('edge', siteFile, site, '644', 'alice')
+    // Every call of alice's ticks is noted and then made.
+    for (const name of slurmCommands) {
+      const text = `#!/bin/sh\necho "$(date +%s) ${name}" >>${calls}\nexec /usr/bin/${name} "$@"\n`
+      await centre.write('edge', `/opt/counted/${name}`, text, '755')
+    }
+    await centre.check('edge', ['chmod', '755', '/opt', '/opt/counted'])
+    await centre.write('edge', calls, '', '666')
+  })
+  afterAll(async () => {
+    await centre?.stop()
+  })
+
+  const tick = async (...words: string[]) => {
+    const argv = [...programs.pilot, 'start', '--site', siteFile, ...words]
+    const env = { PATH: '/opt/counted:/usr/local/bin:/usr/bin:/bin' }
+    return await centre.run('edge', argv, { user: 'alice', env })
+  }
+  const said: string[] = []
+  /** Ticks until it holds, as cron does: whatever happens, the next one comes. */
+  const tickUntil = async (what: string, holds: () => Promise<boolean>, timeoutMs = 120_000) => {
+    const deadline = performance.now() + timeoutMs
+    while (!(await holds())) {
+      if (performance.now() > deadline) {
+        throw new Error(
+          `${what} did not come\n${(await tick('--dry-run')).stdout}\n${said.slice(-30).join('')}\n${centre.logs()}`,
+        )
+      }
+      const { code, stderr, stdout } = await tick()
+      said.push(stdout, stderr)
+      expect(code, `${stdout}\n${stderr}`).toBe(0)
+      await sleep(TICK_MS)
+    }
+  }
+  const called = async () => {
+    const lines = (await centre.check('edge', ['cat', calls])).split('\n').filter(Boolean)
+    const count: Record<string, number> = {}
+    for (const line of lines) count[line.split(' ')[1]!] = (count[line.split(' ')[1]!] ?? 0) + 1
+    return count
+  }
+  const pilots = async () => (await centre.squeue()).filter(({ name }) => name.startsWith('indraft:'))
+  const submit = async (name: string, tasks: number, seconds: number) => {
+    await centre.write('outside', `/root/${name}.yaml`, campaign(name, tasks, seconds))
+    await product.indraft('campaign', 'submit', `/root/${name}.yaml`)
+  }
+  const show = async (name: string) =>
+    JSON.parse(await product.indraft('campaign', 'show', name, '--json')) as {
+      state: string
+      steps: { counts: Record<string, number> }[]
+    }
+  const files = async (below: string, since: Date) => await centre.filesCreated(`${folder}/${below}`, since)
+
+  test('site left alone - from empty to full use and back to no pilot as a campaign comes and goes', {
+    timeout: 400_000,
+  }, async () => {
+    const since = new Date()
+    for (let i = 0; i < 5; i++) expect((await tick()).code).toBe(0)
+    // The relay says that there is nothing: Slurm is not asked at all.
+    expect(await called()).toEqual({})
+    expect((await tick('--dry-run')).stdout).toContain('the relay says: noWork')
+
+    await submit('comes', 200, 3)
+    const startedMs = performance.now()
+    await tickUntil('full use', async () => (await pilots()).filter(({ state }) => state === 'RUNNING').length === 2)
+    const fullMs = performance.now() - startedMs
+    expect((await pilots()).map(({ nodes }) => nodes).sort()).toEqual(['n1', 'n2'])
+    await tickUntil('the end of the campaign', async () => (await show('comes')).state === 'done')
+    const doneMs = performance.now() - startedMs
+    expect((await show('comes')).steps[0]!.counts).toMatchObject({ done: 200 })
+    await tickUntil('the end of the pilots', async () => (await pilots()).length === 0)
+    // Their ends are learned from their own files.
+    await tickUntil('their end records', async () => (await tick('--dry-run')).stdout.includes('no pilots known'))
+    const after = await called()
+    for (let i = 0; i < 5; i++) expect((await tick()).code).toBe(0)
+    expect(await called()).toEqual(after)
+
+    const tasks = await product.indraft('campaign', 'tasks', 'comes')
+    expect(tasks).toMatch(/\bn1\b/)
+    expect(tasks).toMatch(/\bn2\b/)
+    const logs = await files('logs', since)
+    expect(logs).toHaveLength(2)
+    expect(await files('ends', since)).toEqual([])
+    expect((await files('', since)).map(({ path }) => path.replace(/\w{8}\.log$/, '*')).sort()).toEqual([
+      `${folder}/logs/indraft:node.*`,
+      `${folder}/logs/indraft:node.*`,
+      `${folder}/state.json`,
+    ])
+    const sum = Object.values(after).reduce((total, count) => total + count, 0)
+    expect(after.sbatch).toBe(2)
+    expect(sum).toBeLessThanOrEqual(2 + Math.ceil((performance.now() - startedMs) / 10_000))
+    console.log(
+      [
+        '| what | figure |',
+        '| --- | --- |',
+        `| both nodes full after | ${(fullMs / 1000).toFixed(0)} s |`,
+        `| 200 tasks of 3 s done after | ${(doneMs / 1000).toFixed(0)} s |`,
+        `| calls of Slurm | ${Object.entries(after)
+          .map(([name, count]) => `${count} ${name}`)
+          .join(', ')} |`,
+        '| calls of Slurm while there is no work and no pilot | 0 |',
+        `| files left on the shared file system | ${logs.length} logs of 2 pilots, 1 state file |`,
+      ].join('\n'),
+    )
+  })
+})
