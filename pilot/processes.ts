@@ -4,11 +4,13 @@
  * so that a daemon that left its session and its parent is still found. Once known a process stays known: the
  * membership is kept by pid and start time.
  *
- * One that left its session, parent and environment between two scans is still told by the task's folder it works in,
- * unless it has a terminal (somebody who looks). IMPORTANT: one that left that too is not found: Linux keeps no other
- * trace without a subreaper or a process namespace. Containers close this with --pid.
+ * One that left its session, parent and environment between two scans is still told by a limit that the wrapper set and
+ * that it cannot raise again (see MARK_BLOCKS), or by the task's folder it works in, unless it has a terminal (somebody who
+ * looks). Containers close this with --pid. IMPORTANT: where a site limits the size of files to less, the mark cannot be
+ * set, and one that also left the folder is not found.
  */
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
+import { MARK_BLOCKS } from './wrapper.ts'
 
 /** Kernel ticks a second; fixed at 100 for user space on Linux. */
 const TICKS_PER_SECOND = 100
@@ -33,6 +35,8 @@ export interface ProcessSource {
   environment(pid: number): string[] | null
   /** Where a process without a terminal works; null where that cannot be told. */
   folder?(pid: number): string | null
+  /** Its hard limit for the size of files in bytes; null where there is none. */
+  fileLimit?(pid: number): number | null
   /** Memory with shared pages counted once among their users; null where the kernel does not say. */
   pssBytes(pid: number): number | null
   kill(pid: number, signal: NodeJS.Signals): void
@@ -94,6 +98,10 @@ export function linuxProcesses(): ProcessSource {
         return null
       }
     },
+    fileLimit(pid) {
+      const limit = /^Max file size +\d+ +(\d+)/m.exec(readText(`/proc/${pid}/limits`) ?? '')?.[1]
+      return limit === undefined ? null : Number(limit)
+    },
     pssBytes(pid) {
       const match = /^Pss:\s+(\d+) kB/m.exec(readText(`/proc/${pid}/smaps_rollup`) ?? '')
       return match ? Number(match[1]) * 1024 : null
@@ -122,6 +130,8 @@ export class Membership {
   readonly #source: ProcessSource
   readonly #run: string
   #folders: ReadonlyMap<string, string> = new Map()
+  /** Attempt by the pid of its first process, also of those that ended since. */
+  #leaders: ReadonlyMap<number, string> = new Map()
   /** Attempt by `pid:start`; null for processes that are nobody's. */
   #known = new Map<string, string | null>()
 
@@ -146,6 +156,7 @@ export class Membership {
     const all = this.#source.list()
     const byPid = new Map(all.map((facts) => [facts.pid, facts]))
     const leaders = new Map(living)
+    this.#leaders = new Map([...ended, ...living])
     for (const [pid, attempt] of ended) {
       // A pid is not given out again while its session lives; one that is there now is somebody else's.
       const now = byPid.get(pid)
@@ -184,7 +195,20 @@ export class Membership {
     return attempt
   }
 
-  #byFolder({ pid, isZombie }: ProcessFacts): string | null {
+  /** Shells count the limit in blocks of either size. */
+  #byLimit(pid: number): string | null {
+    const bytes = this.#source.fileLimit?.(pid) ?? null
+    if (bytes === null) return null
+    for (const block of [512, 1024]) {
+      const attempt = this.#leaders.get(bytes / block - MARK_BLOCKS)
+      if (attempt !== undefined) return attempt
+    }
+    return null
+  }
+
+  #byTrace({ pid, isZombie }: ProcessFacts): string | null {
+    const marked = isZombie ? null : this.#byLimit(pid)
+    if (marked !== null) return marked
     const at = this.#folders.size === 0 || isZombie ? null : (this.#source.folder?.(pid) ?? null)
     if (at === null) return null
     // A folder that was removed meanwhile is shown as "PATH (deleted)".
@@ -197,8 +221,8 @@ export class Membership {
   /** Undefined where it cannot be told yet. */
   #marker(facts: ProcessFacts): string | null | undefined {
     const environment = this.#source.environment(facts.pid)
-    if (environment?.length === 0 && facts.rssBytes > 0 && !facts.isZombie) return this.#byFolder(facts) ?? undefined
-    if (!environment?.includes(`${RUN_VARIABLE}=${this.#run}`)) return this.#byFolder(facts)
+    if (environment?.length === 0 && facts.rssBytes > 0 && !facts.isZombie) return this.#byTrace(facts) ?? undefined
+    if (!environment?.includes(`${RUN_VARIABLE}=${this.#run}`)) return this.#byTrace(facts)
     const prefix = `${ATTEMPT_VARIABLE}=`
     return environment.find((line) => line.startsWith(prefix))?.slice(prefix.length) ?? null
   }

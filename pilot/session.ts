@@ -392,7 +392,7 @@ export class Session {
     this.#wake()
   }
 
-  /** Leases are not shifted: the dispatcher did not stand still. */
+  /** Leases are not shifted: the dispatcher did not stand still. Payloads' limits are, in watch.ts. */
   #noticeSuspension(nowMs: number, gapMs: number): void {
     if (gapMs < Math.max(SUSPENDED_BEATS * this.#timings.beatMs, 10 * TICK_MS)) return
     this.#options.log.warn({ gapMs: Math.round(gapMs), running: this.#work.running }, 'pilot.suspended')

@@ -14,6 +14,7 @@ class ScriptedKernel implements ProcessSource {
   processes: ProcessFacts[] = []
   environments = new Map<number, string[] | null>()
   readonly killed: string[] = []
+  readonly limits = new Map<number, number>()
 
   add(pid: number, more: Partial<ProcessFacts> = {}, environment: string[] | null = ['A=b']): void {
     const base = {
@@ -37,6 +38,9 @@ class ScriptedKernel implements ProcessSource {
   }
   pssBytes() {
     return null
+  }
+  fileLimit(pid: number) {
+    return this.limits.get(pid) ?? null
   }
   kill(pid: number, signal: string) {
     this.killed.push(`${pid} ${signal}`)
@@ -84,6 +88,20 @@ describe('membership', () => {
     kernel.processes = []
     kernel.add(200, { parent: 1, startTicks: 9 })
     expect(membersOf(membership)).toEqual([])
+  })
+
+  test('watch - a daemon without session, parent, environment or folder is known by the limit it inherited', () => {
+    const blocks = 2 ** 40 + 100
+    kernel.add(300)
+    kernel.add(301)
+    kernel.add(302)
+    kernel.limits
+      .set(300, blocks * 512)
+      .set(301, blocks * 1024)
+      .set(302, (blocks + 1) * 512)
+    expect(membersOf(new Membership(kernel, RUN))).toEqual([300, 301])
+    const ended = new Membership(kernel, RUN).assign(new Map(), new Map([[100, 'a']])).get('a')
+    expect(ended?.map(({ pid }) => pid)).toEqual([300, 301])
   })
 
   test('watch - a process that is just being loaded is asked again', () => {
