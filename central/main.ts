@@ -134,7 +134,7 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
       ready,
       onRefused: metrics.onApiRefused,
       handlers: {
-        ...campaignHandlers({ store, log, siteShapes: () => knownShapes(seen, sites) }),
+        ...campaignHandlers({ store, log, siteShapes: () => knownShapes(seen, sites), issuer: publicUrl }),
         ...outputHandlers({ store, attempts, logRetryMs: timingsFor('relay', config.timeScale).beatMs }),
         ...siteHandlers({
           store,

@@ -13,6 +13,7 @@ import {
   outputSchema,
   resourcesSchema,
   retriesSchema,
+  softwareSchema,
   stepSchema,
 } from '../central/campaigns/format.ts'
 import { environmentName, type Setting, type Settings } from '../shared/config.ts'
@@ -191,6 +192,7 @@ function campaignPage(): string {
     ['A step', 'What is under `defaults` holds for every step that does not say otherwise.', stepSchema],
     ['`resources`', 'Per task.', resourcesSchema],
     ['`retries`', 'Further tries, not attempts in all.', retriesSchema],
+    ['`software`', 'A node has to have all of it.', softwareSchema],
     ['An entry of `inputs`', 'Exactly one of `url` and `from`.', inputSchema],
     ['An entry of `outputs`', '', outputSchema],
     ['`after`', 'A step name, one of these, or a list of them.', afterEntrySchema],

@@ -51,6 +51,12 @@ test('cgroup - v2: the tightest limit on the way up counts', async () => {
   expect(await cgroupLimits(folder, '0::/slurm/job/step\n')).toEqual({ cores: 2, memoryBytes: 4294967296 })
 })
 
+test('cgroup - above the root of the namespace nothing is read', async () => {
+  files({ 'root/memory.max': '2147483648\n', 'memory.max': '1\n', 'pod/memory.max': '2\n' })
+  const limits = await cgroupLimits(join(folder, 'root'), '0::/../pod\n')
+  expect(limits).toEqual({ cores: null, memoryBytes: 2147483648 })
+})
+
 test('cgroup - v1: quota by period, and "no limit" is none', async () => {
   files({
     'cpu,cpuacct/job/cpu.cfs_quota_us': '400000\n',

@@ -47,6 +47,8 @@ export interface Launch {
   gpus?: GpuShare | null
   /** Folders of the node to be seen inside a container, as src:dst, beside those of the site. */
   binds?: readonly string[]
+  /** Folders of the node to be seen inside a container, as src:dst, beside those of the site. */
+  binds?: readonly string[]
   /** `none`: the payload is to reach no network. */
   network?: 'none' | 'proxy' | 'outgoing'
   /** File descriptors. */
@@ -244,6 +246,7 @@ export function containerRuntime(options: ContainerOptions): Runtime {
         INSIDE.work,
         '--bind',
         `${launch.control}:${INSIDE.control}`,
+        ...(launch.binds ?? []).flatMap((bind) => ['--bind', bind]),
         ...(launch.binds ?? []).flatMap((bind) => ['--bind', bind]),
         launch.image,
         '/bin/sh',

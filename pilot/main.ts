@@ -144,6 +144,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     policy,
     runtimes,
     gpus,
+    cvmfs: config.cvmfs,
     images,
     digests: new ImageDigests(imageFolder),
     pipes: new PipeMaker(home.pipesFolder),

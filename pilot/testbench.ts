@@ -149,6 +149,7 @@ export class TestSite {
       policy: { allowGroups: [], allowImages: [], hostRuntime: true, sharedFolders: [] },
       runtimes: [hostRuntime(PATH)],
       images: new ImageStore({ folder: join(this.folder, 'images'), clock: systemClock, log: this.#log }),
+      cvmfs: join(this.folder, 'cvmfs'),
       digests: new ImageDigests(join(this.folder, 'images')),
       pipes: this.#pipes,
       watcher: this.#watcher,

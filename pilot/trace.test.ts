@@ -80,7 +80,7 @@ describe('what is asked', () => {
     await write(trace, midnight - 1000, started(1))
     await write(trace, midnight + 1000, ended(1))
     expect(readdirSync(folder).sort()).toEqual(['n1-20261122.jsonl', 'n1-20261123.jsonl'])
-    expect(await tasksAt({ atMs: midnight - 500 })).toEqual(['1'])
+    expect(await readTrace(folder, { atMs: midnight - 500 })).toMatchObject([{ pid: 101, exitCode: 0 }])
     expect(await tasksAt({ atMs: midnight + 500 })).toEqual(['1'])
     expect(await tasksAt({ atMs: midnight + 2000 })).toEqual([])
   })

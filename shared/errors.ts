@@ -92,6 +92,7 @@ export const ERRORS = {
   // Whose copy is bad cannot be told at the node: another site may have a good one, so it is not charged to the payload.
   'image.damaged': entry(0, true, 'site', 'The container image is not whole, not the promised one, or not an image.'),
   'image.architecture': entry(0, false, 'user', 'The container image is for another processor architecture.'),
+  'software.failed': entry(0, true, 'site', 'CVMFS or EESSI could not be set up for the payload.'),
   'container.failed': entry(0, true, 'site', 'The container runtime could not start the payload.'),
   'node.lost': entry(0, true, 'site', 'The pilot or its node was not heard of any more.'),
   'grant.unconfirmed': entry(0, true, 'site', 'The task was granted several times and no holder said that it has it.'),

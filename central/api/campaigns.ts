@@ -36,6 +36,8 @@ export interface CampaignParts {
   log: Log
   /** Shapes seen and declared, of sites that are not disabled. */
   siteShapes(): Promise<SiteShapes[]>
+  /** Vouches for subjects, as sites' traces name it. */
+  issuer?(): string
 }
 
 /** @throws IndraftError request.notFound; a campaign of another group is not found either */
@@ -46,12 +48,12 @@ export async function findCampaign(store: CampaignStore, name: string, caller: P
   return found
 }
 
-export function campaignHandlers({ store, log, siteShapes }: CampaignParts): CampaignHandlers {
+export function campaignHandlers({ store, log, siteShapes, issuer }: CampaignParts): CampaignHandlers {
   return {
     async submitCampaign({ body }, caller) {
       const checked = checkCampaign(body.source, body.tables, caller.subject)
       if ('problems' in checked) throw new CampaignRefused(checked.problems)
-      const { plan } = checked
+      const plan = issuedBy(issuer?.() ?? '', checked.plan)
       requireGroup(caller, plan.group)
       const warnings = unmatchedSteps(plan, await siteShapes())
       if (body.strict && warnings.length > 0) {
@@ -116,6 +118,12 @@ export function campaignHandlers({ store, log, siteShapes }: CampaignParts): Cam
       return await findTask(store, found, params.step, params.index)
     },
   }
+}
+
+/** Outside the digest, like the subject: the same work by way of another address is the same campaign. */
+function issuedBy(issuer: string, plan: CampaignPlan): CampaignPlan {
+  const steps = plan.steps.map((step) => ({ ...step, template: { ...step.template, issuer: issuer.slice(0, 200) } }))
+  return { ...plan, steps: issuer === '' ? plan.steps : steps }
 }
 
 /** The first value that the API's form has no room for (no number, or one past 2^53), in words; null where all fits. */

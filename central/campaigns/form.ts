@@ -14,6 +14,7 @@ import {
   resourcesSchema,
   retriesSchema,
   SEVERAL_NODES,
+  softwareSchema,
   stepSchema,
 } from './format.ts'
 import type { FieldPath, Problem, Source } from './source.ts'
@@ -27,6 +28,7 @@ const KNOWN: Record<string, readonly string[]> = {
   step: Object.keys(stepSchema.shape),
   resources: Object.keys(resourcesSchema.shape),
   retries: Object.keys(retriesSchema.shape),
+  software: Object.keys(softwareSchema.shape),
   input: Object.keys(inputSchema.shape),
   output: Object.keys(outputSchema.shape),
   after: Object.keys(afterEntrySchema.shape),

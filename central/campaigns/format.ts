@@ -75,6 +75,35 @@ export const resourcesSchema = z.strictObject({
   gpu_memory: size('64TiB').optional().describe('Memory of each GPU.'),
 })
 
+const repository = z
+  .string({ error: 'a repository such as software.eessi.io' })
+  .regex(/^[A-Za-z0-9][A-Za-z0-9-]*(\.[A-Za-z0-9-]+)+$/, 'a repository such as software.eessi.io')
+  .max(200, 'at most 200 characters')
+
+export const softwareSchema = z.strictObject({
+  cvmfs: listOf(repository, 'CVMFS repositories')
+    .max(20, 'at most 20 repositories')
+    .optional()
+    .describe('CVMFS repositories that the payload finds below /cvmfs, in any image.'),
+  eessi: z
+    .strictObject({
+      version: z
+        .string({ error: 'a version in quotes, such as "2025.06"' })
+        .regex(/^\d{4}\.\d{2}(-\d{3})?$/, 'a version in quotes, such as "2025.06"'),
+      modules: listOf(
+        z
+          .string({ error: 'a module such as ROOT/6.30.06-foss-2023a' })
+          .max(200, 'at most 200 characters')
+          .regex(/^[A-Za-z0-9][A-Za-z0-9._+/-]*$/, 'a module such as ROOT/6.30.06-foss-2023a'),
+        'modules',
+      )
+        .max(50, 'at most 50 modules')
+        .optional(),
+    })
+    .optional()
+    .describe('The EESSI stack `version` is started and its `modules` are loaded before the command.'),
+})
+
 export const retriesSchema = z.strictObject({
   payload: whole(0, 100).optional().describe("Further tries after the payload's own failure. Default 2."),
   infrastructure: whole(0, 1000)
@@ -124,6 +153,7 @@ const common = {
   network: choice('none', 'proxy', 'outgoing').optional().describe('What the payload can reach. Default none.'),
   retries: retriesSchema.optional().describe('What happens after failures, see below.'),
   resources: resourcesSchema.optional().describe('What a task needs, see below.'),
+  software: softwareSchema.optional().describe('What nodes have to offer beside the image, see below.'),
   env: z
     .record(z.string().regex(NAME, 'a variable name'), word, { error: 'NAME: value' })
     .optional()
@@ -227,8 +257,8 @@ export type StepFile = CampaignFile['steps'][string]
 /** Keys of the reference that this version does not know yet, by the kind of place they stand in. */
 export const NOT_YET: Record<string, readonly string[]> = {
   campaign: ['pause_when', 'notify', 'keep'],
-  step: ['scouts', 'software', 'secrets', 'reuse_container'],
-  defaults: ['scouts', 'software', 'secrets', 'reuse_container'],
+  step: ['scouts', 'secrets', 'reuse_container'],
+  defaults: ['scouts', 'secrets', 'reuse_container'],
   retries: ['grow'],
   after: ['each'],
   output: ['keep', 'checksum'],

@@ -41,6 +41,7 @@ export function canonicalNeeds(needs: Needs): Needs {
     arch: sorted(needs.arch),
     allowSites: sorted(needs.allowSites),
     denySites: sorted(needs.denySites),
+    ...(needs.software ? { software: sorted(needs.software) } : {}),
   }
 }
 

@@ -146,6 +146,7 @@ export function planStep(name: string, step: StepFile, spread: Spread, context: 
     logBytes: logLimit === undefined ? DEFAULT.logBytes : parseBytes(logLimit)!,
     stalledAfterMs: stalled === undefined ? null : parseDuration(stalled)!,
     secrets: [],
+    ...softwareOf(step, file),
   }
   const bytes = pack(template).length
   if (bytes > MAX_TEMPLATE_BYTES) {
@@ -170,6 +171,7 @@ export function planStep(name: string, step: StepFile, spread: Spread, context: 
 
 function needsOf(step: StepFile, file: CampaignFile, image: string | undefined): Needs {
   const resources = { ...file.defaults?.resources, ...step.resources }
+  const names = softwareNames(softwareOf(step, file))
   const bytes = (text: string | undefined, otherwise: number) => (text === undefined ? otherwise : parseBytes(text)!)
   return canonicalNeeds({
     cores: resources.cores ?? 1,
@@ -184,7 +186,22 @@ function needsOf(step: StepFile, file: CampaignFile, image: string | undefined):
     allowSites: file.sites?.allow ?? [],
     denySites: file.sites?.deny ?? [],
     group: file.group,
+    ...(names.length > 0 ? { software: names } : {}),
   })
+}
+
+/** Nothing where nothing is asked for: templates of before stay as they were. */
+function softwareOf(step: StepFile, file: CampaignFile): Pick<TemplateBody, 'software'> {
+  const wanted = { ...file.defaults?.software, ...step.software }
+  if (!wanted.cvmfs?.length && !wanted.eessi) return {}
+  const eessi = wanted.eessi ? { version: wanted.eessi.version, modules: wanted.eessi.modules ?? [] } : null
+  return { software: { cvmfs: wanted.cvmfs ?? [], eessi } }
+}
+
+/** As nodes name what they have (NodeFacts). */
+function softwareNames({ software }: Pick<TemplateBody, 'software'>): string[] {
+  const names = software?.cvmfs.map((repository) => `cvmfs:${repository}`) ?? []
+  return software?.eessi ? [...names, `eessi:${software.eessi.version}`] : names
 }
 
 function retriesOf(step: StepFile, file: CampaignFile): Retries {
