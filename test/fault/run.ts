@@ -58,7 +58,7 @@ async function main(): Promise<number> {
     return 0
   }
   if (!isInside()) {
-    const status = runInside()
+    const status = await runInside()
     if (status !== null) return status
     say('no name spaces of our own here: no full and read-only disks, and processes end with this one only')
   }
