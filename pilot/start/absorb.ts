@@ -49,7 +49,8 @@ export function onEndRecord(
   else {
     const latched = learn(state, site, kind, end, moment.nowMs)
     if (latched) detail += `; the node is latched: ${latched}`
-    judgeEnd(state, site, known, end, moment)
+    // A pilot that was ended on a black hole says nothing about class and site.
+    if (!Object.hasOwn(state.latches, end.node)) judgeEnd(state, site, known, end, moment)
   }
   if (start && ++start.ended >= start.nodes) delete state.pilots[start.id]
   return { event: 'pilot.ended', detail }

@@ -1,6 +1,7 @@
 /**
- * How a pilot's end is learned without a Slurm call: its last act is one small file, written under a temporary name and
- * renamed, in a folder that `indraft-pilot start` reads. Written here, read here.
+ * How a pilot's work and end are learned without a Slurm call: one small file in a folder that `indraft-pilot start`
+ * reads, always written under a temporary name and renamed. While the pilot lives it is `<start>-<pilot>.alive`, replaced
+ * now and then; its last act makes it `.json`. Written here, read here.
  */
 import { mkdir, open, readdir, readFile, rename, rm } from 'node:fs/promises'
 import { basename, join } from 'node:path'
@@ -65,6 +66,11 @@ export interface EndTeller {
   tell(end: { code: number; reason: string }): Promise<void>
 }
 
+/** How often a living pilot says what it did, so that a black hole is found before it ends. */
+const PROGRESS_EVERY_MS = 600_000
+/** What `.alive` records say in place of an end. */
+const ALIVE = { code: 100, reason: 'alive' }
+
 /** Where a pilot says how it ended; says nothing where no folder was given. */
 export function endTeller(
   config: { endFolder: string | null; startId: string | null; node: string },
@@ -72,15 +78,28 @@ export function endTeller(
   log: Log,
 ): EndTeller {
   const tally = new EndTally()
+  const { endFolder } = config
+  let writing: Promise<unknown> = Promise.resolve()
+  const write = (isAlive: boolean, { code, reason }: { code: number; reason: string }) => {
+    if (endFolder === null) return Promise.resolve()
+    writing = writing
+      .then(() => {
+        const record: EndRecord = {
+          ...{ version: 1, start: config.startId, pilot: pilot.name, node: config.node, job: pilot.job },
+          ...{ code, reason: reason.slice(0, 300), livedMs: Math.round(pilot.livedMs()), work: tally.work() },
+        }
+        return writeEndRecord(endFolder, record, isAlive)
+      })
+      .catch((error) => log.error({ err: error }, 'end.notWritten'))
+    return writing
+  }
+  const timer = config.startId === null ? undefined : setInterval(() => void write(true, ALIVE), PROGRESS_EVERY_MS)
+  timer?.unref()
   return {
     tally,
-    async tell({ code, reason }) {
-      if (config.endFolder === null) return
-      const record: EndRecord = {
-        ...{ version: 1, start: config.startId, pilot: pilot.name, node: config.node, job: pilot.job },
-        ...{ code, reason: reason.slice(0, 300), livedMs: Math.round(pilot.livedMs()), work: tally.work() },
-      }
-      await writeEndRecord(config.endFolder, record).catch((error) => log.error({ err: error }, 'end.notWritten'))
+    async tell(end) {
+      clearInterval(timer)
+      await write(false, end)
     },
   }
 }
@@ -93,10 +112,10 @@ export function median(values: readonly number[]): number | null {
 }
 
 /** @throws Error where the folder cannot be written */
-export async function writeEndRecord(folder: string, record: EndRecord): Promise<void> {
+export async function writeEndRecord(folder: string, record: EndRecord, isAlive = false): Promise<void> {
   await mkdir(folder, { recursive: true, mode: 0o700 })
-  const file = `${basename(record.start ?? 'other')}-${basename(record.pilot)}.json`
-  const temporary = join(folder, `.${file}.tmp`)
+  const name = `${basename(record.start ?? 'other')}-${basename(record.pilot)}`
+  const temporary = join(folder, `.${name}.tmp`)
   const handle = await open(temporary, 'w', 0o600)
   try {
     await handle.writeFile(`${JSON.stringify(record)}\n`)
@@ -104,12 +123,29 @@ export async function writeEndRecord(folder: string, record: EndRecord): Promise
   } finally {
     await handle.close()
   }
-  await rename(temporary, join(folder, file))
+  // First in place of what said that it lives, so that a pilot never has two files here.
+  await rename(temporary, join(folder, `${name}.alive`))
+  if (!isAlive) await rename(join(folder, `${name}.alive`), join(folder, `${name}.json`))
 }
 
-/** Every record that lies there, by file name; `record` is null for what is no record (it is to be removed too). */
-export async function readEndRecords(folder: string): Promise<{ file: string; record: EndRecord | null }[]> {
-  const names = (await readdir(folder).catch(() => [])).filter((name) => name.endsWith('.json')).sort()
+export interface FoundRecord {
+  file: string
+  /** Null for what is no record: it is to be removed too. */
+  record: EndRecord | null
+}
+
+/** Of pilots that ended, by file name. */
+export function readEndRecords(folder: string): Promise<FoundRecord[]> {
+  return readRecords(folder, '.json')
+}
+
+/** Of pilots that live, or were killed. */
+export function readProgress(folder: string): Promise<FoundRecord[]> {
+  return readRecords(folder, '.alive')
+}
+
+async function readRecords(folder: string, suffix: string): Promise<FoundRecord[]> {
+  const names = (await readdir(folder).catch(() => [])).filter((name) => name.endsWith(suffix)).sort()
   return await Promise.all(
     names.map(async (file) => {
       try {

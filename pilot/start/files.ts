@@ -7,7 +7,7 @@ import { access, mkdir, open, readdir, readFile, rename, rm, stat } from 'node:f
 import { join } from 'node:path'
 import { IndraftError } from '../../shared/errors.ts'
 import { askDemand } from './ask.ts'
-import { readEndRecords, removeEndRecords } from './end-record.ts'
+import { readEndRecords, readProgress, removeEndRecords } from './end-record.ts'
 import { localStarter } from './local.ts'
 import { takeLock } from './lock.ts'
 import type { SiteFile } from './site-file.ts'
@@ -78,6 +78,7 @@ export function realPorts(site: SiteFile, env: Record<string, string>): Ports {
     readState: () => readState(folders.state),
     writeState: (state) => writeState(folders.state, state),
     endRecords: () => readEndRecords(folders.ends),
+    progress: () => readProgress(folders.ends),
     removeEndRecords: (files) => removeEndRecords(folders.ends, files),
     ask: (offer) => askDemand(site.credential, offer, site.ask.patience),
     isStopped: () =>

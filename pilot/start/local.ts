@@ -38,6 +38,11 @@ export function localStarter(
     },
     // Nothing ever waits.
     async withdraw() {},
+    async end(starts) {
+      const ids = new Set(starts.map(({ id }) => id))
+      for (const { id, jobId } of await livingPilots())
+        if (ids.has(id)) process.kill(Number(jobId.split(':')[1]), 'SIGTERM')
+    },
   }
 }
 

@@ -73,6 +73,42 @@ export function learn(state: State, site: SiteFile, kind: string, end: EndRecord
   return found
 }
 
+/**
+ * Looks at what living pilots did so far, which is in no count yet, and latches nodes that stand out.
+ * @returns the starts that are to be ended, because a black hole would go on eating
+ */
+export function judgeLiving(
+  state: State,
+  site: SiteFile,
+  living: readonly EndRecord[],
+  nowMs: number,
+): { start: string; node: string; why: string }[] {
+  const found: { start: string; node: string; why: string }[] = []
+  const known = living.filter(({ start, node }) => start !== null && !Object.hasOwn(state.latches, node))
+  for (const record of known) {
+    const start = state.pilots[record.start!]
+    if (!start || start.canaryOf !== null || Object.hasOwn(state.latches, record.node)) continue
+    for (const [work, sample] of Object.entries(record.work)) {
+      const nodes = { ...state.work[work] }
+      for (const other of known) {
+        const theirs = other.work[work]
+        if (theirs && other !== record) nodes[other.node] = together(nodes[other.node], theirs, nowMs)
+      }
+      const own = together(nodes[record.node], sample, nowMs)
+      const others = Object.entries(nodes).flatMap(([name, one]) =>
+        name === record.node || Object.hasOwn(state.latches, name) ? [] : [one],
+      )
+      const why = suspicion(own, others, site.nodes)
+      if (why === null) continue
+      const untilMs = nowMs + site.nodes.latch
+      state.latches[record.node] = { sinceMs: nowMs, untilMs, times: 1, kind: start.kind, reason: why }
+      found.push({ start: start.id, node: record.node, why })
+      break
+    }
+  }
+  return found
+}
+
 function othersOf(state: State, work: string, node: string): NodeWork[] {
   return Object.entries(state.work[work] ?? {}).flatMap(([name, sample]) =>
     name === node || Object.hasOwn(state.latches, name) ? [] : [sample],

@@ -41,6 +41,10 @@ export function slurmStarter(site: SiteFile, folders: { ends: string; logs: stri
       const ids = starts.flatMap(({ jobId }) => jobId ?? [])
       await execa('scancel', ['--state=PENDING', ...ids], { timeout: TIMEOUT_MS })
     },
+    async end(starts) {
+      const ids = starts.flatMap(({ jobId }) => jobId ?? [])
+      await execa('scancel', ids, { timeout: TIMEOUT_MS })
+    },
   }
 }
 

@@ -80,13 +80,15 @@ export const stateSchema = z.object({
   /** Node-milliseconds of pilots that are over, by account. */
   usedMs: z.record(z.string(), z.number()),
   tidiedAtMs: atMs,
+  /** When living pilots' records were read. */
+  progressAtMs: atMs,
 })
 export type State = z.infer<typeof stateSchema>
 
 export function emptyState(): State {
   return {
     ...{ version: 1, pilots: {}, scopes: {}, latches: {}, work: {}, vanished: {}, absorbed: [], demand: null },
-    ...{ lookedAtMs: null, submissions: [], calls: [], usedMs: {}, tidiedAtMs: 0 },
+    ...{ lookedAtMs: null, submissions: [], calls: [], usedMs: {}, tidiedAtMs: 0, progressAtMs: 0 },
   }
 }
 

@@ -7,7 +7,8 @@ import type { Log } from '../../shared/log.ts'
 import type { Message, OfferEntry } from '../../shared/protocol/messages.ts'
 import { onEndRecord, onQueue, onTime, type QueuedJob } from './absorb.ts'
 import { type Decision, decide, offerOf, type Start, shouldAsk, shouldLook } from './decide.ts'
-import type { EndRecord } from './end-record.ts'
+import type { FoundRecord } from './end-record.ts'
+import { judgeLiving } from './nodes.ts'
 import type { SiteFile } from './site-file.ts'
 import type { Started, State } from './state.ts'
 
@@ -17,8 +18,10 @@ export interface Starter {
   queue(): Promise<QueuedJob[]>
   /** One Slurm call. @returns the job's id. Throws NotStarted where it is certain that nothing was started. */
   start(order: Start): Promise<string>
-  /** One Slurm call for all. */
+  /** Takes waiting ones out of the queue. One Slurm call for all. */
   withdraw(starts: readonly Started[]): Promise<void>
+  /** Ends running ones. One Slurm call for all. */
+  end(starts: readonly Started[]): Promise<void>
 }
 
 /** Refused: nothing was started. Any other error leaves open whether something was. */
@@ -30,7 +33,9 @@ export interface Ports {
   readState(): Promise<State>
   /** Durable when it resolves, and never half. */
   writeState(state: State): Promise<void>
-  endRecords(): Promise<{ file: string; record: EndRecord | null }[]>
+  endRecords(): Promise<FoundRecord[]>
+  /** What pilots that live did so far. */
+  progress(): Promise<FoundRecord[]>
   removeEndRecords(files: readonly string[]): Promise<void>
   /** @returns null where nobody answers */
   ask(offer: OfferEntry[]): Promise<Message<'demanded'> | null>
@@ -107,6 +112,23 @@ async function runTick(
     } catch (error) {
       failed('the queue could not be read', error)
       state.lookedAtMs = moment.nowMs
+    }
+  }
+  if (!isDry && Object.keys(state.pilots).length > 0 && moment.nowMs - state.progressAtMs >= site.look.quiet) {
+    state.progressAtMs = moment.nowMs
+    const living = await ports.progress()
+    const records = living.flatMap(({ record }) => (record?.start && state.pilots[record.start] ? record : []))
+    const gone = living.filter(({ record }) => record === null || !records.includes(record))
+    await ports.removeEndRecords(gone.map(({ file }) => file))
+    const holes = judgeLiving(state, site, records, moment.nowMs)
+    for (const hole of holes) log.warn({ ...hole }, 'node.latched')
+    // Others of the same job do well perhaps: only a job of one node is ended for it.
+    const ended = holes
+      .flatMap(({ start }) => state.pilots[start] ?? [])
+      .filter(({ nodes, jobId }) => nodes === 1 && jobId)
+    if (ended.length > 0) {
+      countCall()
+      await starter.end(ended).catch((error) => failed('pilots on black holes could not be ended', error))
     }
   }
   for (const detail of onTime(state, site, moment)) log.warn({ detail }, 'pilot.vanished')

@@ -5,7 +5,7 @@
 import { silentLog } from '../../../shared/log.ts'
 import { parseSiteFile } from '../site-file.ts'
 import { tick } from '../tick.ts'
-import { type Campaign, isDeath, STEP_MS, World, type WorldOptions } from './world.ts'
+import { type Campaign, isDeath, World, type WorldOptions } from './world.ts'
 
 const HOUR = 3_600_000
 const NODES = 20
@@ -28,6 +28,8 @@ export interface Bounds {
   callsAnHour: number
   /** In any hour without work and pilots. */
   idleCallsAnHour: number
+  /** Tasks that bad nodes failed or skipped. */
+  spoilt: number
 }
 
 export interface Scenario {
@@ -52,6 +54,11 @@ const days = [
   campaign('wednesday', 56, 300_000, 10_000),
 ]
 const one = [campaign('only', 1, 12_000, 600_000)]
+const long = [campaign('long', 1, 25_000, 600_000)]
+const bounds = (own: Partial<Bounds>): Bounds => ({
+  ...{ pilotsAnHour: 14, idleNodeHours: 2, minutesToFullUse: 10, callsAnHour: 30, idleCallsAnHour: 0, spoilt: 0 },
+  ...own,
+})
 const between = (nowMs: number, from: number, to: number) => nowMs >= from * HOUR && nowMs < to * HOUR
 
 export const SCENARIOS: readonly Scenario[] = [
@@ -60,45 +67,49 @@ export const SCENARIOS: readonly Scenario[] = [
     what: 'three campaigns with idle hours between them; the relay says what would fit',
     hours: 96,
     world: { campaigns: days },
-    bounds: { pilotsAnHour: 14, idleNodeHours: 4, minutesToFullUse: 15, callsAnHour: 40, idleCallsAnHour: 0 },
+    bounds: bounds({ idleNodeHours: 3, minutesToFullUse: 10 }),
   },
   {
     name: 'nobody answers',
     what: 'the same, and the relay does not know the question: probes as Vac does',
     hours: 96,
     world: { campaigns: days, answers: false },
-    bounds: { pilotsAnHour: 14, idleNodeHours: 16, minutesToFullUse: 120, callsAnHour: 40, idleCallsAnHour: 10 },
+    bounds: bounds({ idleNodeHours: 14, minutesToFullUse: 150, idleCallsAnHour: 10 }),
   },
   {
     name: 'bad node',
     what: 'on one node every pilot ends with 500 in its first seconds, for a day and a half',
     hours: 48,
     world: { campaigns: one, health: (node, nowMs) => (node === 'n3' && nowMs < 36 * HOUR ? 'broken' : 'good') },
-    bounds: { pilotsAnHour: 15, idleNodeHours: 2, minutesToFullUse: 15, callsAnHour: 40, idleCallsAnHour: 0 },
+    bounds: bounds({}),
   },
   {
     name: 'black hole that fails',
     what: 'on one node every task fails within a second, for 12 hours; then it is mended, and a canary shows it',
     hours: 48,
-    world: {
-      campaigns: [campaign('long', 1, 30_000, 600_000)],
-      health: (node, nowMs) => (node === 'n3' && nowMs < 12 * HOUR ? 'fails' : 'good'),
-    },
-    bounds: { pilotsAnHour: 14, idleNodeHours: 3, minutesToFullUse: 15, callsAnHour: 40, idleCallsAnHour: 0 },
+    world: { campaigns: long, health: (node, nowMs) => (node === 'n3' && nowMs < 12 * HOUR ? 'fails' : 'good') },
+    bounds: bounds({ spoilt: 8000 }),
+  },
+  {
+    name: 'black hole that skips',
+    what: 'the same, but its tasks end well within a second, having done nothing',
+    hours: 48,
+    world: { campaigns: long, health: (node, nowMs) => (node === 'n3' && nowMs < 12 * HOUR ? 'skips' : 'good') },
+    bounds: bounds({ spoilt: 8000 }),
   },
   {
     name: 'relay down',
     what: 'the relay is gone for eight hours in the middle of work',
     hours: 48,
     world: { campaigns: one, isRelayUp: (nowMs) => !between(nowMs, 3, 11) },
-    bounds: { pilotsAnHour: 14, idleNodeHours: 8, minutesToFullUse: 15, callsAnHour: 40, idleCallsAnHour: 10 },
+    bounds: bounds({ idleNodeHours: 5, idleCallsAnHour: 10 }),
   },
   {
     name: 'storm of 500s',
-    what: 'for eight hours pilots end with 500 on every node',
+    what: 'for nine hours pilots end with 500 on every node, and work is there',
     hours: 48,
     world: { campaigns: one, health: (_node, nowMs) => (between(nowMs, 0, 9) ? 'broken' : 'good') },
-    bounds: { pilotsAnHour: 14, idleNodeHours: 2, minutesToFullUse: null, callsAnHour: 40, idleCallsAnHour: 10 },
+    bounds: bounds({ minutesToFullUse: 600 }),
   },
   {
     name: 'state lost',
@@ -106,15 +117,15 @@ export const SCENARIOS: readonly Scenario[] = [
     hours: 24,
     world: { campaigns: one },
     at: { ms: 3 * HOUR, act: (world) => world.loseState() },
-    bounds: { pilotsAnHour: 14, idleNodeHours: 2, minutesToFullUse: 15, callsAnHour: 40, idleCallsAnHour: 0 },
+    bounds: bounds({}),
   },
   {
     name: 'ticks die and overlap',
-    what: 'two ticks a minute at the same time, of which every third dies somewhere',
+    what: 'two ticks at once every minute, of which about every fifth dies at one of its steps',
     hours: 48,
     world: { campaigns: one, deathRate: 0.02 },
     overlaps: true,
-    bounds: { pilotsAnHour: 16, idleNodeHours: 3, minutesToFullUse: 30, callsAnHour: 45, idleCallsAnHour: 2 },
+    bounds: bounds({ minutesToFullUse: 30, pilotsAnHour: 16 }),
   },
 ]
 
@@ -152,6 +163,7 @@ export async function simulate(scenario: Scenario, seed = 1): Promise<Outcome> {
     idleCallsAnHour: mostIdleCalls(world),
     minutesToFullUse: slowestFullUse(scenario, world, site.caps.running),
     leftTasks: world.queuedTasks,
+    spoilt: figures.tasksSpoilt,
   }
 }
 
@@ -188,5 +200,3 @@ function slowestFullUse({ world: { campaigns } }: Scenario, { samples }: World, 
   }
   return slowest
 }
-
-export const SAMPLE_STEP_MS = STEP_MS

@@ -15,6 +15,7 @@ import type { Ports } from '../tick.ts'
 export const STEP_MS = 15_000
 const IDLE_BEFORE_MS = 480_000
 const IDLE_AFTER_MS = 180_000
+const PROGRESS_AFTER_MS = 600_000
 const BAD_NODE_LIVES_MS = 15_000
 
 export type Health = 'good' | 'broken' | 'fails' | 'skips'
@@ -81,7 +82,7 @@ export class World {
     idleMs: 0,
     busyMs: 0,
     tasksDone: 0,
-    tasksFailed: 0,
+    tasksSpoilt: 0,
     sbatch: 0,
     squeue: 0,
     scancel: 0,
@@ -227,21 +228,29 @@ export class World {
       const end = health === 'fails' ? 'failed' : 'done'
       pilot.tally.add({ campaign, step: 'run', end, reason: null, wallMs } as never)
     }
-    if (health === 'fails') {
-      queued.tasks += tasks
-      this.figures.tasksFailed += tasks
-    } else {
+    if (health !== 'good') this.figures.tasksSpoilt += tasks
+    if (health === 'fails') queued.tasks += tasks
+    else {
       queued.isTimed = true
       this.figures.tasksDone += tasks
     }
   }
 
+  #cancel(job: Job, pilot: Pilot): void {
+    if (pilot.holds) this.#queue.get(pilot.holds.campaign)!.tasks += pilot.holds.tasks
+    this.#end(job, pilot, 700, 'SIGTERM was received; payloads were ended')
+  }
+
   #end(job: Job, pilot: Pilot, code: number, reason: string): void {
     job.pilots.splice(job.pilots.indexOf(pilot), 1)
-    this.#records.set(`${pilot.start}-${pilot.node}.json`, {
-      ...{ version: 1, start: pilot.start, pilot: pilot.node, node: pilot.node, job: job.jobId, code, reason },
+    this.#records.set(`${pilot.start}-${pilot.node}.json`, this.#recordOf(job, pilot, code, reason))
+  }
+
+  #recordOf({ jobId }: Job, pilot: Pilot, code: number, reason: string): EndRecord {
+    return {
+      ...{ version: 1, start: pilot.start, pilot: pilot.node, node: pilot.node, job: jobId, code, reason },
       ...{ livedMs: this.nowMs - pilot.bornMs, work: pilot.tally.work() },
-    })
+    }
   }
 
   /** The ports of one tick, which is a process of its own and may die at each of them. */
@@ -283,6 +292,17 @@ export class World {
           this.#disk = JSON.stringify(state)
         }),
       endRecords: () => doing(() => [...this.#records].map(([file, record]) => ({ file, record }))),
+      progress: () =>
+        doing(() =>
+          this.#jobs.flatMap((job) =>
+            job.pilots
+              .filter(({ bornMs }) => this.nowMs - bornMs >= PROGRESS_AFTER_MS)
+              .map((pilot) => ({
+                file: `${pilot.start}-${pilot.node}.alive`,
+                record: this.#recordOf(job, pilot, 100, ''),
+              })),
+          ),
+        ),
       removeEndRecords: (files) =>
         doing(() => {
           for (const file of files) this.#records.delete(file)
@@ -314,6 +334,14 @@ export class World {
             called('scancel')
             const ids = new Set(starts.map(({ id }) => id))
             this.#jobs = this.#jobs.filter((job) => job.state === 'running' || !ids.has(job.order.id))
+          }),
+        end: (starts) =>
+          doing(() => {
+            called('scancel')
+            const ids = new Set(starts.map(({ id }) => id))
+            for (const job of this.#jobs.filter(({ order }) => ids.has(order.id))) {
+              for (const pilot of [...job.pilots]) this.#cancel(job, pilot)
+            }
           }),
       },
       nowMs: () => this.nowMs,
