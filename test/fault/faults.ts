@@ -16,6 +16,7 @@ import type { World } from './world.ts'
 /** An armed moment that nobody passes within this time is disarmed. */
 const ARMED_MS = 30_000
 const LOOK_MS = 50
+const PAYLOAD_MS = 5000
 
 export interface Tools {
   world: World
@@ -23,6 +24,8 @@ export interface Tools {
   taps: Taps
   clocks: Clocks | null
   disks: Disks | null
+  /** Nothing is left that could pass a moment. */
+  isWorkOver: () => boolean
   /** Told when it truly begins: a moment that is armed has yet to be passed. */
   onBegun: () => void
 }
@@ -45,7 +48,7 @@ export function holds(fault: Fault): string[] {
       return [`tap-${fault.site}-${fault.hop}`]
     case 'failpoint':
     case 'error':
-      return [`${fault.name}-${fault.site}`]
+      return [fault.name]
     case 'disk':
       return ['site' in fault.on ? `relay-${fault.on.site}` : `pilot@${fault.on.node}`]
     case 'clock':
@@ -163,7 +166,7 @@ function siteOf(world: World, name: string) {
 async function onProcess(fault: Extract<Fault, { kind: 'kill' | 'stop' }>, tools: Tools): Promise<Ended> {
   const { world, ledger, onBegun } = tools
   const { target } = fault
-  const pid = target.part === 'payload' ? livingPayload(ledger, target.node) : world.pidOf(target)
+  const pid = target.part === 'payload' ? await comingPayload(ledger, target.node) : world.pidOf(target)
   if (pid === undefined) return { nothing: 'it was not alive' }
   onBegun()
   if (fault.kind === 'stop') {
@@ -188,6 +191,16 @@ function signal(pid: number, name: NodeJS.Signals): boolean {
   }
 }
 
+/** The next one there within a few seconds. */
+async function comingPayload(ledger: Ledger, node: string): Promise<number | undefined> {
+  const deadline = performance.now() + PAYLOAD_MS
+  for (;;) {
+    const pid = livingPayload(ledger, node)
+    if (pid !== undefined || performance.now() > deadline) return pid
+    await sleep(LOOK_MS)
+  }
+}
+
 /** A payload that is in the ledger and truly still runs: a process id may be another's by now. */
 function livingPayload(ledger: Ledger, node: string): number | undefined {
   return ledger.open(node).find(({ pid, attempt }) => {
@@ -203,7 +216,7 @@ function livingPayload(ledger: Ledger, node: string): number | undefined {
 async function atMoment(
   fault: Extract<Fault, { kind: 'failpoint' | 'error' }>,
   action: string,
-  { world, onBegun }: Tools,
+  { world, onBegun, isWorkOver }: Tools,
 ): Promise<Ended> {
   const program = programOf(fault.name)
   const folder = world.failpoints(program, program === 'central' ? undefined : fault.site)
@@ -221,7 +234,7 @@ async function atMoment(
       signal(Number(hit.slice(hit.lastIndexOf('.') + 1)), 'SIGCONT')
       return {}
     }
-    if (performance.now() > deadline) {
+    if (performance.now() > deadline || isWorkOver()) {
       rmSync(armed, { force: true })
       return { nothing: 'nobody passed this moment' }
     }

@@ -13,7 +13,7 @@ import { locateFaketime } from '../../shared/servers/faketime.ts'
 import { Acks } from './acks.ts'
 import { openClocks } from './clocks.ts'
 import { type Disks, openDisks } from './disks.ts'
-import { holds, make, touches } from './faults.ts'
+import { holds, make, type Tools, touches } from './faults.ts'
 import { figuresOf, type Made, tableOf } from './figures.ts'
 import { type JudgeOptions, judge, type Verdict } from './judge.ts'
 import { Ledger } from './ledger.ts'
@@ -87,10 +87,9 @@ function plan(
   const { seed, tasks, faults } = options
   const payload = join(import.meta.dirname, 'payload.sh')
   const waves = planWork({ seed, tasks, waves: Math.max(2, Math.round(tasks / WAVE_TASKS)), ledger, payload })
-  const sizes = waves.map((wave) => wave.tasks)
   return {
     waves,
-    schedule: drawSchedule({ seed, tasks, faults, waves: sizes, sites: SITES, centrals: CENTRALS, able }),
+    schedule: drawSchedule({ seed, tasks, faults, waves, sites: SITES, centrals: CENTRALS, able }),
   }
 }
 
@@ -151,12 +150,15 @@ class Going {
   readonly #world: World
   readonly #waves: Wave[]
   readonly #faults: Fault[]
+  readonly #spares: Fault[]
   readonly #doings: Doing[]
   readonly #ledger: Ledger
   readonly #acks: Acks
-  readonly #tools: Omit<Parameters<typeof make>[1], 'onBegun'>
+  readonly #tools: Omit<Tools, 'onBegun' | 'isWorkOver'>
   readonly #active = new Map<Fault, Made>()
   readonly #held = new Set<string>()
+  /** Those of the active ones that wait for somebody to pass their moment. */
+  readonly #armed = new Set<Fault>()
   /** Begun, and nothing came yet by what they touched. */
   readonly #waiting = new Map<Fault, Made>()
   #lastMove = { at: performance.now(), settled: 0, acks: 0 }
@@ -170,11 +172,12 @@ class Going {
     schedule: Schedule,
     ledger: Ledger,
     acks: Acks,
-    tools: Omit<Parameters<typeof make>[1], 'onBegun'>,
+    tools: Omit<Tools, 'onBegun' | 'isWorkOver'>,
   ) {
     this.#world = world
     this.#waves = waves
     this.#faults = [...schedule.faults]
+    this.#spares = [...schedule.spares]
     this.#doings = [...schedule.doings]
     this.#ledger = ledger
     this.#acks = acks
@@ -222,6 +225,11 @@ class Going {
     return true
   }
 
+  get #isWorkOver(): boolean {
+    const wanted = this.#waves.filter(({ isCancelled }) => !isCancelled).reduce((sum, { tasks }) => sum + tasks, 0)
+    return this.#doings.length === 0 && this.#ledger.settled >= wanted
+  }
+
   #isStuck(now: number): boolean {
     const { settled } = this.#ledger
     const acks = this.#acks.all.length
@@ -234,7 +242,7 @@ class Going {
   #beginFaults(): void {
     const { settled } = this.#ledger
     for (const fault of [...this.#faults]) {
-      if (this.#active.size >= MOST_AT_ONCE || fault.at > settled) return
+      if (this.#active.size - this.#armed.size >= MOST_AT_ONCE || fault.at > settled) return
       const needed = holds(fault)
       if (needed.some((name) => this.#held.has(name))) continue
       this.#faults.splice(this.#faults.indexOf(fault), 1)
@@ -247,22 +255,27 @@ class Going {
     this.made.push(made)
     this.#active.set(fault, made)
     for (const name of needed) this.#held.add(name)
+    if (fault.kind === 'failpoint' || fault.kind === 'error') this.#armed.add(fault)
     const onBegun = () => {
+      this.#armed.delete(fault)
       made.beganMs = performance.now()
       this.#waiting.set(fault, made)
       say(`fault ${fault.number}: ${describeFault(fault)}`)
     }
-    make(fault, { ...this.#tools, onBegun })
+    make(fault, { ...this.#tools, onBegun, isWorkOver: () => this.#isWorkOver })
       .then(({ nothing }) => {
         made.endedMs = performance.now()
         if (nothing === undefined) return
         say(`fault ${fault.number}: ${describeFault(fault)}: ${nothing}`)
         made.beganMs = null
         this.#waiting.delete(fault)
+        const spare = this.#spares.shift()
+        if (spare) this.#faults.unshift({ ...spare, at: this.#ledger.settled })
       })
       .catch((error) => say(`fault ${fault.number} could not be made: ${(error as Error).stack}`))
       .finally(() => {
         this.#active.delete(fault)
+        this.#armed.delete(fault)
         for (const name of needed) this.#held.delete(name)
       })
   }

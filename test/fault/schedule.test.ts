@@ -6,7 +6,7 @@ const options: ScheduleOptions = {
   seed: 7,
   tasks: 2000,
   faults: 60,
-  waves: [500, 500, 500, 500],
+  waves: [500, 500, 500, 500, 60].map((tasks) => ({ tasks, isCancelled: tasks === 60 })),
   sites: { alpha: ['alpha-1', 'alpha-2'], beta: ['beta-1'] },
   centrals: 2,
   able: { clock: true, disk: true },
@@ -40,10 +40,11 @@ test('schedule - what a machine cannot do is not drawn', () => {
   expect(faults.filter(({ kind }) => kind === 'clock' || kind === 'disk')).toEqual([])
 })
 
-test('schedule - every wave is submitted once, and what is paused is resumed', () => {
+test('schedule - every wave is submitted once, what is paused is resumed, and one is cancelled', () => {
   const { doings } = drawSchedule(options)
   const of = (what: string) => doings.filter((doing) => doing.what === what).map(({ wave }) => wave)
-  expect(of('submit').sort()).toEqual([0, 1, 2, 3])
+  expect(of('submit').sort()).toEqual([0, 1, 2, 3, 4])
+  expect(of('cancel')).toEqual([4])
   expect(of('pause')).toEqual(of('resume'))
 })
 

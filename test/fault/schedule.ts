@@ -42,6 +42,8 @@ export interface Doing {
 
 export interface Schedule {
   faults: Fault[]
+  /** Made in the place of those that find nothing to hit (a payload that has just ended, a moment that nobody passes). */
+  spares: Fault[]
   doings: Doing[]
 }
 
@@ -50,8 +52,8 @@ export interface ScheduleOptions {
   /** That will be settled all in all. */
   tasks: number
   faults: number
-  /** Tasks of each wave, in their order. */
-  waves: number[]
+  /** Tasks of each wave, in their order; a cancelled one comes beside the others. */
+  waves: { tasks: number; isCancelled: boolean }[]
   sites: Record<string, string[]>
   centrals: number
   /** What this machine can do; the others are not drawn. */
@@ -113,21 +115,21 @@ const failpointIn =
   })
 
 /** How often each is drawn, beside the others. Every row comes at least once where there are faults enough. */
-const ROWS: Record<string, { weight: number; needs?: 'clock' | 'disk'; draw: Draw }> = {
+const ROWS: Record<string, { weight: number; needs?: 'clock' | 'disk'; mayMiss?: true; draw: Draw }> = {
   'kill central': { weight: 3, draw: kill('central') },
   'kill redis': { weight: 2, draw: kill('redis') },
   'kill nats': { weight: 2, draw: kill('nats') },
   'kill relay': { weight: 3, draw: kill('relay') },
   'kill relay-nats': { weight: 2, draw: kill('relay-nats') },
   'kill pilot': { weight: 5, draw: kill('pilot') },
-  'kill payload': { weight: 2, draw: kill('payload') },
+  'kill payload': { weight: 2, mayMiss: true, draw: kill('payload') },
   'stop central': { weight: 2, draw: stop('central') },
   'stop redis': { weight: 1, draw: stop('redis') },
   'stop nats': { weight: 1, draw: stop('nats') },
   'stop relay': { weight: 2, draw: stop('relay') },
   'stop relay-nats': { weight: 1, draw: stop('relay-nats') },
   'stop pilot': { weight: 3, draw: stop('pilot') },
-  'stop payload': { weight: 1, draw: stop('payload') },
+  'stop payload': { weight: 1, mayMiss: true, draw: stop('payload') },
   link: {
     weight: 5,
     draw: (random, options) => ({
@@ -157,11 +159,12 @@ const ROWS: Record<string, { weight: number; needs?: 'clock' | 'disk'; draw: Dra
       forMs: skewed(random, 2000, 10_000),
     }),
   },
-  'failpoint central': { weight: 6, draw: failpointIn('central') },
-  'failpoint relay': { weight: 5, draw: failpointIn('relay') },
-  'failpoint pilot': { weight: 5, draw: failpointIn('pilot') },
+  'failpoint central': { weight: 6, mayMiss: true, draw: failpointIn('central') },
+  'failpoint relay': { weight: 5, mayMiss: true, draw: failpointIn('relay') },
+  'failpoint pilot': { weight: 5, mayMiss: true, draw: failpointIn('pilot') },
   error: {
     weight: 2,
+    mayMiss: true,
     draw: (random, options) => ({
       kind: 'error',
       name: random.pick(throwingFailpoints()),
@@ -215,26 +218,39 @@ export function drawSchedule(options: ScheduleOptions): Schedule {
   const pool = rows.flatMap((row) => Array.from({ length: row.weight }, () => row))
   const drawn = Array.from({ length: options.faults }, (_, i) => (i < rows.length ? rows[i]! : random.pick(pool)))
   shuffle(drawn, random)
+  const spares = Array.from({ length: options.faults }, (_, i): Fault => {
+    const doing = random.pick(pool.filter((row) => !row.mayMiss)).draw(random, options)
+    return { number: options.faults + i + 1, at: 0, ...doing }
+  })
   const faults = drawn.map(({ draw }, i): Fault => {
     // Not before there is work, not after the last task: each in a stretch of its own.
     const share = (i + 0.1 + 0.8 * random.next()) / options.faults
     return { number: i + 1, at: Math.floor(options.tasks * (0.02 + 0.93 * share)), ...draw(random, options) }
   })
-  return { faults, doings: drawDoings(options, random) }
+  return { faults, spares, doings: drawDoings(options, random) }
 }
 
-/** Each wave is submitted when half of what came before is settled; every third is paused for a while. */
-function drawDoings({ waves }: ScheduleOptions, random: Seeded): Doing[] {
+/**
+ * Each wave is submitted when half of what came before is settled; every third is paused for a while. Those that are
+ * cancelled are spread over the run.
+ */
+function drawDoings({ waves, tasks }: ScheduleOptions, random: Seeded): Doing[] {
   const doings: Doing[] = []
+  const plain = [...waves.entries()].filter(([, { isCancelled }]) => !isCancelled)
   let before = 0
-  for (const [wave, size] of waves.entries()) {
-    const at = wave === 0 ? 0 : Math.floor(before - waves[wave - 1]! / 2)
+  for (const [place, [wave, { tasks: size }]] of plain.entries()) {
+    const at = place === 0 ? 0 : Math.floor(before - plain[place - 1]![1].tasks / 2)
     doings.push({ at, what: 'submit', wave })
-    if (wave % 3 === 1 && wave < waves.length - 1) {
+    if (place % 3 === 1 && place < plain.length - 1) {
       const paused = Math.floor(before + (size * random.next()) / 4)
       doings.push({ at: paused, what: 'pause', wave }, { at: paused + Math.floor(size / 8), what: 'resume', wave })
     }
     before += size
+  }
+  const cancelled = [...waves.entries()].filter(([, { isCancelled }]) => isCancelled)
+  for (const [place, [wave, { tasks: size }]] of cancelled.entries()) {
+    const at = Math.floor((tasks * (place + 0.2 + 0.4 * random.next())) / cancelled.length)
+    doings.push({ at, what: 'submit', wave }, { at: at + Math.floor(size * random.next()), what: 'cancel', wave })
   }
   return doings.sort((a, b) => a.at - b.at)
 }

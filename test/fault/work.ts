@@ -14,13 +14,16 @@ export type Kind = 'good' | 'log' | 'once' | 'always' | 'first' | 'second'
 
 export interface Expected {
   kind: Kind
-  state: 'done' | 'failed'
+  /** `ended`: its campaign is cancelled meanwhile, and it may have come to any end. */
+  state: 'done' | 'failed' | 'ended'
 }
 
 export interface Wave {
   name: string
   /** All steps together. */
   tasks: number
+  /** A user cancels it while it runs; its tasks come on top of those that were asked for. */
+  isCancelled: boolean
   yaml: string
   tables: Record<string, string>
   steps: Record<string, Expected[]>
@@ -39,6 +42,7 @@ export interface WorkOptions {
 
 const FIRSTS = 8
 const SECONDS = 4
+const CANCELLED_TASKS = 60
 const SHARE = { once: 0.05, log: 0.04, always: 0.02, still: 0.3 }
 
 export function planWork(options: WorkOptions): Wave[] {
@@ -47,7 +51,11 @@ export function planWork(options: WorkOptions): Wave[] {
     { length: waves },
     (_, i) => Math.floor((tasks * (i + 1)) / waves) - Math.floor((tasks * i) / waves),
   )
-  return sizes.map((size, i) => planWave(options, `wave-${seed}-${i + 1}`, seed * 1000 + i, size))
+  const plain = sizes.map((size, i) => planWave(options, `wave-${seed}-${i + 1}`, seed * 1000 + i, size))
+  const cancelled = Array.from({ length: Math.ceil(waves / 4) }, (_, i) =>
+    planWave(options, `cancelled-${seed}-${i + 1}`, seed * 1000 + 500 + i, CANCELLED_TASKS, true),
+  )
+  return [...plain, ...cancelled]
 }
 
 /** What an output's first three words have to be. */
@@ -55,7 +63,7 @@ export function resultValue(seed: number, index: number): number {
   return (index * 7919 + seed) % 1_000_003
 }
 
-export function planWave(options: WorkOptions, name: string, seed: number, size: number): Wave {
+export function planWave(options: WorkOptions, name: string, seed: number, size: number, isCancelled = false): Wave {
   const { ledger, payload, longestS = 1 } = options
   const random = seeded(seed)
   const fails = Math.max(1, Math.round(size * SHARE.always))
@@ -95,16 +103,20 @@ steps:
     inputs: [{from: first, path: parts/, list: list.txt}]
     outputs: [{path: out.txt}]
 `
-  const all = (count: number, kind: Kind, state: Expected['state'] = 'done') =>
-    Array.from({ length: count }, () => ({ kind, state }))
+  const one = (kind: Kind): Expected => ({
+    kind,
+    state: isCancelled ? 'ended' : kind === 'always' ? 'failed' : 'done',
+  })
+  const all = (count: number, kind: Kind) => Array.from({ length: count }, () => one(kind))
   return {
     name,
     tasks: size,
+    isCancelled,
     yaml,
     tables: { 'work.csv': ['kind,rest', ...rows.map(({ kind, rest }) => `${kind},${rest}`), ''].join('\n') },
     steps: {
-      work: rows.map(({ kind }) => ({ kind, state: 'done' })),
-      fails: all(fails, 'always', 'failed'),
+      work: rows.map(({ kind }) => one(kind)),
+      fails: all(fails, 'always'),
       first: all(FIRSTS, 'first'),
       second: all(SECONDS, 'second'),
     },
