@@ -14,6 +14,8 @@ export class ScriptedDispatcher implements Dispatcher {
   readonly #site: TestSite
   readonly #timings: Message<'welcome'>['timings']
   bundles = 0
+  /** Where files go instead of the site's own server. */
+  filesUrl: string | null = null
   session = 's1'
   readonly hellos: Message<'hello'>[] = []
   readonly pulls: Message<'pull'>[] = []
@@ -51,7 +53,7 @@ export class ScriptedDispatcher implements Dispatcher {
       timings: this.#timings,
       inventory: 'list',
       keys: {},
-      filesUrl: this.#site.filesUrl,
+      filesUrl: this.filesUrl ?? this.#site.filesUrl,
     }
   }
 

@@ -15,9 +15,9 @@ import { type AttemptRef, attemptPath } from '../shared/ids.ts'
 import type { Link } from '../shared/link.ts'
 import type { Log } from '../shared/log.ts'
 import type { LeasePart, Message, NodeFacts, Order, Result } from '../shared/protocol/messages.ts'
+import type { Banned } from './banned.ts'
 import { beatBody } from './beat.ts'
 import type { PilotConfig } from './config.ts'
-import type { Banned } from './banned.ts'
 import type { Lease, Leases } from './leases.ts'
 import { type Draining, type Farewell, nextStep } from './lifetime.ts'
 import type { Outbox } from './outbox.ts'
@@ -51,6 +51,8 @@ const DRAIN_TICK_MS = 50
 const LEAST_PAUSE_MS = 50
 const MOST_PAUSE_MS = 60_000
 const HURRIED_MS = 2000
+/** Kept of drainGrace for what comes after the deadline: payloads that are killed then, and the bye. */
+const LEAVING = { mostMs: 3000, part: 1 / 3, payloadsMs: 1000, byeMs: 1000 } as const
 /** Parts given back in one message. */
 const MOST_NAMED = 256
 /** A gap of so many beats between two ticks means that the pilot stood still. */
@@ -162,7 +164,8 @@ export class Session {
     if (how === 'end') {
       const isHurried = this.#draining === 'ending' || this.#draining === 'hurried'
       this.#draining = isHurried ? 'hurried' : 'ending'
-      this.#deadlineMs = Math.min(this.#deadlineMs, nowMs + (isHurried ? HURRIED_MS : config.drainGrace - 1000))
+      const leavingMs = Math.min(LEAVING.mostMs, config.drainGrace * LEAVING.part)
+      this.#deadlineMs = Math.min(this.#deadlineMs, nowMs + (isHurried ? HURRIED_MS : config.drainGrace - leavingMs))
       const graceMs = isHurried ? 0 : config.payloadGrace
       // Outputs that are being stored have until the deadline.
       const isMeant = (attempt: { takesRoom: boolean }) => attempt.takesRoom || isHurried
@@ -463,7 +466,10 @@ export class Session {
     const { log, link, name, outbox } = this.#options
     this.#work.end(() => true, 'node.ending', reason, 0)
     // Their results stay in the outbox for the next pilot here; the bye tells the dispatcher at once.
-    for (let i = 0; this.#work.running > 0 && i < 20; i++) await this.#options.clock.sleep(DRAIN_TICK_MS)
+    const untilMs = this.#options.clock.monotonicMs() + LEAVING.payloadsMs
+    while (this.#work.running > 0 && this.#options.clock.monotonicMs() < untilMs) {
+      await this.#options.clock.sleep(DRAIN_TICK_MS)
+    }
     this.#work.giveBack()
     const returned = this.#work.toReturn.slice(0, MOST_NAMED)
     this.#stopped.abort()
@@ -472,8 +478,10 @@ export class Session {
     this.#wake()
     this.#reports.wake()
     failpoint('bye.begun')
-    const isHurried = this.#draining === 'hurried' || code === 700
-    await this.#holder.bye({ code, reason: reason.slice(0, 500), returned }, isHurried ? 1 : 3)
+    const bye = { code, reason: reason.slice(0, 500), returned }
+    const isHurried = this.#draining === 'ending' || this.#draining === 'hurried' || code === 700
+    if (isHurried) await this.#holder.bye(bye, 1, LEAVING.byeMs)
+    else await this.#holder.bye(bye)
     await link.close().catch((error) => log.warn({ err: error }, 'link.closeFailed'))
     if (outbox.unwritten > 0) log.error({ results: outbox.unwritten }, 'outbox.lost')
     log.info({ pilot: name, code, reason, undelivered: outbox.size }, 'pilot.left')

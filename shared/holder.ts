@@ -187,11 +187,11 @@ export class Holder {
   }
 
   /** Says bye, tries a few times, and never throws: who leaves must not be kept by a dead dispatcher. */
-  async bye(body: Omit<Message<'bye'>, 'session'>, tries = 3): Promise<boolean> {
+  async bye(body: Omit<Message<'bye'>, 'session'>, tries = 3, timeoutMs = 2000): Promise<boolean> {
     if (!this.#welcome) return false
     for (let attempt = 0; attempt < tries; attempt++) {
       try {
-        await this.#exchange('bye', { ...body, session: this.#welcome.session }, 2000)
+        await this.#exchange('bye', { ...body, session: this.#welcome.session }, timeoutMs)
         return true
       } catch (error) {
         this.#options.log.warn({ err: error, attempt }, 'session.byeFailed')

@@ -61,11 +61,13 @@ describe.skipIf(CANNOT_MOUNT)('full disk (needs root for a file system of its ow
     // The third was granted and has not started: others may have it.
     const back = await until('it is given back', () => script.pulls.flatMap(({ returned }) => returned)[0])
     expect(back.bundle).toBe('b3')
+    const since = script.pulls.length
     script.isDeaf = false
     end(8)
     await until('both are told', () => script.results.length === 2)
     expect(script.results.map(({ exitCode }) => exitCode)).toEqual([7, 8])
     const asked = script.pulls.length
+    expect(script.pulls.slice(since).filter(({ offer }) => offer.length > 0)).toEqual([])
     rmSync(filler())
     await pilot.said('outbox.mended')
     await until('it asks again', () => script.pulls.slice(asked).some(({ offer }) => offer.length > 0))

@@ -1,0 +1,113 @@
+/** What a batch system does to a pilot: SIGTERM (scancel, preemption, requeue), once and twice, with everything in hand. */
+import { createServer, type Server } from 'node:net'
+import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+import { makeTemplate } from '../../pilot/testbench.ts'
+import { chargeOf } from '../../shared/errors.ts'
+import { PilotBench, type PilotProcess, sh, until } from './bench.ts'
+
+let bench: PilotBench
+beforeEach(async () => {
+  bench = await PilotBench.open()
+})
+afterEach(async () => {
+  await bench.close()
+})
+
+const started = (pilot: PilotProcess, count: number) =>
+  until(`${count} payloads run`, () => pilot.lines.filter(({ msg }) => msg === 'attempt.started').length === count)
+
+/** By the pilot's own clock: from the signal until it had said bye. */
+function leavingMs({ lines }: PilotProcess): number {
+  const at = (name: string) => Date.parse(String(lines.find(({ msg }) => msg === name)?.time))
+  return at('pilot.left') - at('pilot.draining')
+}
+
+describe('SIGTERM', () => {
+  test('SIGTERM - payloads get the signal and their grace, what is finished is told, the rest is given back', async () => {
+    const { script } = bench
+    const pilot = bench.start({ cores: 3 })
+    script.isDeaf = true
+    script.give(sh('exit 4'), '0')
+    await pilot.said('attempt.ended')
+    const stubborn = sh('trap "" TERM; while :; do sleep 0.1; done')
+    const polite = { ...sh('trap "echo saved; exit 0" TERM; while :; do sleep 0.1; done'), outputs: [] }
+    const large = { ...sh('true'), needs: { ...makeTemplate().needs, cores: 2 } }
+    const made = [script.grantOf(stubborn, '0'), script.grantOf(polite, '0'), script.grantOf(large, '5-7')]
+    script.ready.push({ grants: made.map(({ grant }) => grant), templates: made.map(({ template }) => template) })
+    await started(pilot, 3)
+    pilot.signal('SIGTERM')
+    await pilot.said('pilot.draining')
+    script.isDeaf = false
+    expect(await pilot.ended).toBe(1)
+    const ends = script.results.map(({ bundle, exitCode, reason }) => ({ bundle, exitCode, reason }))
+    expect(ends).toContainEqual({ bundle: 'b1', exitCode: 4, reason: 'payload.exit' })
+    expect(ends).toContainEqual({ bundle: 'b3', exitCode: 0, reason: 'node.ending' })
+    expect(ends).toContainEqual(expect.objectContaining({ bundle: 'b2', reason: 'node.ending' }))
+    expect(chargeOf('node.ending')).toBe('infrastructure')
+    const polited = script.results.find(({ bundle }) => bundle === 'b3')!
+    expect(await bench.site.stored(polited, '.log/stdout')).toBe('saved\n')
+    const back = [...script.pulls.flatMap(({ returned }) => returned), ...script.byes.flatMap((bye) => bye.returned)]
+    expect(back.map(({ bundle, tasks }) => `${bundle} ${tasks}`)).toEqual(['b4 5-7'])
+    expect(script.byes).toMatchObject([{ code: 700, reason: expect.stringContaining('SIGTERM') }])
+    expect(pilot.lines.filter(({ msg }) => /session\.(lost|unknown)|loopFailed/.test(msg))).toEqual([])
+  })
+
+  test('SIGTERM - with nobody who answers and outputs that nobody takes it is gone within its grace all the same', async () => {
+    const hole: Server = createServer(() => {})
+    await new Promise<void>((resolve) => hole.listen(0, '127.0.0.1', resolve))
+    try {
+      const { script } = bench
+      script.filesUrl = `http://127.0.0.1:${(hole.address() as { port: number }).port}`
+      const pilot = bench.start({ 'drain-grace': '9s' })
+      const outputs = [{ path: 'out', url: null, optional: false }]
+      script.give({ ...sh('echo x > out'), outputs }, '0')
+      script.give(sh('trap "" TERM; while :; do sleep 0.1; done'), '0')
+      await started(pilot, 2)
+      await until('the output is being stored', () => pilot.lines.some(({ msg }) => msg === 'attempt.exited'))
+      await bench.fallSilent()
+      pilot.signal('SIGTERM')
+      expect(await pilot.ended).toBe(1)
+      expect(leavingMs(pilot)).toBeLessThan(9000)
+      expect(bench.undelivered().length).toBeGreaterThan(0)
+    } finally {
+      hole.close()
+    }
+  })
+
+  test('SIGTERM - twice: it hurries, and no payload outlives it', async () => {
+    const { script } = bench
+    const pilot = bench.start({ 'drain-grace': '60s', 'payload-grace': '50s' })
+    script.give(sh('trap "" TERM; while :; do sleep 0.1; done'), '0')
+    const payload = Number((await pilot.said('attempt.started')).pid)
+    pilot.signal('SIGTERM')
+    await pilot.said('pilot.draining')
+    pilot.signal('SIGTERM')
+    expect(await pilot.ended).toBe(1)
+    await until('the payload is gone', () => {
+      try {
+        return !process.kill(payload, 0)
+      } catch {
+        return true
+      }
+    })
+    expect(script.results).toMatchObject([{ reason: 'node.ending' }])
+  })
+})
+
+test('leaving - an idle pilot says bye, and nothing of its open pull is taken for a lost session', async () => {
+  const { script } = bench
+  // As a relay does: what was asked in a session that left is unknown.
+  const pull = script.onPull.bind(script)
+  script.onPull = async (peer, message) => {
+    const reply = await pull(peer, message)
+    if (script.byes.length > 0) script.dead.add(message.session)
+    return script.dead.has(message.session) ? await pull(peer, message) : reply
+  }
+  const pilot = bench.start()
+  await until('it asks', () => script.pulls.length > 1)
+  pilot.signal('SIGTERM')
+  expect(await pilot.ended).toBe(0)
+  expect(script.byes).toMatchObject([{ code: 200 }])
+  expect(script.hellos).toHaveLength(1)
+  expect(pilot.lines.filter(({ level }) => level === 'warn' || level === 'error')).toEqual([])
+})
