@@ -10,7 +10,16 @@ import { spawn } from 'node:child_process'
 import { chmod, mkdir, realpath, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Log } from '../shared/log.ts'
-import { containerArguments, containerRuntime, ISOLATIONS, OFFLINE, type Runtime, type SifWay } from './container.ts'
+import {
+  containerArguments,
+  containerRuntime,
+  ISOLATIONS,
+  OFFLINE,
+  type Runtime,
+  type SifWay,
+  startIn,
+} from './container.ts'
+import { isWithin } from './policy.ts'
 import { makeSkeletonSif } from './sif.ts'
 
 export interface ProbeOptions {
@@ -20,6 +29,8 @@ export interface ProbeOptions {
   folder: string
   probeImage: string | null
   binds: readonly string[]
+  /** The pilot's folders and credential: no bind may show them to payloads. */
+  own?: readonly string[]
   /** Milliseconds for one start of a container, and for the whole test; default TRY_MS and TEST_MS. */
   limits?: { tryMs: number; testMs: number }
   /** Whether this node reaches registries; default: it does not. */
@@ -48,6 +59,11 @@ export async function probeContainer(options: ProbeOptions): Promise<Runtime | n
     log.error({ path: odd }, 'container.oddPath')
     return null
   }
+  const exposed = await exposingBind(binds, options.own ?? [])
+  if (exposed !== null) {
+    log.error({ ...exposed, meaning: "payloads would see the pilot's own files" }, 'container.bindRefused')
+    return null
+  }
   const home = join(folder, 'home')
   await mkdir(home, { recursive: true, mode: 0o700 })
   const env = { ...ownFolders(home), ...options.env, HOME: home }
@@ -71,7 +87,7 @@ export async function probeContainer(options: ProbeOptions): Promise<Runtime | n
       const unpack = join(folder, 'unpacked')
       await mkdir(unpack, { recursive: true, mode: 0o700 })
       const unpackInto = { APPTAINER_TMPDIR: unpack, SINGULARITY_TMPDIR: unpack }
-      const argv = ['exec', ...fixed, ...more, ...borrowed, image, '/bin/true']
+      const argv = ['exec', ...fixed, ...startIn(version, '/'), ...more, ...borrowed, image, '/bin/true']
       const tried = await tryProgram(binary, argv, { ...env, ...unpackInto }, limitMs)
       await rm(unpack, { recursive: true, force: true }).catch(() => {})
       return tried
@@ -108,6 +124,19 @@ interface Tried {
   /** Both streams; the words of the failure where it could not even be started. */
   said: string
   ms: number
+}
+
+/** The first bind whose folder holds something of the pilot's. */
+async function exposingBind(
+  binds: readonly string[],
+  own: readonly string[],
+): Promise<{ bind: string; holds: string } | null> {
+  const real = async (path: string) => await realpath(path).catch(() => path)
+  for (const bind of binds) {
+    const source = await real(bind.split(':', 1)[0]!)
+    for (const holds of own) if (isWithin(await real(holds), source)) return { bind, holds }
+  }
+  return null
 }
 
 function ownFolders(home: string): Record<string, string> {

@@ -132,6 +132,17 @@ describe('probing', () => {
     expect(existsSync(join(site.folder, 'arguments'))).toBe(false)
   })
 
+  test('container - a bind that would show the pilot’s own files to payloads is refused', async () => {
+    const own = [join(site.folder, 'own')]
+    mkdirSync(own[0]!)
+    symlinkSync(site.folder, join(site.folder, 'image', 'link'))
+    const binary = standIn('apptainer version 1.4.5')
+    expect(await probe(binary, { own, binds: ['/usr:/usr:ro', `${site.folder}:/data`] })).toBeNull()
+    expect(await probe(binary, { own, binds: [`${join(site.folder, 'image', 'link')}:/data`] })).toBeNull()
+    expect(await probe(binary, { own, binds: ['/:/host:ro'] })).toBeNull()
+    expect(await probe(binary, { own, binds: ['/usr:/usr:ro'] })).not.toBeNull()
+  })
+
   test("container - nothing of the account's own settings reaches the runtime, and it has a home of its own", async () => {
     const theirs = {
       HOME: '/home/someone',

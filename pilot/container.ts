@@ -47,8 +47,6 @@ export interface Launch {
   gpus?: GpuShare | null
   /** Folders of the node to be seen inside a container, as src:dst, beside those of the site. */
   binds?: readonly string[]
-  /** Folders of the node to be seen inside a container, as src:dst, beside those of the site. */
-  binds?: readonly string[]
   /** `none`: the payload is to reach no network. */
   network?: 'none' | 'proxy' | 'outgoing'
   /** File descriptors. */
@@ -242,11 +240,9 @@ export function containerRuntime(options: ContainerOptions): Runtime {
         launch.temporary,
         '--home',
         `${launch.work}:${INSIDE.work}`,
-        isApptainer ? '--cwd' : '--pwd',
-        INSIDE.work,
+        ...startIn(options.version, INSIDE.work),
         '--bind',
         `${launch.control}:${INSIDE.control}`,
-        ...(launch.binds ?? []).flatMap((bind) => ['--bind', bind]),
         ...(launch.binds ?? []).flatMap((bind) => ['--bind', bind]),
         launch.image,
         '/bin/sh',
@@ -272,6 +268,11 @@ export function containerRuntime(options: ContainerOptions): Runtime {
 
 function isOffline(launch: Pick<Launch, 'network'>): boolean {
   return launch.network === 'none'
+}
+
+/** The option that names the working directory goes by two names. */
+export function startIn(version: string, folder: string): string[] {
+  return [/apptainer/.test(version) ? '--cwd' : '--pwd', folder]
 }
 
 export function containerArguments(options: Pick<ContainerOptions, 'isolation' | 'binds'>): string[] {

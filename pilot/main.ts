@@ -193,6 +193,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
       folder: join(home.folder, 'container'),
       probeImage: config.probeImage,
       binds: config.binds,
+      own: [home.folder, resolve(config.credential)],
       registries: config.network === 'outgoing',
       env: { PATH: batch.path, ...batch.container },
       log,

@@ -36,7 +36,6 @@ import { enforceImagePath, type SitePolicy } from './policy.ts'
 import { ATTEMPT_VARIABLE, RUN_VARIABLE } from './processes.ts'
 import { noResult, type ResultBody } from './result.ts'
 import { repositoriesOf, softwareScript, touchSoftware } from './software.ts'
-import { repositoriesOf, softwareScript, touchSoftware } from './software.ts'
 import type { Trace } from './trace.ts'
 import { folderBytes, MEASURE_AT_MOST_MS, type Usage, type Watched, type Watcher } from './watch.ts'
 import { parseStatus, type WrapperStatus } from './wrapper.ts'
@@ -68,8 +67,6 @@ export interface PayloadAround {
   runtimes: readonly Runtime[]
   /** Of this node, as far as they are this pilot's. */
   gpus?: Gpus | null
-  /** Where CVMFS repositories are mounted. */
-  cvmfs: string
   /** Where CVMFS repositories are mounted. */
   cvmfs: string
   images: ImageStore
@@ -266,7 +263,6 @@ export class Attempt {
     const refused = await runtime.refusal(image)
     if (refused) throw new IndraftError(refused.reason, refused.detail)
     await this.#prepareSoftware(runtime, launch)
-    await this.#prepareSoftware(runtime, launch)
     await this.#fetchInputs(values, transfer)
     this.#result.stageInMs = Math.round(clock.monotonicMs() - this.#acceptedAtMs)
     this.#stopIfEnding()
@@ -334,19 +330,8 @@ export class Attempt {
     if (!software) return
     const { cvmfs } = this.#around
     const missing = await touchSoftware(cvmfs, repositoriesOf(software))
-    if (missing.length > 0) throw new IndraftError('software.failed', `${missing.join(', ')} cannot be read in ${cvmfs}`)
-    if (runtime.kind === 'container') launch.binds = [`${cvmfs}:/cvmfs`]
-    const script = softwareScript(software, runtime.kind === 'container' ? '/cvmfs' : cvmfs)
-    if (script !== null) await writeFile(join(launch.control, 'software'), script, { mode: 0o400 })
-  }
-
-  /** CVMFS and EESSI, where the step asks for them. @throws IndraftError software.failed */
-  async #prepareSoftware(runtime: Runtime, launch: Prepared): Promise<void> {
-    const { software } = this.work.template
-    if (!software) return
-    const { cvmfs } = this.#around
-    const missing = await touchSoftware(cvmfs, repositoriesOf(software))
-    if (missing.length > 0) throw new IndraftError('software.failed', `${missing.join(', ')} cannot be read in ${cvmfs}`)
+    if (missing.length > 0)
+      throw new IndraftError('software.failed', `${missing.join(', ')} cannot be read in ${cvmfs}`)
     if (runtime.kind === 'container') launch.binds = [`${cvmfs}:/cvmfs`]
     const script = softwareScript(software, runtime.kind === 'container' ? '/cvmfs' : cvmfs)
     if (script !== null) await writeFile(join(launch.control, 'software'), script, { mode: 0o400 })
@@ -536,7 +521,6 @@ export class Attempt {
       if (reason === 'image.damaged') await this.#around.images.distrust(image)
       throw new IndraftError(reason, detail)
     }
-    if (status.softwareFailed !== null) throw new IndraftError('software.failed', status.softwareFailed)
     if (status.softwareFailed !== null) throw new IndraftError('software.failed', status.softwareFailed)
     if (status.noCommand) throw new IndraftError('payload.noCommand', `no command "${this.work.template.command[0]}"`)
     if (signal === 'SIGKILL') await this.#blameKernel()

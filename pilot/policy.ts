@@ -95,7 +95,7 @@ export function enforceFolder(policy: SitePolicy, path: string, own: readonly st
   }
 }
 
-function isWithin(path: string, folder: string): boolean {
+export function isWithin(path: string, folder: string): boolean {
   const top = folder.replace(/\/+$/, '')
   return path === top || path.startsWith(`${top}/`)
 }

@@ -15,6 +15,7 @@ import type { ErrorCode } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
 import { formatBytes, formatDuration } from '../shared/quantity.ts'
 import { Membership, type ProcessFacts, type ProcessSource } from './processes.ts'
+import { mappedSharedMemory, ownSharedMemory } from './shared-memory.ts'
 
 export interface Limits {
   walltimeMs: number
@@ -73,6 +74,8 @@ export class Watched {
   isMeasuring = false
   nextMeasureAtMs: number
   scratchBytes = 0
+  /** In a /dev/shm of its own, mapped or not. */
+  shmBytes = 0
   activeAtMs: number
   activity = { cpuMs: 0, outputBytes: 0, scratchBytes: 0, atMs: 0 }
 
@@ -245,7 +248,7 @@ export class Watcher {
     const { limits } = watched.target
     if (nowMs - watched.startedAtMs > limits.walltimeMs) {
       this.#violated(watched, 'payload.walltime', `longer than ${formatDuration(limits.walltimeMs)}`)
-    } else if (limits.memoryBytes > 0 && watched.usage.rssBytes > limits.memoryBytes) {
+    } else if (limits.memoryBytes > 0 && watched.usage.rssBytes + watched.shmBytes > limits.memoryBytes) {
       const bytes = this.#sharedOnce(watched)
       const detail = `${formatBytes(bytes)} of ${formatBytes(limits.memoryBytes)}`
       if (bytes > limits.memoryBytes) this.#violated(watched, 'payload.memory', detail)
@@ -257,8 +260,12 @@ export class Watcher {
   /** Memory with pages that forked processes share counted once; costs more, so only asked when the sum is too high. */
   #sharedOnce(watched: Watched): number {
     let bytes = 0
-    for (const facts of watched.processes) bytes += this.#options.source.pssBytes(facts.pid) ?? facts.rssBytes
-    return bytes
+    let mapped = 0
+    for (const facts of watched.processes) {
+      bytes += this.#options.source.pssBytes(facts.pid) ?? facts.rssBytes
+      if (watched.shmBytes > 0) mapped += mappedSharedMemory(facts.pid)
+    }
+    return bytes + Math.max(0, watched.shmBytes - mapped)
   }
 
   async #measure(watched: Watched): Promise<void> {
@@ -267,6 +274,7 @@ export class Watcher {
     const { limits, folders } = watched.target
     const most = limits.scratchBytes > 0 ? limits.scratchBytes : Number.POSITIVE_INFINITY
     watched.scratchBytes = await folderBytes(folders, most, MEASURE_AT_MOST_MS)
+    watched.shmBytes = await ownSharedMemory(watched.processes.map(({ pid }) => pid))
     const endMs = this.#options.clock.monotonicMs()
     watched.nextMeasureAtMs = endMs + Math.max(MEASURE_EVERY_MS, 10 * (endMs - startMs))
     watched.isMeasuring = false

@@ -15,15 +15,13 @@ export const MARK_BLOCKS = 2 ** 40
 
 /**
  * Arguments: the status file, then the payload's argument vector. The status file gets, one line each: `started`;
- * then `none` (no such command), `software ...` (what the file `software` beside it was to set up failed, and why), `software ...` (what the file `software` beside it was to set up failed, and why) or `exit N` with the shell's `times`; then `end`. Without `end` nothing counts.
+ * then `none` (no such command), `software ...` (what the file `software` beside it was to set up failed, and why) or `exit N` with the shell's `times`; then `end`. Without `end` nothing counts.
  * Its variables begin with `_indraft` because the payload's environment may hold any other name.
  */
 export const WRAPPER = `#!/bin/sh
 _indraft_status=$1
 shift
 printf 'started\\n' >>"$_indraft_status" || exit 126
-_indraft_software=\${0%/*}/software
-[ -r "$_indraft_software" ] && . "$_indraft_software"
 _indraft_software=\${0%/*}/software
 [ -r "$_indraft_software" ] && . "$_indraft_software"
 ulimit -c 0 2>/dev/null
@@ -85,8 +83,6 @@ export interface WrapperStatus {
   noCommand: boolean
   /** Why the software asked for could not be set up; see software.ts. */
   softwareFailed: string | null
-  /** Why the software asked for could not be set up; see software.ts. */
-  softwareFailed: string | null
   /** As the shell gives it: 128 + n where a signal ended the payload. Null where the wrapper was ended itself. */
   exitCode: number | null
   /** User and system time of everything that the payload waited for. */
@@ -101,7 +97,6 @@ export function parseStatus(text: string): WrapperStatus {
   return {
     started: whole || lines.includes('started'),
     noCommand: whole && lines.includes('none'),
-    softwareFailed: exit === undefined ? (lines.find((line) => line.startsWith('software '))?.slice(9) ?? null) : null,
     softwareFailed: exit === undefined ? (lines.find((line) => line.startsWith('software '))?.slice(9) ?? null) : null,
     exitCode: whole && exit !== undefined ? Number(exit.slice('exit '.length)) : null,
     cpuMs: whole ? cpuTimes(lines) : 0,

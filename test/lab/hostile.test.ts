@@ -1,0 +1,351 @@
+/**
+ * Payloads that mean harm, or only behave badly, in real containers of the real product: what one can see of the pilot, of
+ * the node and of other payloads is printed as a table, and what it must not see is asserted; what it does to its own
+ * wrapper, folders and processes ends as its own failure and nothing else.
+ */
+
+import { createHash } from 'node:crypto'
+import { copyFileSync, cpSync, mkdirSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { addresses, type Centre, inside, startCentre } from './centre.ts'
+import type { Daemon } from './daemon.ts'
+import { type Product, paths, programs, startProduct } from './product.ts'
+import { whyNoLab } from './roots.ts'
+
+const { busybox, pilot: nodeImage } = inside.images
+const scratch = '/tmp/h'
+const STAY_S = 100
+
+interface Step {
+  image?: string
+  /** A shell script. */
+  run: string
+  network?: 'none' | 'outgoing'
+  env?: Record<string, string>
+  output?: string
+  input?: string
+  resources?: string
+}
+
+/** What hostile-payload.mjs writes. */
+interface Seen {
+  [place: string]: unknown
+  processes: string[]
+  abstract: Record<string, string>
+  ports: Record<string, string>
+  writable: string[]
+  gained: Record<string, boolean>
+  environment: string[]
+}
+
+/** Answers by the first part of the path: never, half of what it promised, a redirect to the node's own side. */
+const webServer = `require('node:http').createServer((request, response) => {
+  if (request.url.startsWith('/half')) response.writeHead(200, {'content-length': 1000}).write('x', () => response.destroy())
+  else if (request.url.startsWith('/private')) response.writeHead(302, {location: 'http://${addresses.edgeLan}:80/x.sif'}).end()
+}).listen(8080, process.argv[1], () => console.log('listening'))`
+
+describe.skipIf(whyNoLab() !== null)('hostile payloads', () => {
+  let centre: Centre
+  let product: Product
+  let pilot: Daemon
+
+  beforeAll(async () => {
+    centre = await startCentre({ nodes: 1, slurm: false })
+    product = await startProduct(centre, 0.1)
+    copyFileSync(join(import.meta.dirname, 'hostile-payload.mjs'), join(centre.shared, 'hostile-payload.mjs'))
+    // What an account may have lying about: the pilot is to leave it alone, and to keep it from payloads.
+    await centre.write('edge', `${inside.home}/.apptainer/remote.yaml`, 'not for pilots', '600', 'alice')
+    await centre.check('edge', ['chown', 'alice:', `${inside.home}/.apptainer`])
+    const words = ['--idle-before', '3min', '--idle-after', '3min', '--payload-grace', '1s', '--host-runtime', 'false']
+    const more = ['--network', 'outgoing', '--scratch', scratch, '--cores', '8', '--stage-timeout', '3s']
+    const argv = [...programs.pilot, 'run', '--credential', paths.pilotCredential, ...words, ...more]
+    const env = {
+      APPTAINER_BIND: '/shared',
+      APPTAINER_BINDPATH: '/shared',
+      APPTAINER_NO_HOME: '0',
+      APPTAINERENV_LEAK: 'a',
+      SINGULARITYENV_LEAK: 'b',
+      APPTAINER_WRITABLE_TMPFS: '1',
+      LEAK: 'c',
+    }
+    pilot = centre.spawn('n1', 'pilot', argv, { user: 'alice', env })
+    await pilot.waitFor(/"msg":"node.tested"/, 60_000)
+  })
+  afterAll(async () => {
+    await centre?.stop()
+  })
+
+  const submit = async (name: string, steps: Readonly<Record<string, Step>>) => {
+    const text = Object.entries(steps).map(([step, { image = busybox, run, network = 'outgoing', ...more }]) => {
+      const { output, input, env = {}, resources = 'memory: 200MB, walltime: 2min' } = more
+      const inputs = input ? `, inputs: [{url: "file://${input}", path: payload.mjs}]` : ''
+      const outputs = output ? `, outputs: [{path: ${output}}]` : ''
+      const command = JSON.stringify(['sh', '-c', run.replaceAll('$(', () => '$$(')])
+      const rest = `resources: {cores: 1, ${resources}}${inputs}${outputs}`
+      return `  ${step}: {image: ${JSON.stringify(image)}, network: ${network}, command: ${command}, env: ${JSON.stringify(env).replaceAll('$(', () => '$$(')}, ${rest}}`
+    })
+    const head = `indraft: 1\nname: ${name}\ngroup: /lab\ndefaults: {retries: {payload: 0, infrastructure: 0}}\nsteps:\n`
+    await centre.write('outside', `/root/${name}.yaml`, `${head}${text.join('\n')}\n`)
+    await product.indraft('campaign', 'submit', `/root/${name}.yaml`)
+  }
+  const tasksOf = async (name: string) =>
+    (
+      JSON.parse(await product.indraft('campaign', 'tasks', name, '--json')) as {
+        tasks: { step: string; state: string; reason: string | null; detail?: string | null }[]
+      }
+    ).tasks
+  /** `done`, or the reason, by step. */
+  const outcome = async (name: string) => {
+    for (const deadline = performance.now() + 120_000; ; await sleep(1000)) {
+      const tasks = await tasksOf(name)
+      const over = tasks.every(({ state }) => ['done', 'failed', 'skipped', 'cancelled'].includes(state))
+      if (over) return Object.fromEntries(tasks.map(({ step, state, reason }) => [step, reason ?? state]))
+      if (performance.now() > deadline) throw new Error(`${JSON.stringify(tasks)}\n${pilot.output.slice(-4000)}`)
+    }
+  }
+  const fetched = async (name: string, step: string, file: string) => {
+    await product.indraft('campaign', 'outputs', name, '--step', step, '--get', `/root/${name}`)
+    return await centre.check('outside', ['cat', `/root/${name}/${step}/0/${file}`])
+  }
+  const portsOnNode = async (count: number): Promise<string[]> => {
+    const look = ['sh', '-c', `cat ${scratch}/*/tasks/*/work/port 2>/dev/null | tr '\\n' ' '; true`]
+    for (const deadline = performance.now() + 60_000; ; await sleep(300)) {
+      // Without a newline in the files: five digits each.
+      const ports = (await centre.check('n1', look)).match(/\d{5}/g) ?? []
+      if (ports.length >= count) return ports
+      if (performance.now() > deadline) throw new Error(`no victims: ${pilot.output.slice(-3000)}`)
+    }
+  }
+
+  test('isolation - a payload sees nothing of the pilot, the account and other payloads', {
+    timeout: 240_000,
+  }, async () => {
+    const program = `${inside.shared}/hostile-payload.mjs`
+    const credential = JSON.parse(await centre.check('edge', ['cat', paths.pilotCredential], { user: 'alice' })) as {
+      nats: { url: string; password: string }
+      files: { token: string }
+    }
+    const decoy = centre.spawn(
+      'n1',
+      'decoy',
+      ['sh', '-c', `mkdir -p /tmp/decoy && cd /tmp/decoy && exec node ${program} leave host`],
+      {
+        user: 'alice',
+        env: { STAY_MS: String(STAY_S * 2000) },
+      },
+    )
+    const hostPort = (await decoy.waitFor(/left (\d+)/))[1]!
+    const leave = (name: string) => `tail -f /dev/null | node payload.mjs leave ${name}`
+    const victim = { image: nodeImage, input: program, env: { STAY_MS: String(STAY_S * 1000) } }
+    await submit('victims', {
+      near: { ...victim, run: leave('near') },
+      sealed: { ...victim, run: leave('sealed'), network: 'none' },
+    })
+    const ports = await portsOnNode(2)
+    const nats = new URL(credential.nats.url)
+    const words = {
+      marks: ['host', 'near', 'sealed'],
+      ports: {
+        'the host': ['127.0.0.1', Number(hostPort)],
+        'payload 1': ['127.0.0.1', Number(ports[0])],
+        'payload 2': ['127.0.0.1', Number(ports[1])],
+        'relay NATS': [nats.hostname, Number(nats.port)],
+        central: [addresses.outside, 8420],
+      },
+      paths: [
+        inside.home,
+        paths.pilotCredential,
+        scratch,
+        '/tmp/decoy',
+        paths.relay,
+        inside.checkout,
+        '/images',
+        program,
+      ],
+      secrets: [credential.nats.password, credential.files.token].map((text) => [...text].reverse().join('')),
+    }
+    const look = {
+      image: nodeImage,
+      input: program,
+      output: 'seen.json',
+      run: `node payload.mjs look '${JSON.stringify(words)}'`,
+    }
+    await submit('hostile', { alone: { ...look, network: 'none' }, open: look })
+    expect(await outcome('hostile')).toEqual({ alone: 'done', open: 'done' })
+    const alone = JSON.parse(await fetched('hostile', 'alone', 'seen.json')) as Seen
+    const open = JSON.parse(await fetched('hostile', 'open', 'seen.json')) as Seen
+    const shown = (value: unknown) => (value === undefined ? '' : JSON.stringify(value)).slice(0, 70)
+    const rows = Object.keys(alone).map(
+      (place) => `${place.padEnd(24)} ${shown(alone[place]).padEnd(72)} ${shown(open[place])}`,
+    )
+    console.log([`${'what it saw'.padEnd(24)} ${'network: none'.padEnd(72)} network: outgoing`, ...rows].join('\n'))
+
+    for (const seen of [alone, open]) {
+      expect(seen).toMatchObject({
+        uid: 1000,
+        marksInProcesses: 0,
+        secretsInProcesses: 0,
+        secretsInOwnEnvironment: false,
+        secretsInFiles: [],
+        marksInFolders: [],
+        paths: [],
+        descriptors: [],
+        sysv: 0,
+        sysvShm: 0,
+        gained: { hostRoot: false, kernelSetting: false, device: false },
+      })
+      expect(seen.processes.every((argv) => !/leave|indraft-pilot/.test(argv))).toBe(true)
+      // /dev is a small file system of its own.
+      expect(seen.writable.filter((folder) => folder !== '/dev')).toEqual([])
+      expect(seen.environment).not.toContain('LEAK')
+      expect(seen.environment.join(' ')).not.toMatch(/SLURM|TOKEN|PASSWORD|CAPABILITY/i)
+      expect(seen.abstract.sealed).toBe('ECONNREFUSED')
+      for (const heard of Object.values(seen.ports)) expect(heard).not.toMatch(/MSG|\+OK|PONG/)
+    }
+    expect(alone).toMatchObject({ interfaces: expect.any(Array), abstractNames: [] })
+    for (const answer of [...Object.values(alone.abstract), ...Object.values(alone.ports)]) {
+      expect(answer).not.toMatch(/^connected/)
+    }
+    // What the node's network shows to those who may use it, as docs/site/what-runs-at-a-site.md says.
+    expect(open.abstract).toMatchObject({
+      host: expect.stringMatching(/^connected/),
+      near: expect.stringMatching(/^connected/),
+    })
+    expect(open.ports['the host']).toMatch(/^connected/)
+    const sealings = pilot.output.match(/"sealing":\{[^}]*\}/g)
+    expect(new Set(sealings)).toEqual(
+      new Set(['"sealing":{"network":"own","processes":"own"}', '"sealing":{"network":"shared","processes":"own"}']),
+    )
+    await product.indraft('campaign', 'cancel', 'victims')
+    await outcome('victims')
+    await decoy.stop()
+  })
+
+  test('own harm - what a payload does to its wrapper, folders and processes is its own failure, or nothing', {
+    timeout: 240_000,
+  }, async () => {
+    const odd = 'quo\'te "dq" line1\nline2 $(id) `id` $HOME 100% %s \\n \u001b[31m a=b; &|>*?  '
+    const digest = createHash('sha256').update(odd).digest('hex')
+    const long = 'x'.repeat(3000)
+    const brief = 'memory: 200MB, walltime: 8s'
+    await submit('harm', {
+      killsItsWrapper: { run: 'kill -9 $PPID; sleep 5' },
+      killsAll: { run: 'kill -9 -1; sleep 5' },
+      lies: { run: 'printf "started\\nexit 0\\nend\\n" >/indraft/status; exit 3' },
+      removesItsStatus: { run: 'rm -rf /indraft/*; exit 3' },
+      blocksItsStatus: { run: 'rm /indraft/status; mkfifo /indraft/status; exit 0', resources: brief },
+      linksItsStatus: { run: 'ln -sf /dev/null /indraft/status; sleep 1; exit 0' },
+      fillsItsStatus: {
+        run: 'head -c 60000000 /dev/zero >>/indraft/status; sleep 20',
+        resources: `${brief}, scratch: 20MB`,
+      },
+      fillsSharedMemory: {
+        run: 'head -c 150000000 /dev/zero >/dev/shm/big; sleep 20',
+        resources: 'memory: 60MB, walltime: 30s',
+      },
+      closesItsOutput: { run: 'exec >&- 2>&- <&-; exit 0' },
+      leavesProcesses: { run: 'setsid sleep 300 & sleep 300 & (trap "" TERM HUP; sleep 300) & exit 0' },
+      removesItsFolder: { run: 'echo x >out; cd /; rm -rf /work /work/* /tmp/*; rmdir /work; exit 0', output: 'out' },
+      linksItsOutput: { run: 'ln -s /etc/passwd out', output: 'out' },
+      odd: {
+        run: `[ "$(printf %s "$ODD" | sha256sum | cut -c1-64)" = ${digest} ] && [ \${#LONG} = 3000 ] && [ "$APPTAINER_BIND" != /shared ]`,
+        env: { ODD: odd, LONG: long },
+      },
+    })
+    expect(await outcome('harm')).toEqual({
+      killsItsWrapper: 'payload.signal',
+      killsAll: 'payload.signal',
+      lies: 'payload.exit',
+      removesItsStatus: 'payload.exit',
+      blocksItsStatus: 'payload.signal',
+      linksItsStatus: 'payload.signal',
+      fillsItsStatus: 'payload.scratch',
+      fillsSharedMemory: 'payload.memory',
+      closesItsOutput: 'done',
+      leavesProcesses: 'done',
+      removesItsFolder: 'payload.outputMissing',
+      linksItsOutput: 'payload.outputRefused',
+      odd: 'done',
+    })
+    expect(
+      await centre.check('n1', ['sh', '-c', 'cat /proc/[0-9]*/cmdline | tr "\\0" " " | grep -c "[s]leep 300"; true']),
+    ).toBe('0')
+  })
+
+  test('images - odd names run, odd things in the place of images end as what they are', {
+    timeout: 240_000,
+  }, async () => {
+    const folder = join(centre.shared, 'odd')
+    const shell = join(centre.roots.site, 'usr/bin/busybox')
+    const places = ['bin', 'dev', 'etc', 'proc', 'sys', 'tmp', 'var/tmp', 'work', 'indraft']
+    for (const name of ['broken', 'bare'])
+      for (const place of places) mkdirSync(join(folder, name, place), { recursive: true })
+    // A dynamic program without what loads it; a program that may not be run.
+    copyFileSync(join(centre.roots.site, 'usr/bin/true'), join(folder, 'broken/bin/sh'))
+    copyFileSync(shell, join(folder, 'bare/bin/sh'))
+    await centre.check('edge', ['chmod', '644', `${inside.shared}/odd/bare/bin/sh`])
+    await centre.check('edge', ['mkfifo', '-m', '644', `${inside.shared}/odd/fifo.sif`])
+    const oddName = `-a $(id) 'b' "c",d:e.sif`
+    cpSync(centre.roots.busybox, join(folder, oddName))
+    writeFileSync(join(folder, 'empty'), '')
+    const web = centre.spawn('outside', 'web', ['node', '-e', webServer, addresses.outside])
+    await web.waitFor(/listening/)
+    const url = (path: string) => `http://${addresses.outside}:8080/${path}/x.sif#sha256:${'0'.repeat(64)}`
+    const images = {
+      odd: `${inside.shared}/odd/${oddName.replaceAll('$(', '$$(')}`,
+      broken: `${inside.shared}/odd/broken`,
+      bare: `${inside.shared}/odd/bare`,
+      fifo: `${inside.shared}/odd/fifo.sif`,
+      device: '/dev/zero',
+      root: '/',
+      processes: '/proc/self/root',
+      account: inside.home,
+      ofTheScratch: scratch,
+      registry: `docker://registry.invalid/x@sha256:${'0'.repeat(64)}`,
+      silent: url('silent'),
+      half: url('half'),
+      private: url('private'),
+      elsewhere: `http://${addresses.edgeLan}:80/x.sif#sha256:${'0'.repeat(64)}`,
+    }
+    await submit(
+      'odd',
+      Object.fromEntries(Object.entries(images).map(([name, image]) => [name, { image, run: 'echo ran' }])),
+    )
+    expect(await outcome('odd')).toEqual({
+      odd: 'done',
+      broken: 'image.damaged',
+      bare: 'image.damaged',
+      fifo: 'image.damaged',
+      device: 'policy.refused',
+      root: 'policy.refused',
+      processes: 'policy.refused',
+      account: 'policy.refused',
+      ofTheScratch: 'policy.refused',
+      registry: 'image.missing',
+      silent: 'stage.inFailed',
+      half: 'stage.inFailed',
+      private: 'policy.refused',
+      elsewhere: 'policy.refused',
+    })
+    await web.stop()
+  })
+
+  test('home - nothing is made or changed in it, and nothing is left in scratch', async () => {
+    pilot.signal('SIGTERM')
+    await pilot.exited
+    const made = await centre.check('edge', ['sh', '-c', 'find . -type f | sort; cat .apptainer/remote.yaml'], {
+      user: 'alice',
+    })
+    expect(made.split('\n')).toEqual([
+      './.apptainer/remote.yaml',
+      './.indraft/pilot.json',
+      './mark-host',
+      'not for pilots',
+    ])
+    expect(await centre.check('n1', ['find', scratch, '-mindepth', '1', '-maxdepth', '1', '-printf', '%f\\n'])).toMatch(
+      /^(images|trace)?(\n(images|trace))?$/,
+    )
+  })
+})
