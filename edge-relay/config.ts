@@ -8,7 +8,12 @@ export const relaySettings = {
     default: null,
     meaning: 'Path of relay.json, which `indraft relay join` makes. Without: <state>/relay.json.',
   },
-  name: { type: 'text', default: 'relay', meaning: "The relay's name, unique at its site." },
+  name: {
+    type: 'text',
+    default: null,
+    meaning:
+      "The relay's name, unique at its site. Without: made once of the host's name and kept in the state folder.",
+  },
   natsServer: {
     type: 'text',
     default: null,

@@ -4,11 +4,14 @@
  */
 import { randomBytes } from 'node:crypto'
 import { existsSync, mkdirSync, readFileSync } from 'node:fs'
+import { hostname } from 'node:os'
 import { join } from 'node:path'
 import { z } from 'zod'
 import { writePrivately } from '../shared/servers/private-file.ts'
 
 const identitySchema = z.object({
+  /** Unlike that of any other relay of the site. One that was made before relays had names of their own is "relay". */
+  name: z.string().default('relay'),
   relayPassword: z.string(),
   pilotPassword: z.string(),
   filesToken: z.string(),
@@ -24,6 +27,7 @@ export function openIdentity(state: string): Identity {
   if (existsSync(path)) return identitySchema.parse(JSON.parse(readFileSync(path, 'utf8')))
   const secret = () => randomBytes(24).toString('hex')
   const identity: Identity = {
+    name: `${hostname().split('.')[0]}-${randomBytes(2).toString('hex')}`,
     relayPassword: secret(),
     pilotPassword: secret(),
     filesToken: secret(),

@@ -33,6 +33,8 @@ const TIDY_EVERY_MS = 3_600_000
 const ORPHAN_AFTER_MS = 86_400_000
 
 export interface RunningRelay {
+  /** Unlike that of any other relay of the site. */
+  name: string
   natsUrl: string
   filesUrl: string
   metricsUrl: string
@@ -68,16 +70,17 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
   closers.push(() => lock.release())
   try {
     const identity = openIdentity(state)
+    const ownName = config.name ?? identity.name
     let filesUrl: string | null = null
     let isReady = false
     const capabilityKey = Buffer.from(identity.capabilityKey, 'base64url')
     const metrics = new RelayMetrics()
-    const link = centralLink(credential, config.name, clock, log)
+    const link = centralLink(credential, ownName, clock, log)
     closers.push(() => link.close())
     const core = await openCore({
       state,
       site,
-      name: config.name,
+      name: ownName,
       software: RELAY_SOFTWARE,
       clock,
       log,
@@ -155,7 +158,11 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
       gauges: core.gauges,
       pilotCounters: () => sessions.counters(),
       pilotsByState: () => sessions.countByState(),
-      troubles: () => [...(nats.isUp() ? [] : ['the nats-server is down']), ...(disk.isFull ? ['disk full'] : [])],
+      troubles: () => [
+        ...(nats.isUp() ? [] : ['the nats-server is down']),
+        ...(disk.isFull ? ['disk full'] : []),
+        ...(upstream.isContested ? ['another relay of this name works at this site: give each its own --name'] : []),
+      ],
       isReady: () => isReady && nats.isUp(),
     }
     metrics.show(figures)
@@ -166,7 +173,7 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
         '127.0.0.1',
         isWildcard(config.host) ? '127.0.0.1' : bracketed(config.host),
       ),
-      name: `${config.name}@${site}`,
+      name: `${ownName}@${site}`,
       user: RELAY_USER,
       password: identity.relayPassword,
       ca: authority.ca,
@@ -207,7 +214,7 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
     })
     isReady = true
     const metricsUrl = `http://127.0.0.1:${metricsServer.port}`
-    log.info({ site, natsUrl, filesUrl, metricsUrl, pilotCredential }, 'relay.ready')
+    log.info({ site, relay: ownName, natsUrl, filesUrl, metricsUrl, pilotCredential }, 'relay.ready')
 
     let isStopping = false
     async function tidyOutbox(): Promise<void> {
@@ -246,6 +253,7 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
     closers.push(() => lifetime.stop())
 
     return {
+      name: ownName,
       natsUrl,
       filesUrl,
       metricsUrl,

@@ -38,6 +38,10 @@ const REFUSED_PAUSE_MS = 10_000
 /** So many answers without the order to drain end it. */
 const BEATS_TO_RESUME = 3
 
+/** So many new sessions within so many beats are not central's doing. */
+const RENEWALS_CONTESTED = 4
+const RENEWALS_WITHIN_BEATS = 12
+
 interface Drain {
   by: 'centre' | 'here'
 }
@@ -89,6 +93,8 @@ export class Upstream {
   /** Why nothing more is taken; over a restart too. */
   #drain: Drain | null
   #beatsWithoutDrain = 0
+  /** Monotonic times of the last new sessions. */
+  #renewals: number[] = []
   #loops: Promise<unknown>[] = []
   #lastAnswerMs = Number.NEGATIVE_INFINITY
 
@@ -239,6 +245,7 @@ export class Upstream {
     const { buffer, sessions, log, journal } = this.#options
     this.#lastAnswerMs = this.#options.clock.monotonicMs()
     if (isNewSession) {
+      this.#noteRenewal()
       // Central ended the old session, so its leases are others' by now. What runs goes on and reports late.
       buffer.dropAbove()
       sessions.tellAll()
@@ -248,6 +255,21 @@ export class Upstream {
     log.info({ session: welcome.session, isNewSession, sequence: welcome.sequence }, 'upstream.welcomed')
     this.#demand.raise()
     this.#results.raise()
+  }
+
+  /** Sessions that end one after the other are ended by somebody: by another relay that goes by the same name. */
+  #noteRenewal(): void {
+    const { clock, log, holder } = this.#options
+    const nowMs = clock.monotonicMs()
+    this.#renewals = [...this.#renewals, nowMs].slice(-RENEWALS_CONTESTED)
+    if (this.isContested) log.error({ holder }, 'upstream.nameContested')
+  }
+
+  /** Whether another relay of this name seems to be at work. */
+  get isContested(): boolean {
+    const first = this.#renewals[0] ?? Number.NEGATIVE_INFINITY
+    const withinMs = RENEWALS_WITHIN_BEATS * (this.#holder.welcome?.timings.beatMs ?? 0)
+    return this.#renewals.length === RENEWALS_CONTESTED && this.#options.clock.monotonicMs() - first < withinMs
   }
 
   #remember(upTo = 0): void {

@@ -69,7 +69,7 @@ export function registerRelay(program: Command): Command {
         const rows = holders.map(({ site, holder, state, gauges, software, lastSeenMs }) => [
           site,
           holder,
-          gauges.diskFull && (state === 'active' || state === 'draining') ? 'disk full' : state,
+          stateShown(state, gauges, lastSeenMs),
           gauges.pilots ?? 0,
           gauges.running ?? 0,
           gauges.bufferTasks ?? 0,
@@ -116,4 +116,13 @@ export function registerPilot(program: Command): void {
 
 function ago(atMs: number): string {
   return `${formatDuration(Math.max(0, Date.now() - atMs))} ago`
+}
+
+/** Several beats without a word: its link is cut, or it was stopped; its work is its own until the site's outage time. */
+const SILENT_AFTER_MS = 120_000
+
+function stateShown(state: string, gauges: Record<string, number>, lastSeenMs: number): string {
+  if (state !== 'active' && state !== 'draining') return state
+  if (Date.now() - lastSeenMs > SILENT_AFTER_MS) return 'silent'
+  return gauges.diskFull ? 'disk full' : state
 }

@@ -47,7 +47,9 @@ export function registerSite(program: Command): void {
 type SiteView = Reply<'showSite'>
 
 function siteCells(site: SiteView): (string | number)[] {
-  const relay = site.holders.find(({ role }) => role === 'relay')
+  const relays = site.holders.filter(({ role }) => role === 'relay')
+  // Of several the best counts: the site works as long as one does.
+  const relay = relays.find(({ state }) => state === 'active') ?? relays[0]
   const labels = Object.entries(site.labels).map(([key, value]) => `${key}=${value}`)
   return [
     site.name,

@@ -107,7 +107,9 @@ function siteLines({ holders, pilots }: Watched, nowMs: number): string[] {
   ].sort()
   if (sites.length === 0) return ['no site has come yet: nothing can run (indraft site add, indraft up)', '']
   const rows = sites.map((site) => {
-    const relay = holders.find((holder) => holder.site === site && holder.role === 'relay')
+    const relays = holders.filter((holder) => holder.site === site && holder.role === 'relay')
+    // The site is cut off when all of its relays are.
+    const relay = relays.find(({ state }) => isHere(state)) ?? relays[0]
     const here = pilots.filter((pilot) => pilot.site === site && isHere(pilot.state))
     const link = !relay ? 'direct' : relay.state === 'lost' ? `CUT ${formatDuration(nowMs - relay.lastSeenMs)}` : 'up'
     const cores = here.reduce((sum, { cores: all }) => sum + all, 0)

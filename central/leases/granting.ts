@@ -125,7 +125,8 @@ export class Granting {
       site: request.site,
       labels: request.labels,
       nowMs: Number(seconds) * 1000,
-      activeSites: new Set(live.map((session) => session.site)).size,
+      // Each relay has a buffer of its own, also where a site has two.
+      activeSites: new Set(live.map(({ site, role, holder }) => (role === 'relay' ? `${site}/${holder}` : site))).size,
       hasOtherSite: (needs) => anyFits(elsewhere, needs),
       otherNodes: (needs, node) => {
         const names = new Set<string>()

@@ -69,10 +69,14 @@ export async function relayInParts(options: PartsOptions): Promise<RelayInParts>
   }
 }
 
-/** Real time; the condition is about what happens by itself. @throws when it takes ten seconds */
-export async function until(what: string, condition: () => boolean | Promise<boolean>): Promise<void> {
+/**
+ * Real time; the condition is about what happens by itself. @returns what the condition returned, once that is something
+ * @throws when it takes some ten seconds, more where the condition itself takes long
+ */
+export async function until<T>(what: string, condition: () => T | Promise<T>): Promise<NonNullable<T>> {
   for (let waited = 0; waited < 10_000; waited += 2) {
-    if (await condition()) return
+    const found = await condition()
+    if (found) return found
     await new Promise((resolve) => setTimeout(resolve, 2))
   }
   throw new Error(`never happened: ${what}`)
