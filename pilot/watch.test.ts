@@ -183,6 +183,10 @@ test.each([
     'started\nexit 1\n0m0,00s 0m0,00s\n0m0,50s 0m0,00s\nend\n',
     { started: true, noCommand: false, exitCode: 1, cpuMs: 500 },
   ],
+  // What a payload wrote before the wrapper's own word, and a file that it had removed.
+  ['started\nexit 0\nend\nexit 3\nend\n', { started: true, exitCode: 3 }],
+  ['exit 3\nend\n', { started: true, exitCode: 3 }],
+  ['exit nonsense\nend\n', { started: true, exitCode: null }],
 ])('wrapper - status %j', (text, expected) => {
-  expect(parseStatus(text)).toEqual(expected)
+  expect(parseStatus(text)).toMatchObject(expected)
 })
