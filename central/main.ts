@@ -12,14 +12,16 @@ import { enableFailpoints } from '../shared/failpoint.ts'
 import { AttemptFiles } from '../shared/files/attempt-files.ts'
 import { makeCapability } from '../shared/files/capability.ts'
 import { fileHandler } from '../shared/files/server.ts'
-import { connectNats, serveNats } from '../shared/link-nats.ts'
+import { connectNats, serveNats, watchUp } from '../shared/link-nats.ts'
 import type { Log } from '../shared/log.ts'
 import { makeSigner } from '../shared/signing.ts'
 import { timingsFor } from '../shared/timings.ts'
 import { campaignHandlers } from './api/campaigns.ts'
+import { banHandlers } from './api/bans.ts'
 import { outputHandlers } from './api/outputs.ts'
 import { buildServer } from './api/server.ts'
 import { siteHandlers } from './api/sites.ts'
+import { openBans } from './bans.ts'
 import { folderBlobs } from './blobs.ts'
 import { CENTRAL_SETTINGS, type CentralConfig, centralPaths } from './config.ts'
 import { readCapabilityKey, readSigningKey } from './keys.ts'
@@ -27,7 +29,7 @@ import { GLOBAL } from './leases/keys.ts'
 import { openStore } from './leases/open.ts'
 import type { SiteShapes } from './matching/nearest.ts'
 import { listenForMetrics, makeMetrics, type StoreCondition } from './metrics.ts'
-import { ensureAdminToken, openPeople } from './people.ts'
+import { ALL_GROUPS, ensureAdminToken, openPeople } from './people.ts'
 import { connectRedis, storeRefusal } from './redis.ts'
 import { siteFiles } from './sites/files.ts'
 import type { JoinFacts } from './sites/join.ts'
@@ -71,6 +73,7 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
     let apiUrl = ''
     const publicUrl = () => config.publicUrl?.replace(/\/$/, '') ?? apiUrl
 
+    let hears = () => false
     const opened = await openStore({
       redis: config.redis,
       blobs,
@@ -96,6 +99,7 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
       capabilityFor: (site, { campaign, step, fences, tasks }, expiresAtMs) =>
         makeCapability(capabilityKey, { campaign, step, fences, site, tasks, expiresAtMs }),
       events: metrics.storeEvents,
+      hears: () => hears(),
     })
     begun.push(() => opened.close())
     const { store, dispatcher, work } = opened
@@ -109,9 +113,11 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
       inboxPrefix: NATS_INBOX,
     })
     begun.push(() => nats.close())
+    const isUp = watchUp(nats)
+    hears = isUp
     const ready = async () => {
       await opened.ping()
-      if (nats.isClosed()) throw new Error('the connection to NATS is closed')
+      if (!isUp()) throw new Error('there is no connection to NATS')
       await nats.flush()
     }
 
@@ -135,6 +141,15 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
       onRefused: metrics.onApiRefused,
       handlers: {
         ...campaignHandlers({ store, log, siteShapes: () => knownShapes(seen, sites), issuer: publicUrl }),
+        ...banHandlers(
+          openBans({
+            redis,
+            campaigns: () => store.list([ALL_GROUPS]),
+            cancel: (id) => store.setDesired(id, 'cancelled'),
+            log,
+            nowMs: () => systemClock.wallMs(),
+          }),
+        ),
         ...outputHandlers({ store, attempts, logRetryMs: timingsFor('relay', config.timeScale).beatMs }),
         ...siteHandlers({
           store,

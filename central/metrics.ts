@@ -70,6 +70,11 @@ export function makeMetrics(log: Log): Metrics {
   const pilots = gauge('indraft_pilots', 'Pilots by state, those behind relays included.', ['site', 'state'])
   const sequence = gauge('indraft_store_sequence', 'Durable changes of the store since it began.', [])
   const halted = gauge('indraft_store_halted', '1 while granting is stopped because the store lost writes.', [])
+  const starved = gauge(
+    'indraft_tasks_starved',
+    'Queued bundles that fit a holder which waits, both for minutes: 0 unless matching is at fault.',
+    ['group', 'site'],
+  )
   const silence = gauge('indraft_holder_silence_seconds', 'Since the holder was last heard.', [
     'site',
     'holder',
@@ -87,13 +92,14 @@ export function makeMetrics(log: Log): Metrics {
   ])
 
   const readStore = async (store: CampaignStore, condition: () => Promise<StoreCondition>): Promise<void> => {
-    const [allCampaigns, allHolders, allPilots, now] = await Promise.all([
+    const [allCampaigns, allHolders, allPilots, now, allStarved] = await Promise.all([
       store.list([ALL_GROUPS]),
       store.holders(),
       store.pilots(),
       condition(),
+      store.starved(),
     ])
-    for (const one of [tasks, campaigns, holders, pilots, silence, reported, totals]) one.reset()
+    for (const one of [tasks, campaigns, holders, pilots, silence, reported, totals, starved]) one.reset()
     const byGroup = Map.groupBy(allCampaigns, (campaign) => campaign.group)
     for (const [group, members] of byGroup) {
       const counts: Counts = members.length === 0 ? emptyCounts() : sumCounts(members.map((member) => member.counts))
@@ -102,6 +108,7 @@ export function makeMetrics(log: Log): Metrics {
     }
     for (const holder of allHolders) showHolder(holder)
     for (const { site, state } of allPilots) pilots.inc({ site, state })
+    for (const { group, site, bundles: found } of allStarved) starved.inc({ group, site }, found)
     sequence.set(now.sequence)
     halted.set(now.halted ? 1 : 0)
   }

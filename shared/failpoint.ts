@@ -14,6 +14,7 @@ export const FAILPOINTS = {
   'campaign.desiredSet':
     'central: pause, resume or cancel is in the store, nothing followed and the answer is not sent',
   'campaign.partCancelled': 'central: a part of the tasks of a cancelled campaign is cancelled, others are not',
+  'tasks.partRetried': 'central: a part of the tasks that a person retries is queued again, the answer is not sent',
   'step.prepared': 'central: the manifests of a step are written, none of its tasks is released',
   'step.partReleased': 'central: a range of tasks is released, none of it bundled; the rest of the step may be blocked',
   'retries.fed': 'central: due retries of a step are bundled, its ready tasks are not',

@@ -22,7 +22,7 @@ import {
 
 type Arrows = Record<string, Record<string, string>>
 const TABLES: { thing: string; table: Arrows; first: string[]; final: string[] }[] = [
-  { thing: 'task', table: taskTable, first: ['blocked', 'queued'], final: ['done', 'skipped', 'cancelled'] },
+  { thing: 'task', table: taskTable, first: ['blocked', 'queued'], final: ['done', 'cancelled'] },
   { thing: 'attempt', table: attemptTable, first: ['accepted'], final: ['given-back', 'acknowledged'] },
   { thing: 'lease', table: leaseTable, first: ['provisional'], final: ['expired', 'returned', 'closed'] },
   { thing: 'bundle', table: bundleTable, first: ['queued'], final: ['closed'] },

@@ -29,7 +29,7 @@ export const taskTable = {
   held: { 'task.finished': 'done', 'task.requeued': 'queued', 'task.cancelled': 'cancelled' },
   failed: { 'task.requeued': 'queued' },
   done: {},
-  skipped: {},
+  skipped: { 'task.reopened': 'blocked' },
   cancelled: {},
 } as const satisfies Table
 export type TaskState = keyof typeof taskTable
@@ -122,7 +122,7 @@ export const TASK_STATE_CODE: Record<TaskState, number> = {
   cancelled: 8,
 }
 
-/** States that nothing leaves by itself: a step is over when all its tasks are in one of these. */
+/** States that nothing leaves by itself, only by a person's retry: a step is over when all its tasks are in one of these. */
 export const ENDED_TASK_STATES = ['done', 'failed', 'skipped', 'cancelled'] as const satisfies readonly TaskState[]
 
 /** The next state, or undefined where the event is illegal in this state. */

@@ -62,6 +62,18 @@ export async function connectNats(options: NatsOptions, waitForServer = true): P
   return connection
 }
 
+/** Whether the connection stands now. */
+export function watchUp(connection: NatsConnection): () => boolean {
+  let up = true
+  void (async () => {
+    for await (const { type } of connection.status()) {
+      if (type === 'disconnect') up = false
+      if (type === 'reconnect') up = true
+    }
+  })()
+  return () => up && !connection.isClosed()
+}
+
 export function siteSubject(site: string): string {
   return `indraft.site.${site}`
 }

@@ -28,7 +28,14 @@ export class CampaignRefused extends IndraftError {
 
 type CampaignHandlers = Pick<
   Handlers,
-  'submitCampaign' | 'listCampaigns' | 'showCampaign' | 'campaignSource' | 'setDesired' | 'listTasks' | 'showTask'
+  | 'submitCampaign'
+  | 'listCampaigns'
+  | 'showCampaign'
+  | 'campaignSource'
+  | 'setDesired'
+  | 'retryTasks'
+  | 'listTasks'
+  | 'showTask'
 >
 
 export interface CampaignParts {
@@ -104,6 +111,12 @@ export function campaignHandlers({ store, log, siteShapes, issuer }: CampaignPar
         priority: Number.isFinite(changed.priority) ? changed.priority : 0,
         steps: changed.steps.filter((step) => stepViewSchema.safeParse(step).success),
       }
+    },
+    async retryTasks({ params, body }, caller) {
+      const found = await findCampaign(store, params.campaign, caller)
+      requireGroup(caller, found.group)
+      if (body.step !== undefined) requireStep(found, body.step)
+      return await store.retry(found.id, body)
     },
     async listTasks({ params, query }, caller) {
       const found = await findCampaign(store, params.campaign, caller)

@@ -3,6 +3,7 @@
  * `reply` answers with the bytes of a file. Times are milliseconds since 1970.
  */
 import { z } from 'zod'
+import { banSchema } from '../bans.ts'
 import { principalSchema, type Role } from '../people.ts'
 import { siteNameSchema, siteSchema, siteSettingsSchema } from '../sites/registry.ts'
 import {
@@ -125,6 +126,27 @@ export const ROUTES = {
     params: campaign,
     body: z.object({ desired: z.enum(['run', 'paused', 'cancelled']) }),
     reply: campaignViewSchema,
+  },
+  retryTasks: {
+    method: 'POST',
+    path: '/v1/campaigns/:campaign/retry',
+    role: 'submit',
+    summary: 'Queues failed or held tasks again, with fresh credit; steps skipped for them wait again.',
+    params: campaign,
+    body: z.object({
+      states: z
+        .array(z.enum(['failed', 'held']))
+        .min(1)
+        .max(2)
+        .default(['failed', 'held']),
+      step: z.string().optional(),
+      request: z
+        .string()
+        .min(8)
+        .max(64)
+        .describe('Made by the caller. Repeated under the same one, a task is not retried twice.'),
+    }),
+    reply: z.object({ tasks: z.number() }),
   },
   listTasks: {
     method: 'GET',
@@ -250,6 +272,29 @@ export const ROUTES = {
     summary: 'Takes a token back.',
     params: z.object({ id: z.string().regex(/^[0-9a-f]{12}$/) }),
     reply: z.object({ removed: z.boolean() }),
+  },
+  addBan: {
+    method: 'POST',
+    path: '/v1/bans',
+    role: 'admin',
+    summary: "Serves a person no more: refuses their tokens, cancels their campaigns. Again does what is left to do.",
+    body: banSchema.pick({ subject: true, reason: true }),
+    reply: z.object({ cancelled: z.array(z.string()) }),
+  },
+  listBans: {
+    method: 'GET',
+    path: '/v1/bans',
+    role: 'admin',
+    summary: 'Who is not served.',
+    reply: z.object({ bans: z.array(banSchema) }),
+  },
+  liftBan: {
+    method: 'POST',
+    path: '/v1/bans/lift',
+    role: 'admin',
+    summary: 'Serves a person again. What was cancelled stays cancelled.',
+    body: banSchema.pick({ subject: true }),
+    reply: z.object({ lifted: z.boolean() }),
   },
   verify: {
     method: 'POST',

@@ -138,6 +138,15 @@ export interface Starved {
   waitingForMs: number
 }
 
+/** A person's wish that tasks be tried again. */
+export interface RetryRequest {
+  states: ('failed' | 'held')[]
+  /** Only of this step. */
+  step?: string | undefined
+  /** Whoever repeats it, because no answer came, says the same: then no task is retried twice. */
+  request: string
+}
+
 /** What the API asks of the store. Implemented in central/store over Redis. */
 export interface CampaignStore {
   /** Idempotent. @throws IndraftError campaign.conflict | store.full */
@@ -157,6 +166,8 @@ export interface CampaignStore {
   task(id: CampaignId, step: string, index: number): Promise<TaskView | null>
   /** Raises the version. @throws IndraftError request.invalid where the campaign is over or the change is illegal */
   setDesired(id: CampaignId, desired: DesiredState): Promise<CampaignView>
+  /** @throws IndraftError request.invalid where the campaign is cancelled */
+  retry(id: CampaignId, which: RetryRequest): Promise<{ tasks: number }>
   holders(): Promise<HolderView[]>
   pilots(): Promise<PilotView[]>
   /** Asks whoever holds the attempt's log to send it; it arrives in the outputs folder a beat later. */

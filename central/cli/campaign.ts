@@ -1,4 +1,5 @@
 /** `indraft campaign`: send one in, look at it, steer it. Watching is watch.ts, files are outputs.ts. */
+import { randomUUID } from 'node:crypto'
 import { existsSync, readFileSync } from 'node:fs'
 import { dirname, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -299,4 +300,23 @@ function registerSteering(campaign: Command): void {
         print(options, reply, (view) => `${view.name} is ${view.state}`)
       })
   }
+
+  withClient(campaign.command('retry <campaign>'))
+    .description('try failed and held tasks again, with fresh credit; steps that were skipped for them wait again')
+    .option('--failed', 'only failed ones')
+    .option('--held', 'only held ones')
+    .option('--step <step>', 'only of this step')
+    .addHelpText('after', '\nExamples:\n  indraft campaign retry ising --failed --step simulate')
+    .action(async (name: string, options: Options & { failed?: boolean; held?: boolean; step?: string }) => {
+      const states: ('failed' | 'held')[] = []
+      if (options.failed || !options.held) states.push('failed')
+      if (options.held || !options.failed) states.push('held')
+      const body = { states, request: randomUUID(), ...(options.step ? { step: options.step } : {}) }
+      const reply = await withCentral(options, (client) =>
+        client.call('retryTasks', { params: { campaign: name }, body }),
+      )
+      print(options, reply, ({ tasks }) =>
+        tasks === 0 ? `nothing is ${states.join(' or ')}` : `${count(tasks, 'task')} queued again`,
+      )
+    })
 }

@@ -101,7 +101,11 @@ export class Beats {
     const listed = new Set(all.flatMap((part) => part.leases.map((lease) => `${lease.bundle}#${lease.fences[0]}`)))
     const processed = Math.min(...all.map((part) => part.processed))
     const known = await this.#leases.held(session.groups.map(groupBase), session.id, processed)
-    this.#log.info({ session: session.id, listed: listed.size, known: known.size }, 'holder.inventoryTaken')
+    const here = new Set([...known].map(([name, { base, fence }]) => `${name.slice(base.length + 1)}#${fence}`))
+    // Granted in a time that the store has lost, or ended here meanwhile: their results will be refused, or be late.
+    const unknown = [...listed].filter((lease) => !here.has(lease))
+    const facts = { session: session.id, holder: session.holder, listed: listed.size, known: known.size }
+    this.#log.info({ ...facts, unknown: unknown.length, first: unknown.slice(0, 20) }, 'holder.inventoryTaken')
     for (const [name, { base, fence }] of known) {
       const bundle = name.slice(base.length + 1)
       if (!listed.has(`${bundle}#${fence}`)) await this.#leases.expire(base, bundle, { fence, reason: 'node.lost' })

@@ -6,7 +6,7 @@ import { failpoint } from '../../shared/failpoint.ts'
 import { campaignState, type DesiredState, desiredTable, isCampaignOver, sumCounts } from '../../shared/lifecycle.ts'
 import type { Log } from '../../shared/log.ts'
 import type { Signer } from '../../shared/signing.ts'
-import type { CampaignPlan, CampaignView, StepView } from '../campaigns/model.ts'
+import type { CampaignPlan, CampaignView, RetryRequest, StepView } from '../campaigns/model.ts'
 import { ALL_GROUPS } from '../people.ts'
 import { GLOBAL, groupBase } from './keys.ts'
 import type { Feeding } from './leases.ts'
@@ -148,6 +148,40 @@ export class Campaigns {
         })
         .sort((a, b) => b.count - a.count) as CampaignView['failures'],
     }
+  }
+
+  /**
+   * Failed or held tasks get fresh credit and are queued again; steps that were skipped for them wait again. The same
+   * request never retries a task twice. @throws IndraftError request.notFound | request.invalid
+   */
+  async retry(id: string, which: RetryRequest): Promise<{ tasks: number }> {
+    const { scripts, plans, mark, feeding, log } = this.#parts
+    const known = await plans.get(id)
+    if (!known) throw new IndraftError('request.notFound', `no campaign ${id}`)
+    let tasks = 0
+    for (const step of known.plan.steps) {
+      if (which.step !== undefined && which.step !== step.name) continue
+      for (let cursor = 0, more = true; more; ) {
+        const answer = await scripts.run<{ outcome: number; tasks: number; more: boolean; cursor: number }>(
+          'retry',
+          known.base,
+          { campaign: id, step: step.name, size: step.size, from: which.states, request: which.request, cursor },
+        )
+        if (answer.outcome === 2) {
+          throw new IndraftError('request.invalid', 'the campaign is cancelled, which is for ever', {
+            path: 'campaign',
+          })
+        }
+        failpoint('tasks.partRetried')
+        tasks += answer.tasks
+        more = answer.more
+        cursor = answer.cursor
+      }
+    }
+    await mark.advance()
+    log.info({ campaign: id, ...which, tasks }, 'campaign.retried')
+    feeding.want('release', id, '')
+    return { tasks }
   }
 
   /** Repeating is harmless. @throws IndraftError request.notFound | request.invalid */

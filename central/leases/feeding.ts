@@ -7,7 +7,6 @@ import { failpoint } from '../../shared/failpoint.ts'
 import { ENDED_TASK_STATES } from '../../shared/lifecycle.ts'
 import type { Log } from '../../shared/log.ts'
 import { chooseBundleSize } from '../matching/bundle-size.ts'
-import { GLOBAL } from './keys.ts'
 import type { Mark } from './mark.ts'
 import type { MatchIndex } from './match-index.ts'
 import type { KnownCampaign, Plans, StoredStep } from './plans.ts'
@@ -91,18 +90,23 @@ export class Feeder {
     const { base, plan } = known
     const released = await this.#scripts.redis.hget(`${base}:step:${campaign}:${step.name}`, 'released')
     if (released === '1') return false
-    if (released === 'skipped') {
-      await this.#settle(base, campaign, step, 'skip')
-      return false
-    }
     let isReached = true
+    let isOver = true
     for (const after of step.after) {
       const before = plan.steps.find((candidate) => candidate.name === after.step)
       const counts = await readCounts(this.#scripts.redis, base, campaign, after.step)
       const over = ENDED_TASK_STATES.reduce((sum, state) => sum + counts[state], 0)
-      if (!before || over < before.size) return false
+      if (!before || over < before.size) isOver = false
+      if (!before) break
       if (counts.done < Math.ceil(after.accept * before.size - 1e-9)) isReached = false
     }
+    if (released === 'skipped' && isOver && !isReached) {
+      await this.#settle(base, campaign, step, 'skip')
+      return false
+    }
+    // Something before it was retried, or ended well after all.
+    if (released === 'skipped' || released === 'reopening') return this.#reopen(base, campaign, step)
+    if (!isOver) return false
     if (isReached) return this.#release(base, campaign, step)
     this.#log.warn({ campaign, step: step.name }, 'step.skipped')
     await this.#settle(base, campaign, step, 'skip')
@@ -131,6 +135,22 @@ export class Feeder {
     return true
   }
 
+  async #reopen(base: string, campaign: string, step: StoredStep): Promise<boolean> {
+    for (let cursor = 0, more = true; more; ) {
+      const answer = await this.#scripts.run<{ outcome: number; more?: boolean; cursor?: number }>('reopen', base, {
+        campaign,
+        step: step.name,
+        size: step.size,
+        cursor,
+      })
+      if (answer.outcome !== 1) return false
+      more = answer.more === true
+      cursor = answer.cursor ?? 0
+    }
+    this.#log.info({ campaign, step: step.name }, 'step.reopened')
+    return true
+  }
+
   async #settle(base: string, campaign: string, step: StoredStep, mode: 'skip' | 'cancel'): Promise<void> {
     for (let cursor = 0, more = true; more; ) {
       const answer = await this.#scripts.run<{ outcome: number; more?: boolean; cursor?: number }>('settle', base, {
@@ -148,16 +168,9 @@ export class Feeder {
 
   async #endIfOver(known: KnownCampaign, campaign: string): Promise<boolean> {
     const { base, plan } = known
-    for (const step of plan.steps) {
-      const counts = await readCounts(this.#scripts.redis, base, campaign, step.name)
-      if (ENDED_TASK_STATES.reduce((sum, state) => sum + counts[state], 0) < step.size) return true
-    }
-    const { redis } = this.#scripts
-    const [seconds] = await redis.time()
-    await redis.hsetnx(`${base}:campaign:${campaign}`, 'endedMs', Number(seconds) * 1000)
-    await redis.srem(`${base}:cancelling`, campaign)
-    await redis.publish(GLOBAL.wake, base)
-    this.#log.info({ campaign, name: plan.name }, 'campaign.ended')
-    return false
+    const steps = plan.steps.map((step) => step.name)
+    const answer = await this.#scripts.run('end', base, { campaign, steps })
+    if (answer.outcome === 1) this.#log.info({ campaign, name: plan.name }, 'campaign.ended')
+    return answer.outcome === 3
   }
 }

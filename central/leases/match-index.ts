@@ -5,6 +5,7 @@
 import type { Clock } from '../../shared/clock.ts'
 import { tasksPerShape, unmetNeeds } from '../../shared/fit.ts'
 import type { Needs } from '../../shared/protocol/work.ts'
+import { BANS } from '../bans.ts'
 import type { QueueEntry, Share } from '../matching/choose.ts'
 import { GLOBAL, groupBase, parseQueueName } from './keys.ts'
 import { needsOf, type Plans } from './plans.ts'
@@ -76,6 +77,7 @@ export class MatchIndex {
   async #readQueues(): Promise<Queues> {
     const entries: QueueEntry[] = []
     const shares = new Map<string, Share>()
+    const banned = new Set(await this.#scripts.redis.hkeys(BANS))
     for (const group of await this.#scripts.redis.smembers(GLOBAL.groups)) {
       const base = groupBase(group)
       const names = await this.#scripts.redis.smembers(`${base}:queues`)
@@ -87,7 +89,7 @@ export class MatchIndex {
       let leasedCores = 0
       for (const name of names) {
         const entry = await this.#readQueue(group, base, name, limits, use)
-        if (entry) entries.push(entry)
+        if (entry && !(await this.#isOf(banned, entry.campaign))) entries.push(entry)
       }
       for (const [name, tasks] of Object.entries(use)) {
         if (!name.startsWith('leased:') || Number(tasks) === 0) continue
@@ -97,6 +99,10 @@ export class MatchIndex {
       shares.set(group, { leasedCores, weight: Number(limits.share ?? 1) })
     }
     return { entries, shares }
+  }
+
+  async #isOf(subjects: ReadonlySet<string>, campaign: string): Promise<boolean> {
+    return subjects.size > 0 && subjects.has((await this.#plans.get(campaign))?.plan.subject ?? '')
   }
 
   async #readQueue(

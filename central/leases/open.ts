@@ -62,6 +62,8 @@ export interface StoreOptions {
   signer: Signer
   clock: Clock
   log: Log
+  /** Whether holders can be heard now; always, unless said. */
+  hears?: () => boolean
   /** Replicas of Redis that must have a write on disk before it is acknowledged; none unless said. */
   replicas?: number
   /** Shortens every interval; 1 in production. */
@@ -123,7 +125,7 @@ export async function openStore(options: StoreOptions): Promise<OpenStore> {
   const manifests = new Manifests(plans, results, blobs)
   const feeder = new Feeder({ scripts, plans, index, mark, manifests, log })
   const compactor = new Compactor(scripts, plans, results, blobs)
-  const reaper = new Reaper(scripts, sessions, leases, log, timeScale)
+  const reaper = new Reaper(scripts, sessions, leases, log, timeScale, options.hears)
   const work = new Work(
     {
       connect: () => connect('patient'),

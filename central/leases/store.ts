@@ -36,6 +36,7 @@ export function openCampaignStore({
     tasks: (id, filter, from, limit) => tasks.list(id, filter, from, limit),
     task: (id, step, index) => tasks.one(id, step, index),
     setDesired: (id, desired) => campaigns.setDesired(id, desired),
+    retry: (id, which) => campaigns.retry(id, which),
     holders: () => sessions.holders(),
     pilots: () => sessions.pilots(options.clock.wallMs()),
     verify: () => verifier.verify(),

@@ -1,9 +1,10 @@
 /**
  * Ends sessions that fell silent, and grants that nobody confirmed. After our own silence (a restart of the centre or
- * of Redis) nobody is declared dead for as long as their own lost-after: absence of evidence is not death then.
+ * of Redis, a time without NATS) nobody is declared dead for as long as their own lost-after: absence of evidence is
+ * not death then. A process that cannot hear holders judges nobody, and what nobody could hear counts as our silence.
  */
 import type { Log } from '../../shared/log.ts'
-import { GRACE_AFTER_RESTART } from '../../shared/timings.ts'
+import { GRACE_AFTER_RESTART, timingsFor } from '../../shared/timings.ts'
 import { GLOBAL, groupBase } from '../leases/keys.ts'
 import type { Leases } from '../leases/leases.ts'
 import type { Scripts } from '../leases/scripts.ts'
@@ -20,16 +21,28 @@ export class Reaper {
   readonly #leases: Leases
   readonly #log: Log
   readonly #scale: number
+  readonly #confirmMs: number
+  readonly #hears: () => boolean
 
-  constructor(scripts: Scripts, sessions: Sessions, leases: Leases, log: Log, scale: number) {
+  constructor(
+    scripts: Scripts,
+    sessions: Sessions,
+    leases: Leases,
+    log: Log,
+    scale: number,
+    hears: () => boolean = () => true,
+  ) {
+    this.#hears = hears
     this.#scripts = scripts
     this.#sessions = sessions
     this.#leases = leases
     this.#log = log
     this.#scale = scale
+    this.#confirmMs = timingsFor('relay', scale).confirmMs
   }
 
   async sweep(): Promise<void> {
+    if (!this.#hears()) return
     const nowMs = await this.#nowMs()
     const graceMs = await this.#noteSweep(nowMs)
     for (const session of await this.#sessions.listed()) {
@@ -48,7 +61,9 @@ export class Reaper {
     }
     for (const group of await this.#scripts.redis.smembers(GLOBAL.groups)) {
       const base = groupBase(group)
-      for (const bundle of await this.#scripts.redis.zrangebyscore(`${base}:provisional`, '-inf', nowMs)) {
+      // While we could not be told, nobody could confirm either.
+      const before = nowMs - graceMs > this.#confirmMs ? nowMs : 0
+      for (const bundle of await this.#scripts.redis.zrangebyscore(`${base}:provisional`, '-inf', before)) {
         await this.#leases.expire(base, bundle, { provisional: true, reason: 'node.lost' })
       }
       await this.#forgetDead(base, nowMs)

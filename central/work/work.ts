@@ -170,7 +170,10 @@ export class Work {
           }
         }
         // What is over stays listed until nothing more has to be done for it.
-        if (!isOpen && results === 0) await scripts.redis.srem(`${base}:active`, campaign)
+        if (!isOpen && results === 0) {
+          const steps = known?.plan.steps.map((step) => step.name) ?? []
+          await scripts.run('end', base, { campaign, steps, retire: true })
+        }
       }
       const waiting = await scripts.redis.srandmember(`${base}:publish`)
       if (waiting) await this.publish(waiting.slice(0, waiting.indexOf('|')))

@@ -433,3 +433,38 @@ test('starvation - work that fits a waiting holder and is granted to nobody is f
   await pilot.pull(2)
   expect(await lab.store.starved()).toEqual([])
 })
+
+test('a centre that cannot hear holders - declares nobody dead, and gives them their time when it hears again', async () => {
+  const id = await seed(2)
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  await pilot.pull(2)
+  await pilot.beat()
+  lab.hearing.hears = false
+  const session = `indraft:{site:ALPHA}:session:${pilot.holder.welcome!.session}`
+  await lab.redis.hset(session, 'seenMs', '1000')
+  await lab.redis.hset('indraft:mark', 'sweptMs', 1000, 'graceMs', 1000)
+  await lab.work.sweep()
+  expect(await counts(id)).toEqual({ assigned: 2 })
+  lab.hearing.hears = true
+  await lab.work.sweep()
+  expect(await counts(id)).toEqual({ assigned: 2 })
+  await queuedAgain(id, 2)
+  await clean()
+})
+
+test('restart of the centre - a grant that could not be confirmed meanwhile is not taken back at once', async () => {
+  const id = await seed(2)
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  await pilot.pull(2)
+  const base = `indraft:{${GROUP}}`
+  for (const bundle of await lab.redis.zrange(`${base}:provisional`, '0', '-1')) {
+    await lab.redis.zadd(`${base}:provisional`, 1000, bundle)
+  }
+  await lab.redis.hset('indraft:mark', 'sweptMs', 1000, 'graceMs', 1000)
+  await lab.work.sweep()
+  expect(await counts(id)).toEqual({ assigned: 2 })
+  await pilot.beat()
+  await lab.settle()
+  expect(await pilot.verdicts(pilot.allResults())).toEqual(['accepted', 'accepted'])
+  await clean()
+})

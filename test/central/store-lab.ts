@@ -21,6 +21,8 @@ export interface StoreLab extends OpenStore {
   folder: string
   redis: Redis
   sites: Map<string, SiteInfo>
+  /** Whether the store believes that holders can be heard. */
+  hearing: { hears: boolean }
   /** Does what is due until nothing changes any more. */
   settle(): Promise<void>
   /** Opens the same store once more, as after a crash of the first. */
@@ -50,6 +52,7 @@ export async function openStoreLab(
   const redis = new Redis(url)
   await redis.flushall()
   const sites = new Map<string, SiteInfo>([['ALPHA', { labels: {}, disabled: false }]])
+  const hearing = { hears: true }
   const open = () =>
     openStore({
       redis: url,
@@ -63,6 +66,7 @@ export async function openStoreLab(
       siteOf: async (name) => sites.get(name) ?? null,
       siteNames: async () => [...sites.keys()],
       filesUrl: () => null,
+      hears: () => hearing.hears,
     })
   const opened = await open()
   const others: OpenStore[] = []
@@ -71,6 +75,7 @@ export async function openStoreLab(
     folder,
     redis,
     sites,
+    hearing,
     settle: async () => {
       for (let i = 0; i < 3; i++) await opened.work.sweep()
     },

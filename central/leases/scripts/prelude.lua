@@ -10,7 +10,7 @@
 --   campaign:<c>         hash   the campaign: plan digest, desired state, version
 --   failures:<c>         hash   step|reason|detail -> how often an attempt ended so
 --   past:<c>             hash   fence -> site|tasks: tasks that left a lease in another way than by its own success
---   step:<c>:<s>         hash   released (0, 1, skipped), template, manifests, wallMs and wallCount of done tasks
+--   step:<c>:<s>         hash   released (0, 1, skipped, reopening), template, manifests, wallMs and wallCount of done tasks
 --   state:<c>:<s>        string four bits a task, see TASK_STATE_CODE in shared/lifecycle.ts
 --   counts:<c>:<s>       hash   state -> number of tasks; moved with the state, here only
 --   ready:<c>:<s>        zset   `first-last` by first: queued, in no bundle yet

@@ -7,7 +7,7 @@
 local c, s = args.campaign, args.step
 local released = redis.call('HGET', key('step', c, s), 'released')
 if args.mode == 'skip' then
-  if released == '1' then return answer({ outcome = 2 }) end
+  if released == '1' or released == 'reopening' then return answer({ outcome = 2 }) end
   redis.call('HSET', key('step', c, s), 'released', 'skipped')
 elseif redis.call('HGET', key('campaign', c), 'desired') ~= 'cancelled' then
   return answer({ outcome = 2 })
