@@ -8,14 +8,16 @@ import { tick } from '../tick.ts'
 import { type Campaign, isDeath, World, type WorldOptions } from './world.ts'
 
 const HOUR = 3_600_000
-const NODES = 20
+export const NODES = 20
+/** Of them the vacuum may use so many. */
+export const MOST = 12
 
 const SITE = `
 indraft: 1
 folder: /sim
 credential: /sim/pilot.json
 starter: slurm
-caps: {running: 12, queued: 4, submissionsAnHour: 30, startsATick: 2}
+caps: {running: ${MOST}, queued: 4, submissionsAnHour: 30, startsATick: 2}
 kinds:
   cpu: {time: 12h, shape: {cores: 8, memory: 16GiB}}
 `

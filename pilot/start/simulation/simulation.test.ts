@@ -1,5 +1,8 @@
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { mostInAnHour, type Outcome, SCENARIOS, simulate } from './scenarios.ts'
+import { reportPage, reportPicture } from './report.ts'
+import { MOST, mostInAnHour, NODES, type Outcome, SCENARIOS, simulate } from './scenarios.ts'
 
 const outcomes = new Map<string, Promise<Outcome>>()
 const outcomeOf = (name: string, seed: number) => {
@@ -35,6 +38,15 @@ describe.each(SCENARIOS.flatMap((one) => [1, 2, 3].map((seed) => [one.name, seed
     })
   },
 )
+
+describe('simulation - what is shown', () => {
+  it('page and picture are what the code gives (`node docs/simulate.ts`)', async () => {
+    const shown = await Promise.all(SCENARIOS.map(({ name }) => outcomeOf(name, 1)))
+    const read = (file: string) => readFileSync(join(import.meta.dirname, '../../../docs/site', file), 'utf8')
+    expect(read('simulation.md')).toBe(reportPage(shown, NODES, MOST))
+    expect(read('simulation.svg')).toBe(reportPicture(shown, MOST))
+  })
+})
 
 describe('simulation - nodes', () => {
   it('a node that ends pilots with 500 is not tried again and again', async () => {
