@@ -10,6 +10,8 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { addresses, type Centre, type CreatedFile, inside, startCentre } from './centre.ts'
 import { type Product, paths, startProduct } from './product.ts'
 import { checkout, whyNoLab } from './roots.ts'
+import { endedJobs } from './slurm.ts'
+import { countSlurmCalls, type SlurmCall } from './slurm-calls.ts'
 import { type Seen, startWitness } from './witness.ts'
 
 const CUT_MS = 60_000
@@ -22,6 +24,25 @@ const slurmJob = ['--time=30', `--output=${inside.home}/pilot-%j.log`]
 function lastLine(log: string): string {
   const lines = log.split('\n')
   return lines[lines.findIndex((line) => line.startsWith('Loop time')) - 1]!.trim().split(/\s+/).join(',')
+}
+
+/** Every run is a point: what its row says, further right the more energy it has, further up the warmer it is. */
+function checkPicture(picture: string, rows: ReadonlyMap<string, string>): void {
+  const circle = /<circle cx="([\d.]+)" cy="([\d.]+)".*?<title>T (\S+), seed (\d+): (\S+) at (\S+)<\/title>/g
+  const points = [...picture.matchAll(circle)].map(([, x, y, T, seed, temperature, energy]) => {
+    const [, , , , , totalEnergy, , meanTemperature] = rows.get(`${T} ${seed}`)!.split(',').map(Number)
+    expect([temperature, energy]).toEqual([meanTemperature!.toFixed(4), totalEnergy!.toFixed(4)])
+    return { x: Number(x), y: Number(y), temperature: meanTemperature!, energy: totalEnergy! }
+  })
+  expect(points).toHaveLength(rows.size)
+  const by = (key: 'x' | 'y' | 'temperature' | 'energy') => [...points].sort((one, other) => one[key] - other[key])
+  expect(by('x').map(({ x }) => x)).toEqual(by('energy').map(({ x }) => x))
+  expect(by('y').map(({ y }) => y)).toEqual(
+    by('temperature')
+      .reverse()
+      .map(({ y }) => y),
+  )
+  expect(picture).toMatch(/>energy of an atom [^<]*<\/text>[\s\S]*>temperature<\/text>/)
 }
 
 const rowsOf = (csv: string) =>
@@ -67,16 +88,19 @@ describe.skipIf(whyNoLab() !== null)('melt', () => {
     const onNode = await startWitness(centre, 'n1', 'lmp', 'python3')
     await product.indraft('campaign', 'submit', `${example}/melt.yaml`)
     const startedMs = performance.now()
-    const job = await centre.sbatch(sbatchFile, slurmJob)
+    const calls = await countSlurmCalls(centre)
+    const job = await centre.sbatch(sbatchFile, slurmJob, { env: calls.env })
     while (((await show('melt')).steps[0]!.counts.done ?? 0) < 4) await sleep(1500)
 
     await Promise.all(Object.values(product.links).map((link) => link.set({ mode: 'cut' })))
     const cutMs = performance.now()
+    const cutAtMs = Date.now()
     const atCut = await show('melt')
     expect(atCut.state).toBe('running')
     await sleep(CUT_MS)
-    // Central knows nothing new; the node went on meanwhile.
+    // Central knows nothing new; that the node went on meanwhile is seen below.
     expect((await show('melt')).steps[0]!.counts.done).toBe(atCut.steps[0]!.counts.done)
+    const openedAtMs = Date.now()
     await Promise.all(Object.values(product.links).map((link) => link.set({ mode: 'open' })))
     const wasCutMs = performance.now() - cutMs
 
@@ -92,22 +116,32 @@ describe.skipIf(whyNoLab() !== null)('melt', () => {
     const { table, picture } = await outputs('melt')
     rows = rowsOf(table)
     expect(rows.size).toBe(24)
-    expect(picture.match(/<circle /g)).toHaveLength(24)
+    checkPicture(picture, rows)
 
-    // Slurm saw one job, and alice is its owner.
-    const jobs = (await centre.check('edge', ['scontrol', 'show', 'jobs', '-o'])).split('\n')
-    expect(jobs).toEqual([expect.stringMatching(new RegExp(`^JobId=${job} .*UserId=alice\\(1000\\)`))])
+    // Slurm saw one job, alice is its owner, and nothing asked Slurm anything beside her sbatch and the script's srun.
+    expect(await endedJobs(centre)).toEqual([expect.objectContaining({ id: job, user: 'alice', state: 'COMPLETED' })])
+    const asked = await calls.read()
+    expect(asked.map(({ host, user, command }) => `${host} ${user} ${command}`)).toEqual([
+      'edge alice sbatch',
+      'n1 alice srun',
+    ])
 
     // Every payload was in a user namespace of its own; the node itself has neither program.
     const payloads = node.programs.filter(({ name }) => name === 'lmp')
     expect(payloads).toHaveLength(24)
+    // Payloads began and ended while nobody outside could be told.
+    const meanwhile = payloads.filter((one) => one.firstSeenMs > cutAtMs && one.lastSeenMs < openedAtMs)
+    expect(meanwhile.length).toBeGreaterThan(0)
     expect(new Set(payloads.map(({ userNamespace }) => userNamespace))).not.toContain(node.userNamespace)
     expect((await centre.run('n1', ['sh', '-c', 'command -v lmp'])).code).not.toBe(0)
     const left = await centre.check('n1', ['sh', '-c', 'cat /proc/[0-9]*/comm'])
     expect(left).not.toMatch(/squashfuse|lmp|indraft|apptainer|starter/i)
 
     const files = await centre.filesCreated(inside.shared, since)
-    console.log(securityTable(edge, node, files))
+    console.log(securityTable(edge, node, files, asked))
+    const lastedS = payloads.map((one) => (one.lastSeenMs - one.firstSeenMs) / 1000).sort((one, other) => one - other)
+    const [shortest, median, longest] = [lastedS[0]!, lastedS[12]!, lastedS[23]!].map((seconds) => seconds.toFixed(1))
+    console.log(`payloads: ${shortest} to ${longest} s, median ${median} s; ${meanwhile.length} within the cut`)
     console.log(
       `main job: 25 tasks in ${(tookMs / 1000).toFixed(0)} s, of which the link was cut for ${(wasCutMs / 1000).toFixed(0)} s`,
     )
@@ -203,6 +237,10 @@ function checkSite(edge: Seen, node: Seen, files: readonly CreatedFile[]): void 
     expect(local).toContain(addresses.edgeWan)
   }
   expect([...node.connections, ...node.ended].filter(({ peer }) => beyond(peer))).toEqual([])
+  // Not for want of looking: the pilot's two connections were seen.
+  const ofPilot = node.connections.filter(({ process }) => process.startsWith('indraft-pilot')).map(({ peer }) => peer)
+  expect(new Set(ofPilot).size).toBe(2)
+  for (const peer of ofPilot) expect(peer).toMatch(/^10\.77\.0\.1:/)
   // slurmctld is the site's own; ours is on the network of the nodes and on loopback.
   for (const { local, process } of edge.listening) {
     if (process !== 'slurmctld') expect(local).toMatch(/^(127\.0\.0\.1|10\.77\.0\.1):/)
@@ -213,9 +251,11 @@ function checkSite(edge: Seen, node: Seen, files: readonly CreatedFile[]): void 
   expect(files.map(({ path, owner }) => `${owner} ${path}`)).toEqual([
     expect.stringMatching(/^alice \/shared\/home\/alice\/pilot-\d+\.log$/),
   ])
+  // Nor was anything there in between.
+  expect(edge.files).toEqual(files.map(({ path }) => path))
 }
 
-function securityTable(edge: Seen, node: Seen, files: readonly CreatedFile[]): string {
+function securityTable(edge: Seen, node: Seen, files: readonly CreatedFile[], calls: readonly SlurmCall[]): string {
   const unique = (lines: string[]) => [...new Set(lines)].sort()
   const withoutPort = (address: string) => address.replace(/:\d+$/, '')
   const socketsOf = (name: string, seen: Seen) => [
@@ -234,7 +274,7 @@ function securityTable(edge: Seen, node: Seen, files: readonly CreatedFile[]): s
     ),
   ]
   const lines = files.map((one) => `files ${one.mode}  ${one.owner}  ${String(one.sizeBytes).padStart(9)}  ${one.path}`)
-  return ['what the site would want to know', ...socketsOf('edge', edge), ...socketsOf('n1  ', node), ...lines].join(
-    '\n  ',
-  )
+  const asked = calls.map((one) => `${one.host.padEnd(4)}  calls      ${one.command} (user ${one.user})`)
+  const sockets = [...socketsOf('edge', edge), ...socketsOf('n1  ', node)]
+  return ['what the site would want to know', ...sockets, ...asked, ...lines].join('\n  ')
 }

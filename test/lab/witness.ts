@@ -1,10 +1,12 @@
 /**
  * What a security officer would want to have written down of a host: every socket and every TCP connection that was there
- * while the witness watched, also those that ended soon, and which programs ran in namespaces of their own. A program
- * of its own on a host of the lab: looks five times a second, and is told by the kernel of each connection that ends.
+ * while the witness watched, also those that ended soon, which programs ran in namespaces of their own and when, and every
+ * name that appeared on the shared file system, also those that were gone soon. A program of its own on a host of the
+ * lab: looks five times a second, and is told by the kernel of each connection that ends and of each file that begins.
  */
 import { execFileSync, spawn } from 'node:child_process'
-import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
+import { readdirSync, readFileSync, readlinkSync, watch as watchFolder } from 'node:fs'
+import { join } from 'node:path'
 import process from 'node:process'
 import type { Centre, Host } from './centre.ts'
 import { inside } from './centre.ts'
@@ -17,7 +19,9 @@ export interface Seen {
   /** The far ends of every connection that ended, as the kernel told; who had it is not known any more. */
   ended: { local: string; peer: string }[]
   /** Programs named to the witness: in which user namespace each ran. */
-  programs: { pid: number; name: string; userNamespace: string }[]
+  programs: { pid: number; name: string; userNamespace: string; firstSeenMs: number; lastSeenMs: number }[]
+  /** Paths below /shared that were made, renamed or removed. */
+  files: string[]
   /** The host's own user namespace. */
   userNamespace: string
 }
@@ -80,7 +84,9 @@ function watch(programs: readonly string[]): void {
       if (!programs.some((program) => name.startsWith(program))) continue
       // A container changes into its namespace after it has its name: the last look counts.
       const userNamespace = userNamespaceOf(pid)
-      if (userNamespace !== '') found.set(pid, { pid, name, userNamespace })
+      const nowMs = Date.now()
+      const { firstSeenMs } = found.get(pid) ?? { firstSeenMs: nowMs }
+      if (userNamespace !== '') found.set(pid, { pid, name, userNamespace, firstSeenMs, lastSeenMs: nowMs })
     }
   }
 
@@ -94,6 +100,10 @@ function watch(programs: readonly string[]): void {
       if (local && peer) ended.set(`${local} ${peer}`, { local, peer })
     }
   })
+  const files = new Set<string>()
+  const folder = watchFolder(inside.shared, { recursive: true }, (event, path) => {
+    if (event === 'rename' && path !== null) files.add(join(inside.shared, path))
+  })
   const look = () => {
     lookAtSockets()
     lookAtPrograms()
@@ -104,11 +114,13 @@ function watch(programs: readonly string[]): void {
     clearInterval(timer)
     look()
     events.kill()
+    folder.close()
     const seen: Seen = {
       listening: [...listening.values()],
       connections: [...connections.values()],
       ended: [...ended.values()],
       programs: [...found.values()],
+      files: [...files].sort(),
       userNamespace: userNamespaceOf('self'),
     }
     console.log(`seen ${JSON.stringify(seen)}`)
