@@ -9,6 +9,7 @@ import type { Redis } from 'ioredis'
 import { z } from 'zod'
 import { IndraftError } from '../shared/errors.ts'
 import { writePrivately } from '../shared/servers/private-file.ts'
+import { banOf } from './bans.ts'
 
 const TOKENS = 'indraft:tokens'
 /** Stands for every group. */
@@ -53,7 +54,11 @@ export function openPeople(redis: Redis): People {
       if (token === undefined) throw new IndraftError('auth.invalid', 'Authorization: expected "Bearer TOKEN"')
       const found = await redis.hget(TOKENS, tokenHash(token))
       if (found === null) throw new IndraftError('auth.invalid')
-      return principalSchema.parse(JSON.parse(found))
+      const principal = principalSchema.parse(JSON.parse(found))
+      const ban = await banOf(redis, principal.subject)
+      if (ban)
+        throw new IndraftError('auth.forbidden', `${principal.subject} is banned${ban.reason && `: ${ban.reason}`}`)
+      return principal
     },
     async add(principal) {
       const token = makeToken('person')

@@ -57,6 +57,13 @@ async function showNode({ config: file, json, ...args }: Record<string, unknown>
   const left = facts.timeLeftMs === null ? 'no end known' : `${formatDuration(facts.timeLeftMs)} left`
   console.log(`node ${facts.node}: ${facts.cores} cores (${facts.arch}), ${formatBytes(facts.memoryBytes)} memory,`)
   console.log(`  ${formatBytes(facts.scratchBytes)} scratch, network ${facts.network}, ${left}`)
+  if (facts.gpus > 0) {
+    const { gpu = 'GPU', gpu_driver: driver = 'not said' } = facts.labels
+    console.log(`  ${facts.gpus} GPUs: ${gpu}, ${formatBytes(facts.gpuMemoryBytes)} each, driver ${driver}`)
+  }
+  const { processor = 'processor not known', scratch } = facts.labels
+  console.log(`  ${processor}${scratch === 'memory' ? ', scratch in memory' : ''}`)
+  if (facts.software) console.log(`  software ${facts.software.join(', ')}`)
   for (const { ok, what, detail } of checks) console.log(`${ok ? 'ok  ' : 'BAD '} ${what}: ${detail}`)
 }
 

@@ -277,7 +277,7 @@ export const ROUTES = {
     method: 'POST',
     path: '/v1/bans',
     role: 'admin',
-    summary: "Serves a person no more: refuses their tokens, cancels their campaigns. Again does what is left to do.",
+    summary: 'Serves a person no more: refuses their tokens, cancels their campaigns. Again does what is left to do.',
     body: banSchema.pick({ subject: true, reason: true }),
     reply: z.object({ cancelled: z.array(z.string()) }),
   },

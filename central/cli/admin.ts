@@ -1,6 +1,7 @@
 /** `indraft whoami` and `indraft admin`: tokens, and the store held against its invariants. */
 import { type Command, Option } from 'commander'
 import { type Principal, ROLES, type Role } from '../people.ts'
+import { registerBans } from './ban.ts'
 import { columns, EXIT, type Options, print, withCentral, withClient } from './command.ts'
 
 export function registerAdmin(program: Command): void {
@@ -34,6 +35,8 @@ export function registerAdmin(program: Command): void {
       const reply = await withCentral(options, (client) => client.call('liftHalt', {}))
       print(options, reply, () => 'granting again')
     })
+
+  registerBans(admin)
 
   const token = admin.command('token').description('bearer tokens of people and services')
   withClient(token.command('add <subject>'))
