@@ -3,7 +3,7 @@
  * wide-area links of its own, and pilots that a stand-in for the batch system starts again whenever they end. Each part
  * can be reached by name, to do something bad to it. All of it lies in one folder and ends with this process.
  */
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Client, makeClient, Unreachable } from '../../central/api/client.ts'
@@ -62,6 +62,8 @@ export interface World {
   pidOf(target: Exclude<Target, { part: 'payload' }>): number | undefined
   /** Logs of relays and pilots, by the part's name. */
   logOf(name: string): string
+  /** Whether its log has a line with this message. */
+  saidOf(name: string, message: string): boolean
   /** Folder in which moments of a program are armed; relays and pilots have one for each site. */
   failpoints(program: 'central' | 'relay' | 'pilot', site?: string): string
   /** Asks one central and then the other until one answers. */
@@ -262,6 +264,7 @@ export async function startWorld(options: WorldOptions): Promise<World> {
         return parts.get(nameOf(target))?.pid
       },
       logOf,
+      saidOf: (name, message) => said(logOf(name), message),
       failpoints: (which, site) => place('failpoints', site === undefined ? which : `${which}-${site}`),
       ask,
       redisDir: join(folder, 'redis'),
@@ -299,8 +302,4 @@ export async function until(
 /** The names in a folder, none where there is no such folder. */
 export function listed(folder: string): string[] {
   return existsSync(folder) ? readdirSync(folder) : []
-}
-
-export function writeText(path: string, text: string): void {
-  writeFileSync(path, text, { mode: 0o600 })
 }
