@@ -11,7 +11,7 @@ import { copyFile, lstat, mkdir, open, readFile, realpath, rename, rm } from 'no
 import { dirname, join, resolve } from 'node:path'
 import { pipeline } from 'node:stream/promises'
 import { fileURLToPath, pathToFileURL } from 'node:url'
-import { type ErrorCode, IndraftError } from '../shared/errors.ts'
+import { type ErrorCode, IndraftError, isIndraftError } from '../shared/errors.ts'
 import { checksumFile, sameChecksum } from '../shared/files/checksum.ts'
 import { type FileClient, fileAddress } from '../shared/files/client.ts'
 import { type AttemptRef, attemptPath } from '../shared/ids.ts'
@@ -89,6 +89,26 @@ export async function fetchInput(
   } catch (error) {
     throw stageError(error, 'in', url)
   }
+}
+
+/**
+ * One winner's output. On a shared file system it has one of two names at any time, and loses the first for the second;
+ * the other way round an older file of the final name would be taken for it.
+ * @throws as fetchInput
+ */
+export async function fetchWinner(
+  entry: Pick<Manifest['entries'][number], 'url' | 'written' | 'checksum'>,
+  target: string,
+  transfer: Transfer,
+): Promise<void> {
+  if (entry.written !== undefined) {
+    try {
+      return await fetchInput(entry.written, target, entry.checksum, transfer)
+    } catch (error) {
+      if (!isIndraftError(error, 'stage.inputMissing')) throw error
+    }
+  }
+  await fetchInput(entry.url, target, entry.checksum, transfer)
 }
 
 /** @throws IndraftError stage.outFailed | policy.refused */

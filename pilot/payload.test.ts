@@ -1,5 +1,14 @@
 import { spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
@@ -304,6 +313,30 @@ describe('inputs', () => {
     expect(wrong).toMatchObject({ reason: 'stage.inputChecksum', wallMs: 0 })
     const gone = await site.runScript('true', { inputs: [{ ...input, url: 'file:///not/there', checksum: null }] })
     expect(gone.reason).toBe('stage.inputMissing')
+  })
+
+  test('inputs - a winner on a shared file system is found before and after it got its final name', async () => {
+    const final = join(site.folder, 'winner.txt')
+    const written = `${final}.attempt-7-8`
+    const content = Buffer.from('winner')
+    const urls = { url: pathToFileURL(final).href, written: pathToFileURL(written).href }
+    const entry = { index: 0, output: 'o', ...urls, sizeBytes: content.length, checksum: digestOf(content) }
+    const digest = site.addBlob(JSON.stringify({ step: 'before', entries: [entry] }))
+    const input = { url: null, from: 'before', output: 'o', path: 'in', list: null, checksum: null }
+    const read = async () => {
+      const result = await site
+        .attempt({ command: ['cat', 'in'], inputs: [input] }, { manifests: { '0': digest } })
+        .run()
+      return result.end === 'done' ? await site.stored(result, '.log/stdout') : result.reason
+    }
+    // What an earlier campaign left there is not what this one made.
+    writeFileSync(final, 'older!')
+    writeFileSync(written, content)
+    expect(await read()).toBe('winner')
+    renameSync(written, final)
+    expect(await read()).toBe('winner')
+    rmSync(final)
+    expect(await read()).toBe('stage.inputMissing')
   })
 
   test("inputs - the pilot's own files are refused, also through a link", async () => {

@@ -25,7 +25,7 @@ import type { OutputRecord, Result } from '../shared/protocol/messages.ts'
 import type { BundleBody, TemplateBody } from '../shared/protocol/work.ts'
 import { formatBytes, formatDuration } from '../shared/quantity.ts'
 import { type Launch, prepareControl, type Runtime, readStatus } from './container.ts'
-import { fetchInput, fetchManifest, storeOutput, type Transfer } from './drivers.ts'
+import { fetchInput, fetchManifest, fetchWinner, storeOutput, type Transfer } from './drivers.ts'
 import type { Gpus } from './gpus.ts'
 import { removeFolder } from './home.ts'
 import { ImageDigests } from './image-digest.ts'
@@ -49,6 +49,8 @@ export interface AttemptWork {
   capability: string | null
   /** Its own for as long as it runs; null where it asked for none. */
   gpus?: Launch['gpus']
+  /** Processors it is bound to; null for any. */
+  cpus?: string | null
 }
 
 /** What all attempts of a pilot share. */
@@ -67,6 +69,8 @@ export interface PayloadAround {
   runtimes: readonly Runtime[]
   /** Of this node, as far as they are this pilot's. */
   gpus?: Gpus | null
+  /** Processors to bind payloads to, one number each; null where they are not bound. */
+  cpus?: readonly string[] | null
   /** Where CVMFS repositories are mounted. */
   cvmfs: string
   images: ImageStore
@@ -374,9 +378,7 @@ export class Attempt {
       const names = entries.map((entry) =>
         isFolder ? `${path}${entry.index}/${inside(entry.output, 'stage.inputMissing')}` : path,
       )
-      await inParallel(entries, TRANSFERS_AT_ONCE, (entry, i) =>
-        fetchInput(entry.url, join(work, names[i]!), entry.checksum, transfer),
-      )
+      await inParallel(entries, TRANSFERS_AT_ONCE, (entry, i) => fetchWinner(entry, join(work, names[i]!), transfer))
       if (input.list === null) continue
       const list = join(work, insideWork(expand(input.list, values), 'campaign.invalid'))
       await mkdir(dirname(list), { recursive: true })
@@ -391,7 +393,8 @@ export class Attempt {
     this.#stdout = new CappedLog(out.read, join(this.#folder, 'stdout'), template.logBytes)
     this.#stderr = new CappedLog(err.read, join(this.#folder, 'stderr'), template.logBytes)
     const [stdout, stderr] = [this.#stdout, this.#stderr]
-    const launch = { ...prepared, gpus: this.work.gpus ?? null, stdout: out.write, stderr: err.write }
+    const { gpus = null, cpus = null } = this.work
+    const launch = { ...prepared, gpus, cpus, stdout: out.write, stderr: err.write }
     let started: ReturnType<Runtime['start']>
     try {
       started = runtime.start(launch)

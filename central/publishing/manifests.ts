@@ -37,7 +37,7 @@ export class Manifests {
           const outputs = winners.get(index)?.outputs ?? []
           for (const { path, url, sizeBytes, checksum } of outputs) {
             if (input.output === null ? path.startsWith('.log/') : path !== input.output) continue
-            manifest.entries.push({ index, output: path, url: finalUrl(url), sizeBytes, checksum })
+            manifest.entries.push({ index, output: path, ...namesOf(url), sizeBytes, checksum })
           }
         }
       }
@@ -47,7 +47,11 @@ export class Manifests {
   }
 }
 
-/** Files written beside their final name have it by the time they are fetched. */
-function finalUrl(url: string): string {
-  return url.startsWith('file://') ? url.replace(/\.attempt-[\d-]+$/, '') : url
+/**
+ * Files on a shared file system are written beside their final name and get it once their site's relay has heard the
+ * verdict, which may be after the next step has begun: so both names are said.
+ */
+function namesOf(url: string): { url: string; written?: string } {
+  const final = url.startsWith('file://') ? url.replace(/\.attempt-[\d-]+$/, '') : url
+  return final === url ? { url } : { url: final, written: url }
 }

@@ -133,6 +133,8 @@ export const manifestSchema = z.object({
       output: z.string(),
       /** `store:<attempt path>/<output>` for what the centre keeps, or the URL it was written to. */
       url: z.string(),
+      /** Of a shared file system: the name that `url` has until its site's relay has heard that this attempt won. */
+      written: z.string().optional(),
       sizeBytes: z.number().int(),
       checksum: z.string(),
     }),
