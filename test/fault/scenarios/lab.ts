@@ -106,7 +106,9 @@ export async function startSmallWorld(options: SmallOptions = {}): Promise<Small
     async passed(name, site) {
       const hit = () => listed(folderOf(name, site)).find((file) => file.startsWith(`${name}.hit.`))
       await until(`somebody passes ${name}`, () => hit() !== undefined)
-      return Number(hit()!.slice(`${name}.hit.`.length))
+      const file = hit()!
+      rmSync(join(folderOf(name, site), file))
+      return Number(file.slice(`${name}.hit.`.length))
     },
     said: (part, message) => world.saidOf(part, message),
     judge: (forgetful = []) =>
