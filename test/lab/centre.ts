@@ -27,7 +27,14 @@ export const inside = {
   shared: '/shared',
   home: alice.home,
   /** The image folders and the SIF; on every host. */
-  images: { lammps: '/images/lammps', pilot: '/images/pilot', relay: '/images/relay', busybox: '/images/busybox.sif' },
+  images: {
+    lammps: '/images/lammps',
+    pilot: '/images/pilot',
+    relay: '/images/relay',
+    busybox: '/images/busybox.sif',
+    pilotByDefinition: '/images/pilot-by-definition',
+    relayByDefinition: '/images/relay-by-definition',
+  },
 } as const
 
 export interface RunOptions {
@@ -124,13 +131,10 @@ export class Centre {
     mkdirSync(this.logFolder)
     mkdirSync(home, { recursive: true, mode: 0o755 })
     chownSync(home, alice.uid, alice.uid)
-    const { lammps, pilot, relay, busybox } = this.roots
+    const images = Object.entries(inside.images) as [keyof typeof inside.images, string][]
     const everywhere = [
       `${checkout} ${inside.checkout} ro`,
-      `${lammps} ${inside.images.lammps} ro`,
-      `${pilot} ${inside.images.pilot} ro`,
-      `${relay} ${inside.images.relay} ro`,
-      `${busybox} ${inside.images.busybox} ro`,
+      ...images.map(([name, path]) => `${this.roots[name]} ${path} ro`),
     ]
     const namespaces = ['--mount', '--uts', '--net', '--ipc', '--pid', '--fork', '--kill-child', '--mount-proc']
     const root = spawnProcess('unshare', [...namespaces, join(import.meta.dirname, 'centre.sh')], {

@@ -63,6 +63,12 @@ export interface Roots {
   pilot: string
   relay: string
   busybox: string
+  /**
+   * What deploy/apptainer/pilot.def and relay.def make of a Debian of ours: a registry's base, which they start from, cannot
+   * be had here, so it is stood in for by a root with the same Node at the same place.
+   */
+  pilotByDefinition: string
+  relayByDefinition: string
 }
 
 export type Progress = (line: string) => void
@@ -124,12 +130,13 @@ export async function buildRoots(progress: Progress = () => {}): Promise<Roots> 
   const site = await fromRecipe('site')
   const lammps = await fromRecipe('lammps')
 
+  const packaged = join(checkout, 'node_modules/.bin/node')
+  const node = existsSync(packaged) ? packaged : process.execPath
   const ofOurs = async (name: 'pilot' | 'relay'): Promise<string> => {
     const folder = join(cache, `${name}-${digest('debian-root.sh', 'build-without-registry.sh')}`)
     if (existsSync(folder)) return folder
     await build([join(deploy, 'debian-root.sh'), base], cache, progress)
-    const node = join(checkout, 'node_modules/.bin/node')
-    const wanted = [name, folder, '--base', base, '--node', existsSync(node) ? node : process.execPath]
+    const wanted = [name, folder, '--base', base, '--node', node]
     await build([join(deploy, 'build-without-registry.sh'), ...wanted], cache, progress)
     return folder
   }
@@ -139,7 +146,29 @@ export async function buildRoots(progress: Progress = () => {}): Promise<Roots> 
   const busyboxRoot = await fromRecipe('busybox')
   const busybox = `${busyboxRoot}.sif`
   if (!existsSync(busybox)) await packSif(site, join(busyboxRoot, 'image'), busybox, cache, progress)
-  return { site, lammps, pilot, relay, busybox }
+
+  const byDefinition = async (name: 'pilot' | 'relay'): Promise<string> => {
+    const post = definitionSection(name, 'post')
+    const folder = join(cache, `${name}-by-definition-${digest('debian-root.sh', post)}`)
+    if (existsSync(folder)) return folder
+    await build([join(deploy, 'debian-root.sh'), base], cache, progress)
+    const wanted = ['--base', base, '--put', `${node} /usr/local/bin/node`, '--finish', post]
+    // A definition throws its downloads away; those that others keep are not to go with them.
+    const own = ['--cache', join(cache, 'packages-by-definition')]
+    await build([join(deploy, 'debian-root.sh'), folder, ...wanted, ...own], cache, progress)
+    return folder
+  }
+  const pilotByDefinition = await byDefinition('pilot')
+  const relayByDefinition = await byDefinition('relay')
+  return { site, lammps, pilot, relay, busybox, pilotByDefinition, relayByDefinition }
+}
+
+/** One section of an Apptainer definition, as it stands. */
+export function definitionSection(name: 'pilot' | 'relay', section: string): string {
+  const text = readFileSync(join(deploy, `${name}.def`), 'utf8')
+  const found = new RegExp(`^%${section}\\n(.*?)(?=^%|$(?![\\s\\S]))`, 'ms').exec(text)?.[1]
+  if (found === undefined) throw new Error(`lab: ${name}.def has no section %${section}`)
+  return found
 }
 
 /** One SIF file of an image folder, packed as an ordinary user by the Apptainer of the site's own root. */
@@ -187,7 +216,7 @@ function build(
   env: Record<string, string> = {},
 ): Promise<void> {
   const [program = '', ...args] = argv
-  const own = program.startsWith(deploy) ? ['--cache', join(cache, 'packages')] : []
+  const own = program.startsWith(deploy) && !args.includes('--cache') ? ['--cache', join(cache, 'packages')] : []
   return new Promise((done, fail) => {
     const child = spawn(program, [...args, ...own], {
       stdio: ['ignore', 'pipe', 'pipe'],
