@@ -119,7 +119,11 @@ export const PILOT_SETTINGS = {
     meaning:
       'Where images fetched by URL are kept; on the shared file system all pilots of the site share them (default: images in scratch).',
   },
-  binds: { type: 'list', default: [], meaning: 'Site folders that containers see, as src[:dst[:ro]].' },
+  binds: {
+    type: 'list',
+    default: [],
+    meaning: 'Site folders that containers see, as src[:dst[:ro]]; none that holds the pilot’s own files.',
+  },
   allowGroups: {
     type: 'list',
     default: [],
@@ -128,7 +132,8 @@ export const PILOT_SETTINGS = {
   allowImages: {
     type: 'list',
     default: [],
-    meaning: 'Policy: only images that begin with one of these; empty allows all.',
+    meaning:
+      'Policy: only these images: a folder, an address or a registry with all below it, one image, or sha256:<hex>; empty allows all.',
   },
   denySubjects: {
     type: 'list',

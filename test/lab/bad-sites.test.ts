@@ -154,7 +154,7 @@ describe.skipIf(whyNoLab() !== null)('sites', () => {
     for (const pilot of pilots) expect(await left(pilot)).toMatchObject({ code: 300 })
     // One request of the whole site, although eight tasks on two nodes wanted it.
     expect(web.output.match(/asked \/good.sif/g)).toHaveLength(1)
-    const kept = await centre.check('edge', ['sh', '-c', `cd ${inside.home}/images; sha256sum *`])
+    const kept = await centre.check('edge', ['sh', '-c', `cd ${inside.home}/images; sha256sum *.sif`])
     expect(kept).toBe(`${sha256}  ${sha256}.sif`)
     expect(said(pilots[0]!, 'container.found')).toMatchObject({ sif: 'mounted', isolation: ['--containall'] })
     for (const host of ['n1', 'n2'] as const) await nothingIsLeft(host)
