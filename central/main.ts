@@ -44,6 +44,8 @@ export interface RunningCentral {
 }
 
 const NATS_INBOX = '_INBOX_central'
+/** Half-written files of another replica on the same folder are left to it. */
+const INCOMING_KEPT_MS = 3600_000
 
 export async function startCentral(config: CentralConfig, log: Log): Promise<RunningCentral> {
   enableFailpoints(config.failpoints)
@@ -68,7 +70,7 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
     const capabilityKey = readCapabilityKey(paths.capabilityKey)
     const blobs = folderBlobs(paths.blobs)
     const attempts = new AttemptFiles(paths.outputs)
-    await attempts.clearIncoming()
+    await attempts.clearIncoming(INCOMING_KEPT_MS)
     const metrics = makeMetrics(log)
     let apiUrl = ''
     const publicUrl = () => config.publicUrl?.replace(/\/$/, '') ?? apiUrl

@@ -8,7 +8,7 @@ import { readFileSync } from 'node:fs'
 import type { Redis } from 'ioredis'
 import { z } from 'zod'
 import { IndraftError } from '../shared/errors.ts'
-import { writePrivately } from '../shared/servers/private-file.ts'
+import { writePrivatelyOnce } from '../shared/servers/private-file.ts'
 import { banOf } from './bans.ts'
 
 const TOKENS = 'indraft:tokens'
@@ -81,9 +81,10 @@ export function openPeople(redis: Redis): People {
 
 /** The administrator's token from its file, made there when it is missing, known to Redis in any case. */
 export async function ensureAdminToken(redis: Redis, path: string): Promise<string> {
-  const token = readToken(path) ?? makeToken('person')
+  writePrivatelyOnce(path, () => `${makeToken('person')}\n`)
+  const token = readToken(path)
+  if (token === undefined) throw new Error(`${path} is empty: expected a token, or no file`)
   const admin: Principal = { subject: 'admin', groups: [ALL_GROUPS], roles: ['admin'] }
-  if (readToken(path) === undefined) writePrivately(path, `${token}\n`)
   await redis.hset(TOKENS, tokenHash(token), JSON.stringify(admin))
   return token
 }

@@ -78,9 +78,18 @@ export class AttemptFiles {
     return join(this.root, 'attempt', attemptFolder(attempt), ...safeParts(path))
   }
 
-  /** Throws away what an earlier process left half-written. Call once, before anything is put. */
-  async clearIncoming(): Promise<void> {
-    await rm(join(this.root, 'incoming'), { recursive: true, force: true })
+  /**
+   * Throws away what an earlier process left half-written. Call once, before anything is put.
+   * @param untouchedForMs only files that were not written to for so long: others may be a process's beside this one
+   */
+  async clearIncoming(untouchedForMs = 0): Promise<void> {
+    const folder = join(this.root, 'incoming')
+    if (untouchedForMs === 0) return await rm(folder, { recursive: true, force: true })
+    for (const name of await readdir(folder).catch(() => [])) {
+      const path = join(folder, name)
+      const found = await stat(path).catch(() => null)
+      if (found && Date.now() - found.mtimeMs > untouchedForMs) await rm(path, { force: true })
+    }
   }
 
   /** @returns null where there is no such file @throws IndraftError request.invalid */

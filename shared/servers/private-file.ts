@@ -1,5 +1,5 @@
 /** Files that only their owner may read, complete or not there at all. */
-import { closeSync, fsyncSync, openSync, renameSync, rmSync, writeSync } from 'node:fs'
+import { closeSync, existsSync, fsyncSync, linkSync, openSync, renameSync, rmSync, writeSync } from 'node:fs'
 
 /** Mode 0600, by a temporary name and a rename. */
 export function writePrivately(path: string, content: string): void {
@@ -16,5 +16,19 @@ export function writePrivately(path: string, content: string): void {
   } catch (error) {
     rmSync(temporary, { force: true })
     throw error
+  }
+}
+
+/** As writePrivately, where there is no such file yet: of several processes that start at once, one makes it. */
+export function writePrivatelyOnce(path: string, make: () => string): void {
+  if (existsSync(path)) return
+  const made = `${path}.${process.pid}.made`
+  writePrivately(made, make())
+  try {
+    linkSync(made, path)
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error
+  } finally {
+    rmSync(made, { force: true })
   }
 }

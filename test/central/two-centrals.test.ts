@@ -1,0 +1,177 @@
+/**
+ * Two replicas of central on one Redis, each message of a holder answered by either: nothing is granted twice, what one
+ * did the other knows, and one may vanish at any moment.
+ */
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from 'vitest'
+import { loadCentralConfig } from '../../central/config.ts'
+import type { OpenStore } from '../../central/leases/open.ts'
+import { startCentral } from '../../central/main.ts'
+import { prepareNatsAccount } from '../../central/sites/nats-account.ts'
+import { type Dispatcher, frameHandler } from '../../shared/dispatcher.ts'
+import type { FrameHandler } from '../../shared/link.ts'
+import { silentLog } from '../../shared/log.ts'
+import type { Message } from '../../shared/protocol/messages.ts'
+import { startNats } from '../../shared/servers/nats.ts'
+import { startRedis } from '../../shared/servers/redis.ts'
+import { EXIT_3, TestHolder } from './store-holder.ts'
+import { GROUP, openStoreLab, planOf, type StoreLab, startRedisForTests } from './store-lab.ts'
+
+let redis: { url: string; stop(): Promise<void> }
+let lab: StoreLab
+let both: [OpenStore, OpenStore]
+beforeAll(async () => {
+  redis = await startRedisForTests()
+})
+afterAll(() => redis.stop())
+beforeEach(async () => {
+  lab = await openStoreLab(redis.url, { timeScale: 0.1 })
+  both = [lab, await lab.reopen()]
+})
+afterEach(() => lab.end())
+
+const clean = async () => expect(await lab.store.verify()).toEqual([])
+const counts = async (id: string) =>
+  Object.fromEntries(Object.entries((await lab.store.find(id, ['*']))!.counts).filter(([, count]) => count > 0))
+const handlers = () =>
+  both.map(({ dispatcher }) => frameHandler(dispatcher as Dispatcher, silentLog)) as [FrameHandler, FrameHandler]
+
+/** One message to the one, the next to the other. */
+function alternating(): { around: () => FrameHandler } {
+  const [one, two] = handlers()
+  let n = 0
+  return { around: () => (peer, frame) => (n++ % 2 === 0 ? one : two)(peer, frame) }
+}
+
+test('both at work - many holders, failures too: every task ends once, and both see the same', async () => {
+  await Promise.all(both.map(({ work }) => work.start()))
+  const plan = planOf('both', { a: { size: 60 }, b: { size: 5, after: [{ step: 'a' as never, accept: 1 }] } })
+  await both[1].store.create(plan)
+  const pilots = await Promise.all(
+    [0, 1, 2, 3].map((i) => new TestHolder(both[0].dispatcher, { name: `p${i}`, ...alternating() }).hello()),
+  )
+  const verdicts: Record<string, number> = {}
+  let failed = 0
+  await vi.waitFor(
+    async () => {
+      await Promise.all(
+        pilots.map(async (pilot) => {
+          await pilot.pull(3)
+          await pilot.startAll()
+          const results = pilot.allResults(failed < 5 ? EXIT_3 : {})
+          if (results.length === 0) return
+          if (failed < 5) failed += results.length
+          for (const verdict of await pilot.verdicts(results)) verdicts[verdict] = (verdicts[verdict] ?? 0) + 1
+        }),
+      )
+      expect(await counts(plan.id)).toEqual({ done: 65 })
+    },
+    { timeout: 40_000, interval: 20 },
+  )
+  expect(verdicts).toEqual({ accepted: 65 + failed })
+  await vi.waitFor(async () => {
+    expect((await both[1].store.find(plan.id, [GROUP]))!.endedAtMs).not.toBeNull()
+  }, 10_000)
+  expect(await both[0].store.find(plan.id, [GROUP])).toEqual(await both[1].store.find(plan.id, [GROUP]))
+  await clean()
+}, 60_000)
+
+test('a pull that waits at one - is woken by a campaign that the other takes in', async () => {
+  await Promise.all(both.map(({ work }) => work.start()))
+  const pilot = await new TestHolder(both[0].dispatcher).hello()
+  const waiting = pilot.pull(1, { waitMs: 20_000 })
+  await both[1].store.create(planOf('wakes', { a: {} }))
+  expect((await waiting).grants).toHaveLength(1)
+})
+
+test('the same pull at both at once - one set of leases, or what the holder did not hear of comes back', async () => {
+  const groups = [GROUP, '/vo.example/other']
+  const plans = groups.map((group) => planOf('same', { a: { size: 4 } }, { group }))
+  for (const plan of plans) await lab.store.create(plan)
+  await lab.settle()
+  const pilot = await new TestHolder(both[0].dispatcher, alternating()).hello()
+  const { timeLeftMs: _left, labels: _labels, node, ...shape } = pilot.facts
+  const pull: Message<'pull'> = {
+    session: pilot.holder.welcome!.session,
+    sequence: 1,
+    processed: 0,
+    seen: null,
+    offer: [{ shape: { ...shape, cores: 3 }, count: 1, timeLeftMs: null, aheadMs: 0, node }],
+    finished: [],
+    returned: [],
+    waitMs: 0,
+    knows: [],
+  }
+  const [heard] = await Promise.all(both.map(({ dispatcher }) => dispatcher.onPull({ site: 'ALPHA' }, pull)))
+  await clean()
+  const held = heard!.grants.map(({ lease }) => lease)
+  const beat = () =>
+    both[0].dispatcher.onBeat({ site: 'ALPHA' }, { ...BEAT, session: pull.session, processed: 1, held })
+  await beat()
+  await beat()
+  const total = await Promise.all(plans.map(({ id }) => counts(id)))
+  expect(total.reduce((sum, one) => sum + (one.assigned ?? 0), 0)).toBe(held.length)
+  await clean()
+})
+
+test('one vanishes with a reply under way - the other gives the same leases and takes the results', async () => {
+  const plan = planOf('vanish', { a: { size: 4 } })
+  await lab.store.create(plan)
+  await lab.settle()
+  const [one, two] = handlers()
+  let isGone = false
+  const pilot = await new TestHolder(both[0].dispatcher, {
+    around: () => async (peer, frame) => {
+      if (isGone) return two(peer, frame)
+      const reply = await one(peer, frame)
+      if ((await counts(plan.id)).assigned === undefined) return reply
+      isGone = true
+      throw new Error('gone with the reply')
+    },
+  }).hello()
+  await pilot.pull(2).catch(() => pilot.pull(2))
+  expect(isGone).toBe(true)
+  await pilot.verdicts(pilot.allResults())
+  await both[0].close()
+  expect((await both[1].store.find(plan.id, [GROUP]))!.counts.done).toBeGreaterThanOrEqual(2)
+  expect(await both[1].store.verify()).toEqual([])
+})
+
+test('two that start at once on an empty folder - agree on every key, and both serve', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'indraft-two-'))
+  const state = join(folder, 'central')
+  const account = await prepareNatsAccount(join(state, 'nats-account'))
+  const store = await startRedis({ dir: join(folder, 'redis') })
+  const nats = await startNats({ dir: join(folder, 'nats'), configText: account.configText })
+  const args = { state, redis: store.url, nats: nats.url, apiPort: 0, metricsPort: 0, timeScale: 0.1 }
+  const config = loadCentralConfig({ env: {}, args })
+  const started = await Promise.allSettled([startCentral(config, silentLog), startCentral(config, silentLog)])
+  try {
+    expect(started.map(({ status }) => status)).toEqual(['fulfilled', 'fulfilled'])
+    const authorization = `Bearer ${readFileSync(join(state, 'admin.token'), 'utf8').trim()}`
+    for (const one of started) {
+      if (one.status !== 'fulfilled') continue
+      const answer = await fetch(`${one.value.apiUrl}/v1/whoami`, { headers: { authorization } })
+      expect(answer.status).toBe(200)
+    }
+    expect(existsSync(join(state, 'signing-key.pem'))).toBe(true)
+  } finally {
+    for (const one of started) if (one.status === 'fulfilled') await one.value.stop()
+    await nats.stop()
+    await store.stop()
+    rmSync(folder, { recursive: true, force: true })
+  }
+}, 30_000)
+
+const BEAT = {
+  seen: null,
+  incarnation: 'i',
+  draining: false,
+  started: [],
+  counters: {},
+  gauges: {},
+  pilots: [],
+  usage: [],
+} satisfies Partial<Message<'beat'>>
