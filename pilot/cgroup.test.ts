@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { restoreTree } from './captured/read.ts'
-import { type CgroupLimits, cgroupLimits, countCpuList } from './cgroup.ts'
+import { type CgroupLimits, cgroupLimits, cpusOf } from './cgroup.ts'
 
 let folder: string
 beforeEach(() => {
@@ -19,12 +19,12 @@ function files(content: Record<string, string>): void {
 }
 
 test.each([
-  ['0', 1],
-  ['0-3', 4],
-  ['0-3,8,10-11', 7],
-  ['', 0],
-])('cgroup - CPU list "%s" has %i', (text, count) => {
-  expect(countCpuList(text)).toBe(count)
+  ['0', [0]],
+  ['0-3', [0, 1, 2, 3]],
+  ['0-1,8,10-11', [0, 1, 8, 10, 11]],
+  ['', []],
+])('cgroup - CPU list "%s" is %j', (text, cpus) => {
+  expect(cpusOf(text)).toEqual(cpus)
 })
 
 describe('captured trees', () => {

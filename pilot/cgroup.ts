@@ -16,10 +16,10 @@ export interface CgroupLimits {
 }
 
 /** `0-3,8` as /proc and cpusets say it. */
-export function countCpuList(text: string): number {
-  let count = 0
-  for (const [, first, last] of text.matchAll(/(\d+)(?:-(\d+))?/g)) count += Number(last ?? first) - Number(first) + 1
-  return count
+export function cpusOf(text: string): number[] {
+  return [...text.matchAll(/(\d+)(?:-(\d+))?/g)].flatMap(([, first, last]) =>
+    Array.from({ length: Number(last ?? first) - Number(first) + 1 }, (_, i) => Number(first) + i),
+  )
 }
 
 /**
@@ -84,7 +84,7 @@ function readerV1(controllers: readonly string[]): Reader {
 }
 
 function addCpus(found: Found, list: string): void {
-  const cpus = countCpuList(list)
+  const cpus = cpusOf(list).length
   if (cpus > 0) found.cores.push(cpus)
 }
 

@@ -41,6 +41,11 @@ export const PILOT_SETTINGS = {
     max: 64,
     meaning: 'Most GPUs to use; those of the allocation when not given, 0 for none.',
   },
+  bindCores: {
+    type: 'flag',
+    default: false,
+    meaning: 'Each payload is bound to processors of its own (taskset), as many as it asked for.',
+  },
   cvmfs: {
     type: 'text',
     default: '/cvmfs',

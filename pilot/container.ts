@@ -45,6 +45,8 @@ export interface Launch {
   unpack: string
   /** Null where it asked for none; then it sees none, as far as this runtime can see to that. */
   gpus?: GpuShare | null
+  /** Processors that it is bound to, as `0-3,8`; any where not given. */
+  cpus?: string | null
   /** Folders of the node to be seen inside a container, as src:dst, beside those of the site. */
   binds?: readonly string[]
   /** `none`: the payload is to reach no network. */
@@ -116,8 +118,13 @@ function gpuVariables(gpus: GpuShare | null | undefined): Record<string, string>
   return { CUDA_VISIBLE_DEVICES: ids('nvidia'), ROCR_VISIBLE_DEVICES: ids('amd') }
 }
 
+/** Of util-linux; by path, because a payload's PATH is its own. */
+export const TASKSET = '/usr/bin/taskset'
+
 function spawn(file: string, args: readonly string[], env: Record<string, string>, launch: Launch): Started {
-  const child = execa(file, args, {
+  // It becomes the program: the process is the same.
+  const [program, ...rest] = launch.cpus ? [TASKSET, '--cpu-list', launch.cpus, file, ...args] : [file, ...args]
+  const child = execa(program!, rest, {
     cwd: launch.work,
     env,
     extendEnv: false,

@@ -94,7 +94,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     ...(candidates[0] ? ['container' as const] : []),
   ]
   const sight = { config: { ...config, scratch }, batch, runtimes: expected, timeLeftMs: null, gpus: world.gpus }
-  const { facts: seen, gpus, troubles } = await lookAround(sight)
+  const { facts: seen, gpus, cpus, troubles } = await lookAround(sight)
   for (const trouble of troubles) log.warn({ trouble }, 'node.troubled')
   let isTested = false
   const facts = (): NodeFacts => ({
@@ -144,6 +144,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     policy,
     runtimes,
     gpus,
+    cpus,
     cvmfs: config.cvmfs,
     images,
     digests: new ImageDigests(imageFolder),

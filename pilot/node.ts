@@ -5,13 +5,14 @@
  * Without a disk the scratch folder lies in memory (tmpfs): what is offered as scratch is then taken from the memory, so
  * that payloads, their files and undelivered results together stay within what the job was given.
  */
-import { mkdir, open, readFile, rm, statfs, writeFile } from 'node:fs/promises'
+import { access, mkdir, open, readFile, rm, statfs, writeFile } from 'node:fs/promises'
 import { totalmem } from 'node:os'
 import { join } from 'node:path'
 import { execa } from 'execa'
 import type { NodeFacts } from '../shared/protocol/messages.ts'
-import { cgroupLimits, countCpuList } from './cgroup.ts'
+import { cgroupLimits, cpusOf } from './cgroup.ts'
 import type { BatchEnvironment, PilotConfig } from './config.ts'
+import { TASKSET } from './container.ts'
 import { findGpus, type Gpus } from './gpus.ts'
 import { jobFeatures } from './machine-features.ts'
 import { architecture, ownProcessorLevel } from './processor.ts'
@@ -42,6 +43,8 @@ export interface NodeSight {
 export interface Node {
   facts: NodeFacts
   gpus: Gpus | null
+  /** To bind payloads to; null where they are not to be bound, or cannot be. */
+  cpus: string[] | null
   /** What an administrator should know, in sentences; empty where all is as it should be. */
   troubles: string[]
 }
@@ -62,7 +65,8 @@ export async function lookAround({ config, batch, runtimes, timeLeftMs, gpus: gi
     given || config.gpus === 0 ? { gpus: given ?? null, trouble: null } : findGpus(batch.gpus, batch.path),
     findSoftware(config.cvmfs, config.cvmfsRepositories),
   ])
-  const cores = config.cores ?? least(countCpuList(allowed) || 1, limits.cores, batch.slurmCpus, features.cores)
+  const allowedCpus = cpusOf(allowed)
+  const cores = config.cores ?? least(allowedCpus.length || 1, limits.cores, batch.slurmCpus, features.cores)
   const slurmMemory = batch.slurmMemoryPerNode || (batch.slurmMemoryPerCpu ?? 0) * (batch.slurmCpus ?? 0) || null
   const allocatedBytes = least(
     totalmem(),
@@ -100,7 +104,18 @@ export async function lookAround({ config, batch, runtimes, timeLeftMs, gpus: gi
     },
     ...(software.length > 0 ? { software } : {}),
   }
-  return { facts, gpus, troubles: search.trouble === null ? [] : [`GPUs: ${search.trouble}`] }
+  const troubles = search.trouble === null ? [] : [`GPUs: ${search.trouble}`]
+  const canBind = allowedCpus.length >= cores && (await hasTaskset())
+  if (config.bindCores && !canBind)
+    troubles.push('payloads cannot be bound: no taskset, or fewer processors than cores')
+  return { facts, gpus, cpus: config.bindCores && canBind ? allowedCpus.map(String) : null, troubles }
+}
+
+async function hasTaskset(): Promise<boolean> {
+  return await access(TASKSET).then(
+    () => true,
+    () => false,
+  )
 }
 
 function limitGpus(gpus: Gpus | null, most: number | null): Gpus | null {

@@ -180,3 +180,18 @@ describe('GPUs', () => {
     expect(pull.offer[0]!.shape).toMatchObject({ gpuMemoryBytes: 2 ** 34 })
   })
 })
+
+test('packing - bound payloads have processors of their own, each as many as it asked for', async () => {
+  const log = join(site.folder, 'cpus')
+  const show = `grep Cpus_allowed_list /proc/self/status >>${log}; sleep 0.5`
+  await start({ bindCores: true, cores: 2 })
+  script.give({ ...sh(show), needs: { ...needs, memoryBytes: 2 ** 26 } }, '0-1')
+  await until(() => script.results.length === 2)
+  const lists = text(log).trim().split('\n')
+  expect(lists).toHaveLength(2)
+  for (const line of lists) expect(line).toMatch(/^Cpus_allowed_list:\s+\d+$/)
+  expect(new Set(lists).size).toBe(2)
+  script.give({ ...sh(show), needs: { ...needs, memoryBytes: 2 ** 26, cores: 2 } }, '2')
+  await until(() => script.results.length === 3)
+  expect(text(log).trim().split('\n').at(-1)).toMatch(/\d[-,]\d/)
+})

@@ -53,6 +53,7 @@ export class Work {
   readonly #closed: Needs[] = []
   readonly #unkillable = new Set<Attempt>()
   readonly #devices: Devices
+  readonly #cpus: Devices | null
   #toReturn: LeasePart[] = []
   readonly #started = new Map<Lease, Set<number>>()
   readonly counters = {
@@ -67,6 +68,7 @@ export class Work {
   constructor(options: WorkOptions) {
     this.#options = options
     this.#devices = new Devices(options.around.gpus?.devices.map(({ id }) => id) ?? [])
+    this.#cpus = options.around.cpus ? new Devices(options.around.cpus) : null
   }
 
   get running(): number {
@@ -195,6 +197,7 @@ export class Work {
     const { grant, template, bundle } = lease
     const { gpus } = this.#options.around
     const ids = this.#devices.take(lease.needs.gpus)
+    const cpus = this.#cpus?.take(lease.needs.cores)
     const work = {
       ref: lease.ref(index),
       template,
@@ -202,6 +205,7 @@ export class Work {
       earlierAttempts: grant.tries[String(index)] ?? 0,
       capability: grant.capability,
       gpus: gpus && ids.length > 0 ? { vendor: gpus.vendor, ids } : null,
+      cpus: cpus?.join(',') ?? null,
     }
     const attempt = new Attempt(work, this.#options.around)
     this.#running.set(attempt, lease)
@@ -214,7 +218,10 @@ export class Work {
     attempt.onChanged = () => {
       if (!tookRoom || attempt.takesRoom) return
       tookRoom = false
-      if (!this.#unkillable.has(attempt)) this.#devices.release(ids)
+      if (!this.#unkillable.has(attempt)) {
+        this.#devices.release(ids)
+        this.#cpus?.release(cpus ?? [])
+      }
       lease.running--
       lease.sawRunTime(attempt.elapsedMs)
       this.#options.onChanged()
