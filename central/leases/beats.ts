@@ -5,13 +5,15 @@
 
 import { heldDigest } from '../../shared/held.ts'
 import type { Log } from '../../shared/log.ts'
+import { pack, unpack } from '../../shared/protocol/codec.ts'
 import type { Message, Order } from '../../shared/protocol/messages.ts'
-import { groupBase } from './keys.ts'
+import { groupBase, siteBase } from './keys.ts'
 import type { Leases } from './leases.ts'
 import type { Scripts } from './scripts.ts'
 import type { Session } from './sessions.ts'
 
 const MOST_ORDERS = 256
+const INVENTORY_KEPT_SECONDS = 3600
 
 type Held = Map<string, { base: string; fence: string }>
 
@@ -21,7 +23,6 @@ export class Beats {
   readonly #log: Log
   /** Session -> what differed at its last beat. A message in flight may explain it; twice the same may not. */
   readonly #differed = new Map<string, Set<string>>()
-  readonly #parts = new Map<string, Map<number, Message<'inventory'>>>()
 
   constructor(scripts: Scripts, leases: Leases, log: Log) {
     this.#scripts = scripts
@@ -90,14 +91,22 @@ export class Beats {
     return false
   }
 
+  /** All parts, once they are there; kept in the store, because each may come to another process. */
+  async #collect(name: string, inventory: Message<'inventory'>): Promise<Message<'inventory'>[] | null> {
+    const { redis } = this.#scripts
+    if (inventory.part === 0) await redis.del(name)
+    await redis.hset(name, String(inventory.part), Buffer.from(pack(inventory)))
+    await redis.expire(name, INVENTORY_KEPT_SECONDS)
+    if ((await redis.hlen(name)) < inventory.parts) return null
+    const packed = await redis.hvalsBuffer(name)
+    await redis.del(name)
+    return packed.map((bytes) => unpack(bytes) as Message<'inventory'>)
+  }
+
   /** Complete with its last part: leases that it does not name, of those the holder had processed, are ended. */
-  async onInventory(session: Session, inventory: Message<'inventory'>): Promise<void> {
-    const parts = inventory.part === 0 ? new Map() : (this.#parts.get(session.id) ?? new Map())
-    parts.set(inventory.part, inventory)
-    this.#parts.set(session.id, parts)
-    if (parts.size < inventory.parts) return
-    this.#parts.delete(session.id)
-    const all = [...(parts as Map<number, Message<'inventory'>>).values()]
+  async onInventory(site: string, session: Session, inventory: Message<'inventory'>): Promise<void> {
+    const all = await this.#collect(`${siteBase(site)}:inventory:${session.id}`, inventory)
+    if (!all) return
     const listed = new Set(all.flatMap((part) => part.leases.map((lease) => `${lease.bundle}#${lease.fences[0]}`)))
     const processed = Math.min(...all.map((part) => part.processed))
     const known = await this.#leases.held(session.groups.map(groupBase), session.id, processed)

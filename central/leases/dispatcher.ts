@@ -224,7 +224,7 @@ export class CentralDispatcher implements Dispatcher {
 
   async onInventory(peer: Peer, inventory: Message<'inventory'>): Promise<ReplyTo<'inventory'>> {
     const session = await this.#parts.sessions.touch(peer.site, inventory.session)
-    await this.#parts.beats.onInventory(session, inventory)
+    await this.#parts.beats.onInventory(peer.site, session, inventory)
     return { mark: await this.#parts.mark.advance(), orders: [] }
   }
 

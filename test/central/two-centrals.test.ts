@@ -165,6 +165,22 @@ test('two that start at once on an empty folder - agree on every key, and both s
   }
 }, 30_000)
 
+test('an inventory in parts, each to another - what it does not name is taken back', async () => {
+  const plan = planOf('parts', { a: { size: 4 } })
+  await lab.store.create(plan)
+  await lab.settle()
+  const pilot = await new TestHolder(both[0].dispatcher, alternating()).hello()
+  await pilot.pull(4)
+  const [kept, ...lost] = [...pilot.leases.values()]
+  expect(lost).toHaveLength(3)
+  await pilot.beat()
+  const part = { session: pilot.holder.welcome!.session, processed: 1, parts: 2 }
+  await both[0].dispatcher.onInventory({ site: 'ALPHA' }, { ...part, part: 0, leases: [kept!] })
+  await both[1].dispatcher.onInventory({ site: 'ALPHA' }, { ...part, part: 1, leases: [lost[0]!] })
+  expect(await counts(plan.id)).toEqual({ assigned: 2, queued: 2 })
+  await clean()
+})
+
 const BEAT = {
   seen: null,
   incarnation: 'i',
