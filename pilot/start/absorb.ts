@@ -52,6 +52,8 @@ export function onEndRecord(
     // A pilot that was ended on a black hole says nothing about class and site.
     if (!Object.hasOwn(state.latches, end.node)) judgeEnd(state, site, known, end, moment)
   }
+  // What the relay said before is old news: the work it meant is done.
+  if (end.code >= 300 && end.code < 400) state.demand = null
   if (start && ++start.ended >= start.nodes) delete state.pilots[start.id]
   return { event: 'pilot.ended', detail }
 }
@@ -61,7 +63,14 @@ function unknownStart(end: EndRecord, kind: string, site: SiteFile, nowMs: numbe
   const beganMs = nowMs - end.livedMs
   return {
     ...{ id: end.start ?? '', kind, account: site.kinds[kind]!.account, nodes: 1, timeMs: 0, submittedAtMs: beganMs },
-    ...{ because: 'proven', canaryOf: null, jobId: end.job, state: 'running', runningSinceMs: beganMs },
+    ...{
+      because: 'proven',
+      canaryOf: null,
+      jobId: end.job,
+      state: 'running',
+      runningSinceMs: beganMs,
+      seenAtMs: nowMs,
+    },
     ...{ missingSinceMs: null, nodeNames: [end.node], ended: 0 },
   }
 }
@@ -78,7 +87,10 @@ export function onQueue(state: State, site: SiteFile, jobs: readonly QueuedJob[]
       start.jobId = job.jobId
       start.missingSinceMs = null
       if (job.nodes.length > 0) start.nodeNames = job.nodes
-      if (job.state === 'running') start.runningSinceMs ??= nowMs
+      if (job.state === 'running') {
+        start.runningSinceMs ??= nowMs
+        start.seenAtMs = nowMs
+      }
       start.state = job.state
     } else if (start.state !== 'submitting' || nowMs - start.submittedAtMs > UNANSWERED_MS)
       start.missingSinceMs ??= nowMs
@@ -91,7 +103,8 @@ export function onQueue(state: State, site: SiteFile, jobs: readonly QueuedJob[]
     state.pilots[job.id] = {
       ...{ id: job.id, kind, account: site.kinds[kind]!.account, nodes: Math.max(1, job.nodes.length) },
       ...{ timeMs: site.kinds[kind]!.time, submittedAtMs: nowMs, because: 'proven', canaryOf: null, jobId: job.jobId },
-      ...{ state: job.state, runningSinceMs: job.state === 'running' ? nowMs : null, missingSinceMs: null },
+      ...{ state: job.state, runningSinceMs: job.state === 'running' ? nowMs : null },
+      ...{ seenAtMs: job.state === 'running' ? nowMs : null, missingSinceMs: null },
       ...{ nodeNames: job.nodes, ended: 0 },
     }
   }
@@ -122,7 +135,8 @@ export function onTime(state: State, site: SiteFile, moment: Moment): string[] {
 /** Gone from the queue, and not all of its pilots left a record: killed, or never came to life. */
 function onVanished(state: State, site: SiteFile, start: Started, moment: Moment): string {
   const missing = start.nodes - start.ended
-  const livedMs = start.runningSinceMs === null ? 0 : start.missingSinceMs! - start.runningSinceMs
+  // At least.
+  const livedMs = start.runningSinceMs === null ? 0 : start.seenAtMs! - start.runningSinceMs
   if (start.jobId === null) return `${start.id}: was never submitted`
   const account = start.account ?? ''
   state.usedMs[account] = (state.usedMs[account] ?? 0) + missing * livedMs

@@ -15,7 +15,7 @@ const moment = (nowMs = NOW) => ({ nowMs, random: () => 0.5 })
 const started = (change: Partial<Started> = {}): Started => ({
   ...{ id: 'cpu.1', kind: 'cpu', account: null, nodes: 1, timeMs: 720 * MIN, submittedAtMs: NOW - 30 * MIN },
   ...{ because: 'demand', canaryOf: null, jobId: '1', state: 'running', runningSinceMs: NOW - 29 * MIN },
-  ...{ missingSinceMs: null, nodeNames: ['n1'], ended: 0, ...change },
+  ...{ seenAtMs: NOW, missingSinceMs: null, nodeNames: ['n1'], ended: 0, ...change },
 })
 const end = (code: number, livedMin = 20, done = 0, node = 'n1'): EndRecord => ({
   ...{

@@ -95,7 +95,7 @@ export function realPorts(site: SiteFile, env: Record<string, string>): Ports {
 }
 
 async function tidyLogs(folder: string, keepMs: number): Promise<void> {
-  for (const name of await readdir(folder)) {
+  for (const name of await readdir(folder).catch(() => [])) {
     const path = join(folder, name)
     const { mtimeMs } = await stat(path)
     if (name.startsWith('indraft:') && Date.now() - mtimeMs > keepMs) await rm(path, { force: true })

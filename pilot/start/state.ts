@@ -26,6 +26,8 @@ export const startedSchema = z.object({
   jobId: z.string().nullable(),
   state: z.enum(['submitting', 'queued', 'running']),
   runningSinceMs: atMs.nullable(),
+  /** In the queue, running. */
+  seenAtMs: atMs.nullable(),
   /** Not in the queue any more; its pilots' end records may still come. */
   missingSinceMs: atMs.nullable(),
   nodeNames: z.array(z.string()),

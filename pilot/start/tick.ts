@@ -180,6 +180,14 @@ async function runTick(
 function orderedPilot({ id, kind, nodes, timeMs, because, canaryOf }: Start, site: SiteFile, nowMs: number): Started {
   return {
     ...{ id, kind, account: site.kinds[kind]!.account, nodes, timeMs, submittedAtMs: nowMs, because, canaryOf },
-    ...{ jobId: null, state: 'submitting', runningSinceMs: null, missingSinceMs: null, nodeNames: [], ended: 0 },
+    ...{
+      jobId: null,
+      state: 'submitting',
+      runningSinceMs: null,
+      seenAtMs: null,
+      missingSinceMs: null,
+      nodeNames: [],
+      ended: 0,
+    },
   }
 }

@@ -1,0 +1,80 @@
+import { execFileSync } from 'node:child_process'
+import { describe, expect, it } from 'vitest'
+import type { Start } from './decide.ts'
+import { expandNodeList } from './node-list.ts'
+import { parseSiteFile } from './site-file.ts'
+import { batchScript, readQueue, sbatchWords } from './slurm.ts'
+
+const site = parseSiteFile(
+  `{indraft: 1, folder: /v, credential: "/c/it's mine.json", command: [node, /opt/pilot.mjs], starter: slurm, accounts: {p1: {}},
+    kinds: {cpu: {time: 12h, account: p1, shape: {cores: 8}, sbatch: [--partition=main], settings: {allowGroups: [/a b, /c]}}}}`,
+  'site.yaml',
+)
+const order: Start = {
+  ...{ id: 'cpu.0a1b2c3d', kind: 'cpu', nodes: 2, timeMs: 90 * 60_000 + 59_000, because: 'demand', canaryOf: null },
+  exclude: ['n3', 'n7'],
+}
+const folders = { ends: '/v/ends', stopFile: '/v/STOP' }
+
+describe('slurm', () => {
+  it.each([
+    ['', []],
+    ['n1', ['n1']],
+    ['n[1-3]', ['n1', 'n2', 'n3']],
+    ['n[001-003,010],gpu7', ['n001', 'n002', 'n003', 'n010', 'gpu7']],
+    ['r[1-2]n[08-09]-ib', ['r1n08-ib', 'r1n09-ib', 'r2n08-ib', 'r2n09-ib']],
+    ['(null)', []],
+  ])('node list %s', (text, names) => {
+    expect(expandNodeList(text)).toEqual(names)
+  })
+
+  it('the queue: only what is ours, with where it runs', () => {
+    const text = `12|indraft:cpu.0a1b2c3d|RUNNING|n[1-2]|None
+13|indraft:cpu.ffff0000|PENDING|n[1-2]|Resources
+14|indraft:cpu.ffff0001|COMPLETING|n3|None
+15|other|RUNNING|n4|None
+
+`
+    expect(readQueue(text)).toEqual([
+      { jobId: '12', id: 'cpu.0a1b2c3d', state: 'running', nodes: ['n1', 'n2'], reason: 'None' },
+      { jobId: '13', id: 'cpu.ffff0000', state: 'queued', nodes: [], reason: 'Resources' },
+      { jobId: '14', id: 'cpu.ffff0001', state: 'running', nodes: ['n3'], reason: 'None' },
+    ])
+  })
+
+  it('sbatch: name, nodes, whole minutes, account, the words of the kind, nodes to avoid', () => {
+    expect(sbatchWords(site, order, '/v/logs')).toEqual([
+      ...[
+        '--parsable',
+        '--job-name=indraft:cpu.0a1b2c3d',
+        '--nodes=2',
+        '--time=90',
+        '--no-requeue',
+        '--signal=USR1@300',
+      ],
+      ...['--open-mode=append', '--output=/v/logs/%x.log', '--account=p1', '--partition=main', '--exclude=n3,n7'],
+    ])
+    const canary = sbatchWords(site, { ...order, canaryOf: 'n3', exclude: [], nodes: 1 }, '/v/logs')
+    expect(canary).toContain('--nodelist=n3')
+    expect(canary.join()).not.toContain('--exclude')
+  })
+
+  it('script: a shell takes it apart into the words that were meant', () => {
+    const script = batchScript(site, order, folders)
+    const words = execFileSync(
+      'bash',
+      ['-c', `srun() { printf '%s\\n' "$@"; }; ${script.replace('exec srun', 'srun')}`],
+      {
+        env: { PATH: '/usr/bin:/bin', SLURM_CPUS_ON_NODE: '8' },
+      },
+    )
+      .toString()
+      .split('\n')
+    expect(words.slice(0, 4)).toEqual(['--ntasks-per-node=1', '--cpus-per-task=8', '--mem=0', '--kill-on-bad-exit=0'])
+    expect(words.slice(4, -1)).toEqual([
+      ...['node', '/opt/pilot.mjs', 'run', '--credential', "/c/it's mine.json", '--end-folder', '/v/ends'],
+      ...['--start-id', 'cpu.0a1b2c3d', '--stop-file', '/v/STOP', '--idle-before', '480s', '--allow-groups', '/a b,/c'],
+    ])
+    expect(batchScript(site, { ...order, canaryOf: 'n1' }, folders)).toContain('--task-limit 5')
+  })
+})
