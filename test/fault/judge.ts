@@ -20,6 +20,8 @@ export interface Verdict {
   tasksLost: number
   doubleCounted: number
   acknowledgedLost: number
+  /** Acknowledged results that went with a journal that the run itself destroyed; their tasks ran again. */
+  forgotten: number
   /** Successes beyond the first of a task, and attempts that ended without the payload's own word. */
   wasted: { repeated: number; broken: number }
   findings: Finding[]
@@ -33,8 +35,8 @@ export interface JudgeOptions {
   waves: Wave[]
   seed: number
   acks: () => readonly Ack[]
-  /** Sites whose relay lost its journal on purpose: what only that held may be gone, and is run again. */
-  forgetful: ReadonlySet<string>
+  /** When a site's relay last lost its journal on purpose: what only that held may be gone, and is run again. */
+  forgetful: ReadonlyMap<string, number>
   /** Wait this long for results that are acknowledged and still on their way. */
   settleMs?: number
 }
@@ -72,12 +74,12 @@ export async function judge(options: JudgeOptions): Promise<Verdict> {
 
   await judgeOutputs(options, campaigns, blame)
   for (const [task, times] of acceptedTwice(world)) blame('doubleCounted', `${task} was accepted ${times} times`)
-  await judgeAcks(options, campaigns, blame)
+  const forgotten = await judgeAcks(options, campaigns, blame)
 
   const { findings } = await world.ask((client) => client.call('verify', {}))
   for (const one of findings)
     words.push(`verify: ${one.invariant}: ${one.where}: ${one.found}, expected ${one.expected}`)
-  return { tasks, ...verdict, wasted: wastedOf(ledger), findings, words }
+  return { tasks, ...verdict, forgotten, wasted: wastedOf(ledger), findings, words }
 }
 
 async function look(world: World, name: string): Promise<Seen> {
@@ -154,14 +156,24 @@ function sameLines(a: readonly string[], b: readonly string[]): boolean {
 /** By central's own log: the verdict that makes a task done is given once. */
 function acceptedTwice(world: World): Map<string, number> {
   const times = new Map<string, number>()
-  for (const name of world.names().filter((part) => part.startsWith('central-'))) {
-    for (const line of readFileSync(world.logOf(name), 'utf8').split('\n')) {
-      if (!line.includes('"task.finished"') || !line.includes('"verdict":"accepted"')) continue
-      const { task } = JSON.parse(line) as { task: string }
-      times.set(task, (times.get(task) ?? 0) + 1)
-    }
+  for (const { task, verdict, isDone } of judgedByCentral(world)) {
+    if (isDone && verdict === 'accepted') times.set(task, (times.get(task) ?? 0) + 1)
   }
   return new Map([...times].filter(([, count]) => count > 1))
+}
+
+/** Every result that a central has judged, as its log says. */
+function* judgedByCentral(
+  world: World,
+): Generator<{ task: string; attempt: string; verdict: string; isDone: boolean }> {
+  for (const name of world.names().filter((part) => part.startsWith('central-'))) {
+    for (const line of readFileSync(world.logOf(name), 'utf8').split('\n')) {
+      const isDone = line.includes('"task.finished"')
+      if (!isDone && !line.includes('"task.failed"')) continue
+      const said = JSON.parse(line) as { task: string; attempt: string; verdict: string }
+      yield { ...said, attempt: `${said.task}/${said.attempt}`, isDone }
+    }
+  }
 }
 
 /**
@@ -172,20 +184,20 @@ async function judgeAcks(
   { world, acks, forgetful, settleMs = 45_000 }: JudgeOptions,
   campaigns: ReadonlyMap<string, Seen>,
   blame: (figure: 'acknowledgedLost', what: string) => void,
-): Promise<void> {
+): Promise<number> {
+  const arrived = new Set<string>()
   const missing = () => {
-    const settled = new Set(
-      acks()
-        .filter(({ hop }) => hop === 'central')
-        .map(({ attempt }) => attempt),
-    )
-    return acks().filter((ack) => {
-      if (ack.hop !== 'relay' || ack.verdict !== 'accepted' || settled.has(ack.attempt)) return false
-      return !forgetful.has(ack.site) && campaigns.has(ack.attempt.split('/')[0]!)
+    for (const { hop, attempt } of acks()) if (hop === 'central') arrived.add(attempt)
+    return acks().filter(({ hop, verdict, attempt }) => {
+      return hop === 'relay' && verdict === 'accepted' && !arrived.has(attempt) && campaigns.has(attempt.split('/')[0]!)
     })
   }
-  await until('what relays acknowledged is at central', () => missing().length === 0, settleMs).catch(() => {})
-  for (const { attempt, site, node } of missing()) {
+  const isForgiven = ({ site, atMs }: Ack) => atMs < (forgetful.get(site) ?? Number.NEGATIVE_INFINITY)
+  await until('results are at central', () => missing().every(isForgiven), settleMs).catch(() => {})
+  // A relay that died before it could log the answer, or forgot that it had asked.
+  for (const { attempt } of judgedByCentral(world)) arrived.add(attempt)
+  const gone = missing()
+  for (const { attempt, site, node } of gone.filter((ack) => !isForgiven(ack))) {
     blame('acknowledgedLost', `${attempt}: ${site} acknowledged it to ${node}, and it never came to central`)
   }
   const accepted = acks()
@@ -203,6 +215,7 @@ async function judgeAcks(
     const winner = winners.get(taskOf(attempt))
     if (winner !== attempt) blame('acknowledgedLost', `${attempt}: central accepted it, and the winner is ${winner}`)
   }
+  return gone.filter(isForgiven).length
 }
 
 async function winnerOf(world: World, task: string): Promise<string> {

@@ -130,12 +130,18 @@ async function run(options: RunOptions, folder: string, disks: Disks | null): Pr
     const began = performance.now()
     const going = new Going(world, waves, schedule, ledger, acks, { world, ledger, taps, clocks, disks })
     const isEnded = await going.toTheEnd(options.minutes * 60_000)
-    const forgetful = new Set(schedule.faults.flatMap((fault) => (fault.kind === 'journal' ? [fault.site] : [])))
     const watching = setInterval(() => {
       acks.read()
       ledger.read()
     }, LOOP_MS)
-    const judged: JudgeOptions = { world, ledger, waves, seed: options.seed, acks: () => acks.all, forgetful }
+    const judged: JudgeOptions = {
+      world,
+      ledger,
+      waves,
+      seed: options.seed,
+      acks: () => acks.all,
+      forgetful: going.forgetful,
+    }
     const verdict = await judge(judged).finally(() => clearInterval(watching))
     return { verdict, made: going.made, seconds: (performance.now() - began) / 1000, isEnded }
   } finally {
@@ -147,6 +153,8 @@ async function run(options: RunOptions, folder: string, disks: Disks | null): Pr
 /** The run between the first submission and the end of the last campaign. */
 class Going {
   readonly made: Made[] = []
+  /** When a site's journal was last destroyed. */
+  readonly forgetful = new Map<string, number>()
   readonly #world: World
   readonly #waves: Wave[]
   readonly #faults: Fault[]
@@ -274,6 +282,7 @@ class Going {
       })
       .catch((error) => say(`fault ${fault.number} could not be made: ${(error as Error).stack}`))
       .finally(() => {
+        if (fault.kind === 'journal') this.forgetful.set(fault.site, performance.now())
         this.#active.delete(fault)
         this.#armed.delete(fault)
         for (const name of needed) this.#held.delete(name)
@@ -327,7 +336,7 @@ class Going {
 }
 
 function report(options: RunOptions, { verdict, made, seconds: took, isEnded }: Outcome): boolean {
-  const { tasks, tasksLost, doubleCounted, acknowledgedLost, wasted, findings, words } = verdict
+  const { tasks, tasksLost, doubleCounted, acknowledgedLost, forgotten, wasted, findings, words } = verdict
   const figures = figuresOf(made)
   const isGood = isEnded && tasksLost + doubleCounted + acknowledgedLost + findings.length === 0
   for (const line of words.slice(0, 60)) say(line)
@@ -343,6 +352,7 @@ function report(options: RunOptions, { verdict, made, seconds: took, isEnded }: 
         tasksLost,
         doubleCounted,
         acknowledgedLost,
+        forgotten,
         wasted,
         findings: findings.length,
         isEnded,
@@ -355,7 +365,8 @@ function report(options: RunOptions, { verdict, made, seconds: took, isEnded }: 
   }
   say(
     `seed ${options.seed}: ${tasks} tasks, ${faults} faults in ${Math.round(took)} s: ${tasksLost} lost, ${doubleCounted} counted twice, ` +
-      `${acknowledgedLost} acknowledged results lost; ${wasted.repeated} attempts repeated and ${wasted.broken} broken off`,
+      `${acknowledgedLost} acknowledged results lost; ${wasted.repeated} attempts repeated and ${wasted.broken} broken off` +
+      (forgotten > 0 ? `; ${forgotten} results went with journals destroyed on purpose, and ran again` : ''),
   )
   return isGood
 }

@@ -10,7 +10,7 @@ import type { CampaignView } from '../../../central/campaigns/model.ts'
 import type { Failpoint } from '../../../shared/failpoint.ts'
 import { isCampaignOver } from '../../../shared/lifecycle.ts'
 import { Acks } from '../acks.ts'
-import { judge, type Verdict } from '../judge.ts'
+import { type JudgeOptions, judge, type Verdict } from '../judge.ts'
 import { Ledger } from '../ledger.ts'
 import { buildPrograms } from '../programs.ts'
 import { programOf } from '../schedule.ts'
@@ -34,7 +34,7 @@ export interface SmallWorld {
   passed(name: Failpoint, site?: string): Promise<number>
   /** Whether a part's log has a line with this message. */
   said(part: string, message: string): boolean
-  judge(forgetful?: string[]): Promise<Verdict>
+  judge(forgetful?: JudgeOptions['forgetful']): Promise<Verdict>
   stop(): Promise<void>
 }
 
@@ -111,8 +111,7 @@ export async function startSmallWorld(options: SmallOptions = {}): Promise<Small
       return Number(file.slice(`${name}.hit.`.length))
     },
     said: (part, message) => world.saidOf(part, message),
-    judge: (forgetful = []) =>
-      judge({ world, ledger, waves, seed: SEED, acks: () => acks.all, forgetful: new Set(forgetful) }),
+    judge: (forgetful = new Map()) => judge({ world, ledger, waves, seed: SEED, acks: () => acks.all, forgetful }),
     async stop() {
       clearInterval(reading)
       await world.stop()
