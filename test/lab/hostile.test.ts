@@ -238,12 +238,12 @@ describe.skipIf(whyNoLab() !== null)('hostile payloads', () => {
       blocksItsStatus: { run: 'rm /indraft/status; mkfifo /indraft/status; exit 0', resources: brief },
       linksItsStatus: { run: 'ln -sf /dev/null /indraft/status; sleep 1; exit 0' },
       fillsItsStatus: {
-        run: 'head -c 60000000 /dev/zero >>/indraft/status; sleep 20',
-        resources: `${brief}, scratch: 20MB`,
+        run: 'head -c 60000000 /dev/zero >>/indraft/status; sleep 100',
+        resources: 'memory: 200MB, walltime: 2min, scratch: 20MB',
       },
       fillsSharedMemory: {
-        run: 'head -c 150000000 /dev/zero >/dev/shm/big; sleep 20',
-        resources: 'memory: 60MB, walltime: 30s',
+        run: 'head -c 150000000 /dev/zero >/dev/shm/big; sleep 100',
+        resources: 'memory: 60MB, walltime: 2min',
       },
       closesItsOutput: { run: 'exec >&- 2>&- <&-; exit 0' },
       leavesProcesses: { run: 'setsid sleep 300 & sleep 300 & (trap "" TERM HUP; sleep 300) & exit 0' },
@@ -330,6 +330,20 @@ describe.skipIf(whyNoLab() !== null)('hostile payloads', () => {
       elsewhere: 'policy.refused',
     })
     await web.stop()
+  })
+
+  test('isolation - where no network namespace can be made the node test says so, and containers run all the same', async () => {
+    const deny = 'echo 0 >/proc/sys/user/max_net_namespaces; exec setpriv --ambient-caps -all --inh-caps -all -- "$@"'
+    // The limit is that of a user namespace of its own: the machine's stays as it is.
+    const without = ['unshare', '--user', '--map-current-user', '--keep-caps', 'sh', '-c', deny, 'sh']
+    const words = ['--credential', paths.pilotCredential, '--scratch', '/tmp/h2', '--idle-before', '1s']
+    const other = centre.spawn('n1', 'without', [...without, ...programs.pilot, 'run', ...words], { user: 'alice' })
+    const found = await other.waitFor(/\{.*"msg":"container.found"\}/, 60_000)
+    expect(JSON.parse(found[0])).toMatchObject({
+      isolation: ['--containall'],
+      network: expect.stringMatching(/^shared: .*network namespace/),
+    })
+    await other.stop()
   })
 
   test('home - nothing is made or changed in it, and nothing is left in scratch', async () => {
