@@ -346,6 +346,24 @@ describe('trouble', () => {
     expect(script.beats.at(-1)!.counters.suspended).toBe(1)
   })
 
+  test('trouble - an idle pilot that stood still does not take its own silence for the dispatcher’s', async () => {
+    let gapMs = 0
+    const clock: Clock = { ...systemClock, monotonicMs: () => systemClock.monotonicMs() + gapMs }
+    // Held back until it has looked at its clock: with seconds between beats, as in truth, the look comes first.
+    const held = Promise.withResolvers<void>()
+    const [pull, beat] = [script.onPull.bind(script), script.onBeat.bind(script)]
+    await start({ goneAfter: '10s' }, { clock })
+    await until(() => script.pulls.length > 0)
+    script.onPull = (peer, message) => held.promise.then(() => pull(peer, message))
+    script.onBeat = (peer, message) => held.promise.then(() => beat(peer, message))
+    gapMs = 15_000
+    await until(() => lines.some(({ msg }) => msg === 'pilot.suspended'))
+    held.resolve()
+    const told = await until(() => script.beats.find(({ counters }) => counters.suspended === 1))
+    expect(told.counters.suspended_ms).toBeGreaterThan(14_000)
+    expect(script.byes).toEqual([])
+  })
+
   test('trouble - two pilots of one name: the second is refused', async () => {
     await start()
     const owner = join(site.folder, 'scratch', 'pilot1', 'pilot.json')

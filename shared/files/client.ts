@@ -8,7 +8,7 @@
 import { createReadStream } from 'node:fs'
 import { type FileHandle, open, rename, stat, unlink } from 'node:fs/promises'
 import type { LookupFunction } from 'node:net'
-import { Agent, type Dispatcher, interceptors, request } from 'undici'
+import type { Dispatcher } from 'undici'
 import { z } from 'zod'
 import { type Clock, systemClock } from '../clock.ts'
 import { ERROR_CODES, type ErrorCode, IndraftError } from '../errors.ts'
@@ -64,32 +64,36 @@ export const fileAddress = {
 }
 
 export class FileClient {
-  readonly #agent: Dispatcher
+  readonly #options: FileClientOptions
   readonly #token: string | null
   readonly #clock: Clock
+  #agent: Promise<Dispatcher> | undefined
 
   constructor(options: FileClientOptions) {
-    const agent = new Agent({
-      connections: options.connections ?? 8,
-      connect: {
-        timeout: 10_000,
-        ...(options.ca === null ? {} : { ca: options.ca }),
-        ...(options.lookup ? { lookup: options.lookup } : {}),
-      },
-      headersTimeout: options.answerMs ?? 4 * SILENCE_MS,
-      bodyTimeout: SILENCE_MS,
-      keepAliveTimeout: 10_000,
-    })
-    this.#agent = agent.compose(
-      ...(options.mayAsk ? [askFirst(options.mayAsk)] : []),
-      ...(options.redirects ? [interceptors.redirect({ maxRedirections: options.redirects })] : []),
-    )
+    this.#options = options
     this.#token = options.token
     this.#clock = options.clock ?? systemClock
   }
 
+  /** With the first request: an idle pilot does without a third of its memory. */
+  async #connect(): Promise<Dispatcher> {
+    const { Agent, interceptors } = await import('undici')
+    const { connections = 8, ca, lookup, answerMs = 4 * SILENCE_MS, mayAsk, redirects } = this.#options
+    const agent = new Agent({
+      connections,
+      connect: { timeout: 10_000, ...(ca === null ? {} : { ca }), ...(lookup ? { lookup } : {}) },
+      headersTimeout: answerMs,
+      bodyTimeout: SILENCE_MS,
+      keepAliveTimeout: 10_000,
+    })
+    return agent.compose(
+      ...(mayAsk ? [askFirst(mayAsk)] : []),
+      ...(redirects ? [interceptors.redirect({ maxRedirections: redirects })] : []),
+    )
+  }
+
   async close(): Promise<void> {
-    await this.#agent.destroy()
+    await (await this.#agent)?.destroy()
   }
 
   /**
@@ -190,9 +194,12 @@ export class FileClient {
     headers: Record<string, string>,
     body?: ReturnType<typeof createReadStream>,
   ): Promise<Dispatcher.ResponseData> {
+    this.#agent ??= this.#connect()
+    const dispatcher = await this.#agent
+    const { request } = await import('undici')
     const reply = await request(url, {
       method,
-      dispatcher: this.#agent,
+      dispatcher,
       headers: {
         ...headers,
         ...(this.#token === null ? {} : { authorization: `Bearer ${this.#token}` }),
