@@ -17,11 +17,11 @@ import type { Needs } from '../shared/protocol/work.ts'
 import { indices, parseRanges } from '../shared/ranges.ts'
 import type { PilotConfig } from './config.ts'
 import type { Lease, Leases, RefusedGrant } from './leases.ts'
-import type { TimeLeft } from './time-left.ts'
 import type { Outbox } from './outbox.ts'
 import { Attempt, type PayloadAround } from './payload.ts'
 import { noResult } from './result.ts'
 import { type BusyWork, canEnd, Devices, freeShape, nextToStart, roomFor } from './slots.ts'
+import type { TimeLeft } from './time-left.ts'
 
 export interface WorkOptions {
   clock: Clock
