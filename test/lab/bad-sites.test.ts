@@ -159,7 +159,9 @@ describe.skipIf(whyNoLab() !== null)('sites', () => {
     expect(said(pilots[0]!, 'container.found')).toMatchObject({ sif: 'mounted', isolation: ['--containall'] })
     for (const host of ['n1', 'n2'] as const) await nothingIsLeft(host)
     await web.stop()
-    limited = await job('limit', 4, ['-w', 'n2', '-t', '1'], '--ahead 0s', ['env', '-u', 'SLURM_JOB_END_TIME'])
+    // Without its number it cannot ask Slurm for the end either.
+    const unknown = ['env', '-u', 'SLURM_JOB_END_TIME', '-u', 'SLURM_JOB_ID', '-u', 'SLURM_JOBID']
+    limited = await job('limit', 4, ['-w', 'n2', '-t', '1'], '--ahead 0s', unknown)
     await running('limit')
   })
 
