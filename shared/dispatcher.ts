@@ -7,6 +7,7 @@ import type { FrameHandler, Peer } from './link.ts'
 import type { Log } from './log.ts'
 import { decode, encode } from './protocol/codec.ts'
 import { type Message, REPLY_OF, type ReplyTo, type RequestType } from './protocol/messages.ts'
+import { commonVersion, SPOKEN_VERSIONS } from './protocol/version.ts'
 
 /**
  * Each handler is idempotent: the same message twice has the effect of one. A handler refuses by throwing IndraftError;
@@ -36,14 +37,22 @@ export function frameHandler(
   log: Log,
   events: DispatcherEvents = {},
   explain: (error: unknown) => IndraftError | undefined = () => undefined,
+  spoken: readonly number[] = SPOKEN_VERSIONS,
 ): FrameHandler {
   return async (peer, frame) => {
     const startMs = performance.now()
+    // An answer is in the version of its request; to what cannot be read, in the oldest.
+    let version = spoken[0]!
     try {
-      const { type, body } = decode(frame)
+      const decoded = decode(frame, spoken)
+      const { type, body } = decoded
+      version = decoded.version
       if (!Object.hasOwn(REPLY_OF, type)) throw new IndraftError('message.unknown', `"${type}" is not a request`)
       const request = type as RequestType
-      const reply = encode(REPLY_OF[request], (await dispatch(dispatcher, peer, request, body)) as never)
+      const answer = await dispatch(dispatcher, peer, request, body)
+      const chosen = request === 'hello' ? commonVersion(spoken, (body as Message<'hello'>).speaks ?? []) : undefined
+      const whole = chosen === undefined ? answer : { ...(answer as object), version: chosen }
+      const reply = encode(REPLY_OF[request], whole as never, version)
       events.onAnswered?.(request, performance.now() - startMs)
       return reply
     } catch (error) {
@@ -51,12 +60,13 @@ export function frameHandler(
       if (refused.code === 'internal.error') log.error({ err: error, site: peer.site }, 'message.handlerFailed')
       else log.warn({ code: refused.code, site: peer.site, detail: refused.message }, 'message.refused')
       events.onRefused?.(refused.code, peer)
-      return encode('refused', {
+      const body: Message<'refused'> = {
         code: refused.code,
         message: refused.message.slice(0, 1000),
         ...(refused.path === undefined ? {} : { path: refused.path.slice(0, 500) }),
         ...(refused.retryAfterMs === undefined ? {} : { retryAfterMs: refused.retryAfterMs }),
-      })
+      }
+      return encode('refused', body, version)
     }
   }
 }

@@ -18,6 +18,7 @@ import {
   type RequestType,
   type StoreMark,
 } from './protocol/messages.ts'
+import { SPOKEN_VERSIONS } from './protocol/version.ts'
 
 export interface HolderOptions {
   link: Link
@@ -31,6 +32,8 @@ export interface HolderOptions {
   /** Called after every welcome, before anything else is sent in the new session. */
   onWelcome?: (welcome: Message<'welcome'>, isNewSession: boolean) => void | Promise<void>
   requestTimeoutMs?: number
+  /** Protocol versions, the oldest first; those of this build unless said. */
+  spoken?: readonly number[]
   /** From a holder that kept its memory over a restart: the same session goes on, and only what was kept is confirmed. */
   resume?: HolderMemory | undefined
 }
@@ -58,9 +61,15 @@ export class Holder {
   #renewedAtMs = Number.NEGATIVE_INFINITY
   #pulling = false
   readonly #stop = new AbortController()
+  /** Versions of the protocol, the oldest first; the one in use; whether a newer one was refused after its welcome. */
+  readonly #spoken: readonly number[]
+  #version: number
+  #wasRefused = false
 
   constructor(options: HolderOptions) {
     this.#options = options
+    this.#spoken = options.spoken ?? SPOKEN_VERSIONS
+    this.#version = this.#spoken[0]!
     this.#processed = options.resume?.processed ?? 0
     this.#seen = options.resume?.seen ?? null
   }
@@ -107,6 +116,9 @@ export class Holder {
 
   async #sayHello(): Promise<Message<'welcome'>> {
     const { role, holder, incarnation, software, nodes } = this.#options
+    this.#version = this.#spoken[0]!
+    // A dispatcher that spoke a newer version and does no more: one of its replicas is of the release before.
+    const offered = this.#wasRefused ? this.#spoken.slice(0, 1) : this.#spoken
     const { reply, sentAtMs } = await this.#persist('hello', () => ({
       role,
       holder,
@@ -114,7 +126,9 @@ export class Holder {
       software,
       nodes: nodes(),
       seen: this.#seen,
+      ...(offered.length > 1 ? { speaks: [...offered] } : {}),
     }))
+    if (reply.version !== undefined && offered.includes(reply.version)) this.#version = reply.version
     const isNewSession = reply.session !== (this.#welcome?.session ?? this.#options.resume?.session)
     this.#welcome = reply
     this.#sequence = Math.max(isNewSession ? 0 : this.#sequence, reply.sequence)
@@ -157,7 +171,11 @@ export class Holder {
 
   /** Hands in results until the dispatcher has them. @throws IndraftError session.unknown as pull */
   async report(results: Message<'report'>['results']): Promise<ReplyTo<'report'>> {
-    const { reply } = await this.#persist('report', () => ({ session: this.#session(), results }))
+    const { reply } = await this.#persist('report', () => ({
+      session: this.#session(),
+      results,
+      seen: this.#seen,
+    }))
     this.#mark(reply.mark)
     return reply
   }
@@ -238,6 +256,12 @@ export class Holder {
     try {
       return await this.#exchange(type, body, timeoutMs)
     } catch (error) {
+      if (error instanceof IndraftError && error.code === 'protocol.version' && this.#version !== this.#spoken[0]) {
+        this.#options.log.warn({ type, version: this.#version }, 'session.versionRefused')
+        this.#wasRefused = true
+        await this.connect()
+        throw new IndraftError('dispatcher.busy', 'answered by an older release: asked again in its version')
+      }
       // Who said bye has no session, and wants none: its open pull is answered so.
       const isLeaving = this.#stop.signal.aborted
       if (type !== 'hello' && !isLeaving && error instanceof IndraftError && error.code === 'session.unknown') {
@@ -253,9 +277,9 @@ export class Holder {
     body: Message<T>,
     timeoutMs: number,
   ): Promise<{ reply: ReplyTo<T>; sentAtMs: number }> {
-    const frame = encode(type, body)
+    const frame = encode(type, body, this.#version)
     const sentAtMs = this.#options.clock.monotonicMs()
-    const answer = decode(await this.#options.link.request(frame, timeoutMs))
+    const answer = decode(await this.#options.link.request(frame, timeoutMs), this.#spoken)
     if (answer.type === 'refused') {
       const { code, message, path, retryAfterMs } = answer.body as Message<'refused'>
       throw new IndraftError(code, message, {

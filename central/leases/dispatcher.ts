@@ -194,6 +194,8 @@ export class CentralDispatcher implements Dispatcher {
   }
 
   async onReport(peer: Peer, report: Message<'report'>): Promise<ReplyTo<'report'>> {
+    // What a holder knew would be forgotten with this answer's mark.
+    await this.#parts.mark.check(report.seen ?? null)
     await this.#parts.sessions.touch(peer.site, report.session)
     const verdicts = await this.#parts.results.judge(peer.site, report.results)
     return { mark: await this.#parts.mark.advance(), verdicts }

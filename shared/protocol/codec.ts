@@ -41,9 +41,12 @@ export function check<S extends z.ZodType>(schema: S, value: unknown, what: stri
   throw new IndraftError('message.invalid', `${path}: ${issue?.message ?? 'does not fit'}`, { path })
 }
 
-/** @throws IndraftError message.tooLarge; the caller splits its batch. */
-export function encode<T extends MessageType>(type: T, body: Message<T>): Uint8Array {
-  const plain = packr.pack([PROTOCOL_VERSION, type, body])
+/**
+ * @param version one of SPOKEN_VERSIONS. Where two differ in a message, this is where the older form is made (and read, in decode)
+ * @throws IndraftError message.tooLarge; the caller splits its batch.
+ */
+export function encode<T extends MessageType>(type: T, body: Message<T>, version = PROTOCOL_VERSION): Uint8Array {
+  const plain = packr.pack([version, type, body])
   const small = plain.length >= DEFLATE_FROM_BYTES ? deflateRawSync(plain, { level: 1 }) : plain
   const deflated = small.length < plain.length
   const frame = Buffer.concat([Buffer.of(deflated ? DEFLATED : PLAIN), deflated ? small : plain])
@@ -60,15 +63,15 @@ export interface Decoded<T extends MessageType = MessageType> {
 }
 
 /** @throws IndraftError message.* or protocol.version */
-export function decode(frame: Uint8Array): Decoded {
+export function decode(frame: Uint8Array, spoken: readonly number[] = SPOKEN_VERSIONS): Decoded {
   if (frame.length > MAX_MESSAGE_BYTES) throw new IndraftError('message.tooLarge', `${frame.length} bytes`)
   if (frame.length < 2 || frame[0]! > DEFLATED) throw new IndraftError('message.garbled')
   const value = unpack(frame[0] === DEFLATED ? inflate(frame.subarray(1)) : frame.subarray(1))
   if (!Array.isArray(value) || value.length < 3) throw new IndraftError('message.garbled')
   const [version, type, body] = value as unknown[]
   if (typeof version !== 'number' || typeof type !== 'string') throw new IndraftError('message.garbled')
-  if (!SPOKEN_VERSIONS.includes(version)) {
-    throw new IndraftError('protocol.version', `version ${version}; spoken here: ${SPOKEN_VERSIONS.join(', ')}`)
+  if (!spoken.includes(version)) {
+    throw new IndraftError('protocol.version', `version ${version}; spoken here: ${spoken.join(', ')}`)
   }
   if (!Object.hasOwn(MESSAGES, type)) throw new IndraftError('message.unknown', `"${type.slice(0, 40)}"`)
   const known = type as MessageType

@@ -121,11 +121,15 @@ export const helloSchema = z.object({
   /** For a pilot its node; for a relay the largest shapes among its pilots, if any are known. */
   nodes: z.array(nodeFactsSchema).max(64),
   seen: storeMarkSchema.nullable(),
+  /** Protocol versions that the holder speaks; a peer of before says nothing and speaks the hello's own. */
+  speaks: z.array(count).max(16).optional(),
 })
 
 /** Dispatcher, to hello. Sets what both ends must agree on. */
 export const welcomeSchema = z.object({
   session,
+  /** Protocol version for all that follows; absent: the hello's own. */
+  version: count.optional(),
   /** The last pull answered in this session: 0 in a new one; the holder counts on from here. */
   sequence: count,
   site: name,
@@ -204,7 +208,11 @@ export const grantsSchema = z.object({
 })
 
 /** Holder, with results at any time, also beside an outstanding pull. Repeating is harmless. */
-export const reportSchema = z.object({ session, results: z.array(resultSchema).min(1).max(256) })
+export const reportSchema = z.object({
+  session,
+  results: z.array(resultSchema).min(1).max(256),
+  seen: storeMarkSchema.nullable().optional(),
+})
 
 /** Dispatcher, to report: each result is durable when this arrives. */
 export const reportedSchema = z.object({ mark: storeMarkSchema, verdicts: z.array(verdictSchema).max(256) })
