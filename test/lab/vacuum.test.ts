@@ -158,4 +158,33 @@ describe.skipIf(whyNoLab() !== null)('vacuum', () => {
       ].join('\n'),
     )
   })
+
+  test('bad node - a node whose pilots end with 500 is excluded, and the campaign ends on the other', {
+    timeout: 300_000,
+  }, async () => {
+    const before = await called()
+    await centre.check('n2', ['sh', '-c', 'rm -rf /tmp/indraft-alice && touch /tmp/indraft-alice'])
+    await submit('bad', 120, 2)
+    await tickUntil('the end of the campaign', async () => (await show('bad')).state === 'done')
+    expect((await tick('--dry-run')).stdout).toMatch(/node:n2: strike 1, 500 .*\n(.*\n)*not on n2\n/)
+    const tasks = await product.indraft('campaign', 'tasks', 'bad')
+    expect(tasks).toMatch(/\bn1\b/)
+    expect(tasks).not.toMatch(/\bn2\b/)
+    await tickUntil('the end of the pilots', async () => (await pilots()).length === 0)
+    const after = await called()
+    console.log(`bad node: ${(after.sbatch ?? 0) - (before.sbatch ?? 0)} sbatch`)
+    expect((after.sbatch ?? 0) - (before.sbatch ?? 0)).toBeLessThanOrEqual(4)
+  })
+
+  test('stop - nothing starts while the STOP file is there, whatever waits', { timeout: 200_000 }, async () => {
+    const stop = [...programs.pilot, 'stop', '--site', siteFile]
+    await centre.check('edge', stop, { user: 'alice' })
+    const before = await called()
+    await submit('later', 8, 1)
+    for (let i = 0; i < 4; i++) expect((await tick()).code).toBe(0)
+    expect((await tick('--dry-run')).stdout).toContain('a STOP file asks for it: nothing starts')
+    expect((await called()).sbatch).toBe(before.sbatch)
+    await centre.check('edge', [...stop, '--resume'], { user: 'alice' })
+    await tickUntil('the end of the campaign', async () => (await show('later')).state === 'done')
+  })
 })
