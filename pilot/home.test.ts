@@ -1,11 +1,11 @@
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { chmodSync, chownSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, symlinkSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { execa } from 'execa'
-import { afterEach, beforeEach, expect, test, vi } from 'vitest'
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
 import { silentLog } from '../shared/log.ts'
-import { adoptDead, startGuard, takeHome } from './home.ts'
+import { adoptDead, startGuard, takeHome, takeScratch } from './home.ts'
 import { Outbox } from './outbox.ts'
 import { RUN_VARIABLE } from './processes.ts'
 import { PATH } from './testbench.ts'
@@ -93,4 +93,39 @@ test('home - a guard that is dismissed ends nothing', async () => {
   expect(isRunning(payload.pid!)).toBe(true)
   payload.kill('SIGKILL')
   await payload
+})
+
+describe('scratch', () => {
+  const own = process.getuid!()
+
+  test('scratch - a folder of our own is taken as it is, and made where it is missing', async () => {
+    const path = join(folder, 'deep', 'scratch')
+    expect(await takeScratch(path)).toBe(path)
+    expect(statSync(path).mode & 0o777).toBe(0o700)
+    expect(await takeScratch(path)).toBe(path)
+  })
+
+  test('scratch - in one for everybody it is a folder of our own below', async () => {
+    chmodSync(folder, 0o1777)
+    const below = join(folder, `indraft-pilot-${own}`)
+    expect(await takeScratch(folder)).toBe(below)
+    expect(statSync(below).mode & 0o777).toBe(0o700)
+  })
+
+  test('scratch - one that others may change under us is refused, in words', async () => {
+    chmodSync(folder, 0o777)
+    await expect(takeScratch(folder)).rejects.toThrow(/nobody else may write, found one of user \d+ with mode 777/)
+  })
+
+  test('scratch - what somebody put in the place of our folder is refused', async () => {
+    chmodSync(folder, 0o1777)
+    mkdirSync(join(folder, 'trap'))
+    symlinkSync(join(folder, 'trap'), join(folder, `indraft-pilot-${own}`))
+    await expect(takeScratch(folder)).rejects.toThrow(/expected a folder of user/)
+  })
+
+  test.skipIf(own !== 0)('scratch - a folder of another user is refused', async () => {
+    chownSync(folder, 4711, 4711)
+    await expect(takeScratch(folder)).rejects.toThrow('found one of user 4711')
+  })
 })

@@ -2,6 +2,7 @@ import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, expect, test, vi } from 'vitest'
+import { enableFailpoints } from '../shared/failpoint.ts'
 import { silentLog } from '../shared/log.ts'
 import type { Result } from '../shared/protocol/messages.ts'
 import { Outbox } from './outbox.ts'
@@ -78,4 +79,35 @@ test('outbox - a full disk is said, and the result is reported all the same', as
   expect(outbox.batch(1, 1)).toHaveLength(1)
   outbox.acknowledged([result(0)])
   expect(outbox.size).toBe(0)
+})
+
+test('outbox - of a torn file the whole results are kept, under a name of their own', async () => {
+  writeFileSync(join(folder, 'a.json'), JSON.stringify([result(1), { campaign: 'c1' }, result(2)]))
+  const outbox = await Outbox.open(folder, silentLog)
+  expect(outbox.batch(10, 1e6).map(({ index }) => index)).toEqual([1, 2])
+  expect(readdirSync(folder)).toContain('a.json.bad')
+  const again = await Outbox.open(folder, silentLog)
+  expect(again.size).toBe(2)
+  again.acknowledged([result(1), result(2)])
+  await vi.waitFor(() => expect(files()).toEqual([]))
+})
+
+test('outbox - a refusal of the disk is said until it takes as much again, and what waited is written then', async () => {
+  const outbox = await Outbox.open(folder, silentLog)
+  const armed = join(folder, 'armed')
+  mkdirSync(armed)
+  enableFailpoints(armed)
+  writeFileSync(join(armed, 'outbox.writing'), 'throw ENOSPC')
+  await outbox.add(result(0))
+  expect([outbox.trouble, outbox.unwritten, outbox.size]).toEqual([expect.stringContaining('ENOSPC'), 1, 1])
+  writeFileSync(join(armed, 'outbox.writing'), 'throw EROFS')
+  expect(await outbox.mend()).toBe(false)
+  expect(outbox.trouble).toContain('EROFS')
+  expect(await outbox.mend()).toBe(true)
+  expect([outbox.trouble, outbox.unwritten, files().length]).toEqual([null, 0, 1])
+  expect(outbox.bytes).toBeGreaterThan(0)
+  outbox.acknowledged([result(0)])
+  expect(outbox.bytes).toBe(0)
+  enableFailpoints(null)
+  await vi.waitFor(() => expect(files()).toEqual([]))
 })
