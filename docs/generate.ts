@@ -231,7 +231,7 @@ function shownDefault(value: string): string {
   if (value === hostname()) return 'the name of the host'
   const folder = tmpdir()
   return value.startsWith(`${folder}/`)
-    ? `\`${value.slice(folder.length + 1)}\` in the temporary folder`
+    ? `\`${value.slice(folder.length + 1).replace(/-\d+$/, '-<uid>')}\` in the temporary folder`
     : `\`${value}\``
 }
 

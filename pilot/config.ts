@@ -19,7 +19,7 @@ export const PILOT_SETTINGS = {
     type: 'text',
     default: join(tmpdir(), `indraft-pilot-${process.getuid?.() ?? 0}`),
     meaning:
-      'Folder for task folders and undelivered results; node-local where possible. Made when missing; has to be ours, and writable by nobody else.',
+      'Folder for task folders and undelivered results; node-local where possible. Made when missing. Where others may write too, as in /tmp, a folder of our own below it is used.',
   },
   name: {
     type: 'text',
