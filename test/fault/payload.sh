@@ -27,13 +27,15 @@ if [ "$kind" = always ]; then
   exit 4
 fi
 value=$(((INDRAFT_INDEX * 7919 + SEED) % 1000003))
+# On a full disk it fails, as a payload should.
+broken() { say fail 6; exit 6; }
 {
-  echo "$INDRAFT_STEP $INDRAFT_INDEX $value $INDRAFT_ATTEMPT"
+  echo "$INDRAFT_STEP $INDRAFT_INDEX $value $INDRAFT_ATTEMPT" || broken
   if [ "$kind" = second ]; then
     while read -r part; do
       read -r line <"$part" || { say fail 5; exit 5; }
-      echo "$line"
+      echo "$line" || broken
     done <list.txt
   fi
-} >out.txt
+} >out.txt || broken
 say done "$value"
