@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest'
 import type { EndRecord } from './end-record.ts'
-import { excludedNodes, judgeCanary, learn, shareBounds, suspicion } from './nodes.ts'
+import { excludedNodes, judgeCanary, judgeLiving, learn, shareBounds, suspicion } from './nodes.ts'
 import { parseSiteFile } from './site-file.ts'
 import { emptyState } from './state.ts'
 
@@ -78,12 +78,31 @@ describe('black holes', () => {
     expect(learn(state, site, 'cpu', end('n3', step(20, 1)), 7 * 3_600_000)).toBeNull()
   })
 
-  it('latch - a latched node is no measure for the others', () => {
+  it('latch - a latched node is no measure for the others: the next bad one is found too', () => {
     const state = emptyState()
     learn(state, site, 'cpu', end('n1', step(50, 0)), 0)
-    learn(state, site, 'cpu', end('n2', step(500, 0, 100)), 0)
-    expect(Object.keys(state.latches)).toEqual(['n2'])
+    learn(state, site, 'cpu', end('n2', step(0, 500, null)), 0)
+    learn(state, site, 'cpu', end('n3', step(0, 12, null)), 0)
+    expect(Object.keys(state.latches)).toEqual(['n2', 'n3'])
     expect(learn(state, site, 'cpu', end('n1', step(50, 0)), 0)).toBeNull()
+  })
+
+  it('latch - a living pilot is judged by what it did so far, and is to be ended', () => {
+    const state = emptyState()
+    const living = ['n1', 'n2', 'n3'].map((node) => ({ ...end(node, step(40, 0)), start: `cpu.${node}` }))
+    living.push({ ...end('n4', step(0, 300, null)), start: 'cpu.n4' })
+    for (const { start } of living) {
+      state.pilots[start] = {
+        ...{ id: start, kind: 'cpu', account: null, nodes: 1, timeMs: 0, submittedAtMs: 0, because: 'demand' },
+        ...{ canaryOf: null, jobId: '1', state: 'running', runningSinceMs: 0, seenAtMs: 0, missingSinceMs: null },
+        ...{ nodeNames: [], ended: 0 },
+      }
+    }
+    expect(judgeLiving(state, site, living, 0)).toMatchObject([{ start: 'cpu.n4', node: 'n4' }])
+    expect(Object.keys(state.latches)).toEqual(['n4'])
+    expect(judgeLiving(state, site, living, 0)).toEqual([])
+    // Counted only at their ends.
+    expect(state.work).toEqual({})
   })
 
   it('exclude - the latest findings, up to the most that the site file names', () => {
