@@ -1,0 +1,40 @@
+/** A relay that is told here to get empty: what it gives back, what it waits for, and that a restart changes nothing. */
+import { expect, it } from 'vitest'
+import { watchLifetime } from '../../edge-relay/lifetime.ts'
+import { frameHandler } from '../../shared/dispatcher.ts'
+import { memoryLink } from '../../shared/link.ts'
+import { silentLog } from '../../shared/log.ts'
+import { resultsOf, SimulatedHolder } from '../conformance/simulated-holder.ts'
+import { fastClock } from '../fast-clock.ts'
+import { relayInParts, until } from './relay-in-parts.ts'
+import { ScriptedCentre } from './scripted-centre.ts'
+
+it('relay - drained, it gives back what no pilot has, and ends when its pilots have reported; over a restart too', async () => {
+  const clock = fastClock(20)
+  const centre = new ScriptedCentre()
+  const link = () => memoryLink({ site: 'ALPHA' }, frameHandler(centre, silentLog), clock)
+  let relay = await relayInParts({ clock, link: link() })
+  try {
+    const toRelay = memoryLink({ site: 'ALPHA' }, (peer, frame) => relay.handler(peer, frame), clock)
+    const pilot = new SimulatedHolder(toRelay, 'pilot', 'a')
+    await pilot.hello()
+    centre.give({ tasks: '0-3' })
+    await until('four tasks', () => relay.buffer.counts().free === 4)
+    const { grants } = await pilot.pull({}, 1)
+    pilot.confirm()
+    relay.upstream.drain('here')
+    expect((await pilot.beat()).orders).toEqual([{ kind: 'holder.drain' }])
+    await until('the rest is back', () => centre.returned.some(({ tasks }) => tasks === '1-3'))
+    await relay.crash()
+    relay = await relayInParts({ clock, link: link(), folder: relay.folder })
+    expect((await pilot.pull({}, 1)).reason).toBe('draining')
+    const ended = Promise.withResolvers<boolean>()
+    const options = { clock, once: false, forMs: null, idleMs: Number.POSITIVE_INFINITY }
+    watchLifetime({ core: relay, ...options, end: async (isDrained) => ended.resolve(isDrained) })
+    await pilot.report(grants.flatMap(({ lease }) => resultsOf(lease)))
+    expect(await ended.promise).toBe(true)
+    expect(relay.buffer.counts()).toMatchObject({ leases: 0, held: 0 })
+  } finally {
+    await relay.close()
+  }
+})
