@@ -45,6 +45,7 @@ export interface SessionOptions {
   onResult?: ((result: Result) => void) | undefined
 }
 
+const STOP_EVERY_MS = 5000
 const TICK_MS = 500
 const DRAIN_TICK_MS = 50
 /** Between pulls that brought nothing, whatever the dispatcher says. */
@@ -82,6 +83,7 @@ export class Session {
   /** SIGUSR1: payloads may finish until then. */
   #noticeEndsAtMs = Number.POSITIVE_INFINITY
   #idleSinceMs: number
+  #lookForStopAtMs = 0
   readonly #suspended = { times: 0, ms: 0 }
   /** When it last began to run: silence is not counted while it stood still. */
   #awakeSinceMs: number
@@ -425,7 +427,7 @@ export class Session {
         deadlineMs: this.#deadlineMs,
         noticeEndsAtMs: this.#noticeEndsAtMs,
         timeLeftMs: timeLeft.leftMs,
-        hasStopFile: this.#draining === 'no' && (await exists(stopFile)),
+        hasStopFile: this.#draining === 'no' && (await this.#isStopped(nowMs, stopFile)),
         running,
         undelivered: outbox.size,
         unstarted: leases.unstarted,
@@ -499,6 +501,13 @@ export class Session {
     const woken = new AbortController()
     this.#wakers.push(() => woken.abort())
     await this.#options.clock.sleep(atMostMs, woken.signal)
+  }
+
+  /** Asked now and then only: the STOP file of a site lies on the file system that all its nodes share. */
+  async #isStopped(nowMs: number, stopFile: string): Promise<boolean> {
+    if (nowMs < this.#lookForStopAtMs) return false
+    this.#lookForStopAtMs = nowMs + STOP_EVERY_MS
+    return await exists(stopFile)
   }
 }
 
