@@ -156,7 +156,9 @@ export async function findGpus(env: GpuEnvironment, path: string): Promise<GpuSe
   try {
     let listing: Listing | null = null
     if (await exists('/dev/nvidiactl')) {
-      listing = parseNvidia(await ask('nvidia-smi', NVIDIA_QUERY), await ask('nvidia-smi', ['-L']))
+      // Both at once: a tool that hangs holds the pilot up once.
+      const [table, list] = await Promise.all([ask('nvidia-smi', NVIDIA_QUERY), ask('nvidia-smi', ['-L'])])
+      listing = parseNvidia(table, list)
     } else if (await exists('/dev/kfd')) {
       listing = parseRocm(await ask('rocm-smi', ROCM_QUERY))
     }
