@@ -3,21 +3,12 @@
  * nothing that stays, and needs no central.
  */
 import { execFile } from 'node:child_process'
-import {
-  closeSync,
-  existsSync,
-  fdatasyncSync,
-  mkdirSync,
-  openSync,
-  readFileSync,
-  rmSync,
-  statfsSync,
-  writeSync,
-} from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { freemem, totalmem } from 'node:os'
-import { dirname, join } from 'node:path'
+import { join } from 'node:path'
 import { promisify } from 'node:util'
 import type { Command } from 'commander'
+import { diskOf, fsyncsPerSecond, nearestExisting } from '../../shared/disk.ts'
 import { formatBytes } from '../../shared/quantity.ts'
 import { searchFolders } from '../../shared/servers/config.ts'
 import { locateServer, type ServerName } from '../../shared/servers/locate.ts'
@@ -34,21 +25,6 @@ export interface Check {
   advice: string | null
 }
 
-/** File systems on which a journal or a database must not lie: locks and fsync are not what they are on a disk. */
-const NETWORK_FILE_SYSTEMS: Readonly<Record<number, string>> = {
-  26985: 'NFS',
-  4283649346: 'CIFS',
-  4266872130: 'SMB2',
-  198183888: 'Lustre',
-  1196443219: 'GPFS',
-  428016422: 'BeeGFS',
-  12805120: 'Ceph',
-  1397113167: 'AFS',
-  1702057286: 'FUSE',
-  1937076805: 'Coda',
-}
-const IN_MEMORY: Readonly<Record<number, string>> = { 16914836: 'tmpfs', 2240043254: 'ramfs' }
-const FSYNC_PROBE_MS = 300
 /** What a disk that waits for its platters does. */
 const SLOW_FSYNCS_PER_SECOND = 100
 const LEAST_FREE_BYTES = 1e9
@@ -109,53 +85,28 @@ async function loopback(): Promise<Check> {
 }
 
 function fileSystem(folder: string): Check {
-  const { type, bavail, bsize } = statfsSync(folder)
-  const free = formatBytes(bavail * bsize)
-  const network = NETWORK_FILE_SYSTEMS[type >>> 0]
-  if (network) {
-    return check(
-      'state folder',
-      'warn',
-      `${folder} is on ${network}, ${free} free`,
-      'keep state on a local disk: --home /local/path',
-    )
+  const { kind, type, freeBytes } = diskOf(folder)
+  const free = `${formatBytes(freeBytes)} free`
+  if (kind === 'network') {
+    const advice = 'keep state on a local disk: --home /local/path'
+    return check('state folder', 'warn', `${folder} is on ${type}, ${free}`, advice)
   }
-  const inMemory = IN_MEMORY[type >>> 0]
-  if (inMemory) {
-    return check(
-      'state folder',
-      'warn',
-      `${folder} is on ${inMemory}, ${free} free`,
-      'it is gone after a reboot: --home on a disk',
-    )
+  if (kind === 'memory') {
+    const advice = 'it is gone after a reboot: --home on a disk'
+    return check('state folder', 'warn', `${folder} is on ${type}, ${free}`, advice)
   }
-  const isShort = bavail * bsize < LEAST_FREE_BYTES
-  return check('state folder', isShort ? 'warn' : 'ok', `${folder}, ${free} free`, isShort ? 'make room there' : null)
+  const isShort = freeBytes < LEAST_FREE_BYTES
+  return check('state folder', isShort ? 'warn' : 'ok', `${folder}, ${free}`, isShort ? 'make room there' : null)
 }
 
-/** Appends of 300 bytes, each made durable: what a grant or a result costs at least. */
 function fsyncRate(folder: string): Check {
-  const probe = join(folder, `.indraft-doctor-${process.pid}`)
   try {
-    mkdirSync(probe)
-    const file = openSync(join(probe, 'log'), 'w', 0o600)
-    const block = Buffer.alloc(300, 'x')
-    const startMs = performance.now()
-    let count = 0
-    while (performance.now() - startMs < FSYNC_PROBE_MS) {
-      writeSync(file, block)
-      fdatasyncSync(file)
-      count++
-    }
-    closeSync(file)
-    const rate = Math.round((count * 1000) / (performance.now() - startMs))
+    const rate = fsyncsPerSecond(folder)
     const isSlow = rate < SLOW_FSYNCS_PER_SECOND
     const advice = isSlow ? 'results wait for the disk: one with power-loss protection, or an SSD, helps' : null
     return check('disk', isSlow ? 'warn' : 'ok', `${rate} fsyncs a second in ${folder}`, advice)
   } catch (error) {
     return check('disk', 'fail', (error as Error).message, 'give a folder that can be written: --home')
-  } finally {
-    rmSync(probe, { recursive: true, force: true })
   }
 }
 
@@ -231,10 +182,6 @@ function readNumber(path: string): number | undefined {
   } catch {
     return undefined
   }
-}
-
-function nearestExisting(path: string): string {
-  return existsSync(path) || path === dirname(path) ? path : nearestExisting(dirname(path))
 }
 
 export function registerDoctor(program: Command): void {
