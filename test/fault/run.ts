@@ -379,4 +379,5 @@ function seconds(ms: number): string {
   return `${Math.round(ms / 1000)} s`
 }
 
-process.exitCode = await main()
+// Whatever still waits for something that is gone by now must not hold the end up.
+process.exit(await main())

@@ -54,8 +54,13 @@ export function openTaps(world: World): Taps {
   return {
     async replay(site, hop, copies, forMs, seed) {
       const late = sleep(forMs).then(() => undefined)
-      const at = await Promise.race([tap(site, hop), late])
-      if (!at) return 0
+      const connecting = tap(site, hop)
+      const at = await Promise.race([connecting, late])
+      if (!at) {
+        // It may come to stand later, and nobody wants it then.
+        void connecting.then(({ connection }) => connection.close()).catch(() => {})
+        return 0
+      }
       const { connection, inbox } = at
       open.add(connection)
       try {
