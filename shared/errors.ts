@@ -28,6 +28,7 @@ export const ERRORS = {
   'message.unknown': entry(400, false, 'system', 'The message type is not known here.'),
   'message.invalid': entry(400, false, 'system', 'A field of the message is missing or has the wrong type.'),
   'protocol.version': entry(400, false, 'site', 'The protocol version is not spoken here.'),
+  'code.unknown': entry(502, false, 'system', 'The other side refused with a code that only a newer release knows.'),
   'session.unknown': entry(404, true, 'system', 'The session is not known or was declared dead: say hello again.'),
   'session.sequence': entry(409, false, 'system', 'The pull is older than one already answered.'),
   'site.unknown': entry(403, false, 'site', 'The site is not registered here.'),

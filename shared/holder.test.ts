@@ -85,6 +85,24 @@ async function passing<T>(clock: ManualClock, promise: Promise<T>): Promise<T> {
 }
 const typesOf = (sent: Sent[]) => sent.map((one) => one.type)
 
+describe('holder - orders of a newer dispatcher', () => {
+  it('are left out, and the next beat says how many there were', async () => {
+    const newer: Step = () =>
+      encode('orders', {
+        ...SAMPLES.orders.small,
+        orders: [{ kind: 'holder.move' }, { kind: 'holder.drain' }] as never,
+      })
+    const { holder, sent } = makeHolder([welcomes('s1'), newer, orders])
+    await holder.connect()
+    expect((await holder.beat(BEAT)).orders).toEqual([{ kind: 'holder.drain' }])
+    await holder.beat(BEAT)
+    expect(sent.slice(1).map(({ body }) => (body.counters as Record<string, number>).ordersIgnored)).toEqual([
+      undefined,
+      1,
+    ])
+  })
+})
+
 describe('holder - hello', () => {
   it('is repeated until it is welcomed', async () => {
     const { clock, holder, sent } = makeHolder([

@@ -60,6 +60,7 @@ export class Holder {
   #seen: StoreMark | null = null
   #renewedAtMs = Number.NEGATIVE_INFINITY
   #pulling = false
+  #ordersIgnored = 0
   readonly #stop = new AbortController()
   /** Versions of the protocol, the oldest first; the one in use; whether a newer one was refused after its welcome. */
   readonly #spoken: readonly number[]
@@ -183,13 +184,17 @@ export class Holder {
   /** One beat, not repeated: the next one is due soon enough. @throws IndraftError link.* | session.unknown */
   async beat(body: BeatBody): Promise<ReplyTo<'beat'>> {
     const session = this.#session()
+    const ignored = this.#ordersIgnored
+    const counters = ignored > 0 ? { ...body.counters, ordersIgnored: ignored } : body.counters
+    const { incarnation } = this.#options
     const { reply, sentAtMs } = await this.#once(
       'beat',
-      { ...body, session, processed: this.#processed, seen: this.#seen, incarnation: this.#options.incarnation },
+      { ...body, counters, session, processed: this.#processed, seen: this.#seen, incarnation },
       this.#beatTimeoutMs(),
     )
     this.#mark(reply.mark)
     this.#renewedAtMs = Math.max(this.#renewedAtMs, sentAtMs)
+    this.#noteIgnored(reply)
     return reply
   }
 
@@ -201,7 +206,16 @@ export class Holder {
 
   async inventory(body: Omit<Message<'inventory'>, 'session' | 'processed'>): Promise<ReplyTo<'inventory'>> {
     const session = this.#session()
-    return (await this.#once('inventory', { ...body, session, processed: this.#processed })).reply
+    const { reply } = await this.#once('inventory', { ...body, session, processed: this.#processed })
+    this.#noteIgnored(reply)
+    return reply
+  }
+
+  /** A newer dispatcher may order what this release does not know; it sees so from the counter. */
+  #noteIgnored({ ignored = 0 }: Message<'orders'>): void {
+    if (ignored === 0) return
+    this.#ordersIgnored += ignored
+    this.#options.log.warn({ orders: ignored }, 'order.unknown')
   }
 
   /** Says bye, tries a few times, and never throws: who leaves must not be kept by a dead dispatcher. */

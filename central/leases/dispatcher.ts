@@ -209,7 +209,7 @@ export class CentralDispatcher implements Dispatcher {
       fields: {
         gauges: JSON.stringify(beat.gauges),
         counters: JSON.stringify(beat.counters),
-        ...(beat.draining ? { state: 'draining' } : {}),
+        state: beat.draining ? 'draining' : 'active',
       },
     })
     await this.#confirm(peer, session, beat.processed, null)
@@ -243,6 +243,7 @@ export class CentralDispatcher implements Dispatcher {
     const { options, index } = this.#parts
     const info = await options.siteOf(peer.site)
     const site = info && !info.disabled ? { name: peer.site, labels: info.labels } : null
-    return findDemand(index, site, demand, this.#clock.wallMs())
+    const nowMs = this.#clock.wallMs()
+    return { ...(await findDemand(index, site, demand, nowMs)), nowMs }
   }
 }

@@ -3,7 +3,7 @@
  * their leases are ended, so that whoever sweeps next goes on where a dead helper stopped.
  */
 import { randomBytes } from 'node:crypto'
-import { IndraftError } from '../../shared/errors.ts'
+import { IndraftError, isIndraftError } from '../../shared/errors.ts'
 import { type Shape, shapeOf } from '../../shared/fit.ts'
 import { decode, encode } from '../../shared/protocol/codec.ts'
 import type { Message, NodeFacts, OfferEntry, Order, PilotSummary, ReplyTo } from '../../shared/protocol/messages.ts'
@@ -136,7 +136,7 @@ export class Sessions {
   /** The kept reply of exactly this sequence, or null. */
   async keptReply(site: string, id: string, sequence: number): Promise<ReplyTo<'pull'> | null> {
     const frame = await this.#scripts.redis.getBuffer(`${siteBase(site)}:reply:${id}`)
-    const reply = frame && (decode(frame).body as ReplyTo<'pull'>)
+    const reply = frame && readReply(frame)
     return reply?.sequence === sequence ? reply : null
   }
 
@@ -219,6 +219,16 @@ export class Sessions {
       shapes.set(record.site, list)
     }
     return shapes
+  }
+}
+
+/** Null where another release kept it in a form that is not read here: its leases are found and granted again. */
+function readReply(frame: Uint8Array): ReplyTo<'pull'> | null {
+  try {
+    return decode(frame).body as ReplyTo<'pull'>
+  } catch (error) {
+    if (isIndraftError(error)) return null
+    throw error
   }
 }
 

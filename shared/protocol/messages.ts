@@ -1,11 +1,12 @@
 /**
  * Every message of the holder-dispatcher protocol, one schema each. A pilot is a holder, central a dispatcher, a relay
  * both; the words are the same on every hop. Requests go up, each gets exactly one reply: its own or `refused`.
- * Unknown fields are ignored (zod strips them), unknown messages refused by code. All times are durations in
- * milliseconds; the only wall-clock times are in signed work.
+ * Unknown fields are ignored (zod strips them), unknown messages refused by code; words that a newer release may add are
+ * read as newer.ts says. All times are durations in milliseconds; the only wall-clock times are in signed work.
  */
 import { z } from 'zod'
 import { ERROR_CODES } from '../errors.ts'
+import { knownCode, knownOrders, knownReason, knownWord, knownWords } from './newer.ts'
 import { signedSchema } from './work.ts'
 
 const name = z.string().min(1).max(200)
@@ -23,8 +24,8 @@ export const nodeFactsSchema = z.object({
   gpus: count,
   gpuMemoryBytes: count,
   arch: name,
-  runtimes: z.array(z.enum(['host', 'container'])),
-  network: z.enum(['none', 'proxy', 'outgoing']),
+  runtimes: knownWords(['host', 'container']),
+  network: knownWord(['none', 'proxy', 'outgoing'], 'none'),
   /** Milliseconds until the batch system ends this pilot; null where nothing says so. */
   timeLeftMs: ms.nullable(),
   labels: z.record(z.string(), z.string()),
@@ -65,7 +66,7 @@ export const outputRecordSchema = z.object({
 export type OutputRecord = z.infer<typeof outputRecordSchema>
 
 /** How one attempt ended: one record of one shape, whatever happened. The first reason wins. */
-export const resultSchema = attemptRefSchema.extend({
+const resultFields = attemptRefSchema.extend({
   end: z.enum(['done', 'failed']),
   /** From the error catalogue; null when done. */
   reason: z.enum(ERROR_CODES).nullable(),
@@ -87,6 +88,7 @@ export const resultSchema = attemptRefSchema.extend({
   /** The last of standard error (or output) of a failed attempt, at most 2 kB of text; else null. */
   tail: z.string().max(2048).nullable(),
 })
+export const resultSchema = z.preprocess(knownReason, resultFields)
 export type Result = z.infer<typeof resultSchema>
 
 /** Part of a lease: some tasks of a bundle, under the fences they were granted with. */
@@ -146,7 +148,7 @@ export const welcomeSchema = z.object({
     /** The longest a pull may wait at the dispatcher. */
     pullWaitMs: ms,
   }),
-  inventory: z.enum(['list', 'digest']),
+  inventory: knownWord(['list', 'digest'], 'list'),
   /** Ed25519 public keys (SPKI, base64) by name; work is signed with one of them. */
   keys: z.record(z.string(), z.string().max(500)),
   /** Where files are served, `https://host:port`; null where only a shared file system is used. */
@@ -172,7 +174,7 @@ export const pullSchema = z.object({
 
 /** What became of one result: durable, and how it was judged. */
 export const verdictSchema = attemptRefSchema.pick({ campaign: true, step: true, index: true, fences: true }).extend({
-  verdict: z.enum(['accepted', 'duplicate', 'stale', 'refused']),
+  verdict: knownWord(['accepted', 'duplicate', 'stale', 'refused'], 'stale'),
 })
 export type Verdict = z.infer<typeof verdictSchema>
 
@@ -203,7 +205,7 @@ export const grantsSchema = z.object({
   templates: z.array(signedSchema).max(64),
   verdicts: z.array(verdictSchema).max(256),
   /** Why there is nothing, in words of `noWorkReasons`; null with grants. */
-  reason: z.enum(['noWork', 'nothingFits', 'limits', 'draining', 'halted', 'storeFull']).nullable(),
+  reason: knownWord(['noWork', 'nothingFits', 'limits', 'draining', 'halted', 'storeFull'], 'noWork').nullable(),
   askAgainMs: ms,
 })
 
@@ -221,7 +223,7 @@ export const reportedSchema = z.object({ mark: storeMarkSchema, verdicts: z.arra
 export const pilotSummarySchema = z.object({
   pilot: name,
   node: name,
-  state: z.enum(['active', 'draining', 'lost', 'left']),
+  state: knownWord(['active', 'draining', 'lost', 'left'], 'active'),
   cores: count,
   coresBusy: count,
   running: count,
@@ -277,8 +279,18 @@ export const orderSchema = z.discriminatedUnion('kind', [
 ])
 export type Order = z.infer<typeof orderSchema>
 
+const ORDER_KINDS = orderSchema.options.map((option) => option.shape.kind.value)
+
 /** Dispatcher, to beat and inventory. */
-export const ordersSchema = z.object({ mark: storeMarkSchema, orders: z.array(orderSchema).max(256) })
+export const ordersSchema = z.preprocess(
+  knownOrders(ORDER_KINDS),
+  z.object({
+    mark: storeMarkSchema,
+    orders: z.array(orderSchema).max(256),
+    /** Never sent: so many orders were of kinds that the reader does not know, and were left out. */
+    ignored: count.optional(),
+  }),
+)
 
 /** Holder, to the order holder.inventory: all leases it holds, in parts. Judged only up to `processed`. */
 export const inventorySchema = z.object({
@@ -327,16 +339,21 @@ export const demandedSchema = z.object({
   idlePilots: count,
   /** False where a relay could not ask the centre: there may be more. */
   isWhole: z.boolean(),
-  reason: z.enum(['noWork', 'nothingFits', 'draining']).nullable(),
+  reason: knownWord(['noWork', 'nothingFits', 'draining'], 'noWork').nullable(),
+  /** The wall clock of who answers, Unix time: whoever asked can see how far its own is off. */
+  nowMs: ms.optional(),
 })
 
 /** Dispatcher, instead of any other reply. */
-export const refusedSchema = z.object({
-  code: z.enum(ERROR_CODES),
-  message: z.string().max(1000),
-  path: z.string().max(500).optional(),
-  retryAfterMs: ms.optional(),
-})
+export const refusedSchema = z.preprocess(
+  knownCode,
+  z.object({
+    code: z.enum(ERROR_CODES),
+    message: z.string().max(1000),
+    path: z.string().max(500).optional(),
+    retryAfterMs: ms.optional(),
+  }),
+)
 
 /** Requests and the reply that belongs to each. */
 export const REPLY_OF = {

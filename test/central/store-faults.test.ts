@@ -2,7 +2,7 @@
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from 'vitest'
 import { IndraftError } from '../../shared/errors.ts'
 import { decode } from '../../shared/protocol/codec.ts'
-import type { LeasePart } from '../../shared/protocol/messages.ts'
+import type { LeasePart, Message } from '../../shared/protocol/messages.ts'
 import { EXIT_3, TestHolder } from './store-holder.ts'
 import { GROUP, openStoreLab, planOf, type StoreLab, startRedisForTests } from './store-lab.ts'
 
@@ -466,5 +466,37 @@ test('restart of the centre - a grant that could not be confirmed meanwhile is n
   await pilot.beat()
   await lab.settle()
   expect(await pilot.verdicts(pilot.allResults())).toEqual(['accepted', 'accepted'])
+  await clean()
+})
+
+test('a holder that drained and does not any more - is given work again', async () => {
+  const id = await seed(2)
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  await pilot.beat({ draining: true })
+  expect(await pilot.pull(2)).toMatchObject({ grants: [], reason: 'draining' })
+  await pilot.beat()
+  expect((await pilot.pull(2)).grants).toHaveLength(2)
+  expect(await counts(id)).toEqual({ assigned: 2 })
+  await clean()
+})
+
+test('a kept reply that another release wrote - is not read, and the same leases are given', async () => {
+  await seed(2)
+  const lost = new Map<string, unknown>()
+  const pilot = await new TestHolder(lab.dispatcher, {
+    around: (handler) => async (peer, frame) => {
+      const reply = await handler(peer, frame)
+      const { type, body } = decode(reply)
+      if (type !== 'grants' || lost.has(type)) return reply
+      lost.set(type, body)
+      const session = pilot.holder.welcome!.session
+      await lab.redis.set(`indraft:{site:ALPHA}:reply:${session}`, 'of another release')
+      throw new IndraftError('link.timeout')
+    },
+  }).hello()
+  const { grants } = await pilot.pull(2)
+  expect(grants).toHaveLength(2)
+  const first = (lost.get('grants') as Message<'grants'>).grants.map(({ lease }) => lease)
+  expect(grants.map(({ lease }) => lease)).toEqual(first)
   await clean()
 })
