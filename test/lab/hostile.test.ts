@@ -336,7 +336,7 @@ describe.skipIf(whyNoLab() !== null)('hostile payloads', () => {
     const deny = 'echo 0 >/proc/sys/user/max_net_namespaces; exec setpriv --ambient-caps -all --inh-caps -all -- "$@"'
     // The limit is that of a user namespace of its own: the machine's stays as it is.
     const without = ['unshare', '--user', '--map-current-user', '--keep-caps', 'sh', '-c', deny, 'sh']
-    const words = ['--credential', paths.pilotCredential, '--scratch', '/tmp/h2', '--idle-before', '1s']
+    const words = ['--credential', paths.pilotCredential, '--scratch', '/tmp/h2', '--idle-before', '2min']
     const other = centre.spawn('n1', 'without', [...without, ...programs.pilot, 'run', ...words], { user: 'alice' })
     const found = await other.waitFor(/\{.*"msg":"container.found"\}/, 60_000)
     expect(JSON.parse(found[0])).toMatchObject({
