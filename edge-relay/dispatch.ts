@@ -299,7 +299,7 @@ export class RelayDispatcher implements Dispatcher {
     })
   }
 
-  onDemand(peer: Peer, demand: Message<'demand'>): Promise<ReplyTo<'demand'>> {
+  async onDemand(peer: Peer, demand: Message<'demand'>): Promise<ReplyTo<'demand'>> {
     const { buffer, sessions, isDraining, askCentre } = this.#options
     this.#checkSite(peer)
     const parts = {
@@ -309,7 +309,7 @@ export class RelayDispatcher implements Dispatcher {
       isDraining,
       askCentre: askCentre ?? (() => Promise.reject(new IndraftError('link.noResponder'))),
     }
-    return answerDemand(parts, demand)
+    return { ...(await answerDemand(parts, demand)), nowMs: this.#clock.wallMs() }
   }
 
   async onReport(peer: Peer, report: Message<'report'>): Promise<ReplyTo<'report'>> {
