@@ -23,7 +23,7 @@ const ask = async (cores = 8, site = 'ALPHA') => {
 }
 
 test('demand - what is queued and fits is told with how much of it a node takes, without a session', async () => {
-  expect(await ask()).toEqual({ fits: [], idlePilots: 0, isWhole: true, reason: 'noWork' })
+  expect(await ask()).toEqual({ fits: [], idlePilots: 0, isWhole: true, reason: 'noWork', nowMs: expect.any(Number) })
   const needs = { ...sampleNeeds, arch: [], denySites: [], memoryBytes: 0, cores: 2, gpus: 0 }
   const plan = planOf('wanted', {
     run: { size: 500, needs },
