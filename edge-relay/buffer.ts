@@ -322,13 +322,15 @@ export class Buffer {
 
   /** All that waits in the buffer of these leases is to be given back to central. */
   giveBack(which: (lease: Lease) => boolean): void {
+    let isAny = false
     for (const lease of this.#leases.values()) {
       if (lease.free.length === 0 || !which(lease)) continue
       lease.back = rangesUnion(lease.back, lease.free)
       lease.free = []
       this.#save(lease)
+      isAny = true
     }
-    this.onBack()
+    if (isAny) this.onBack()
   }
 
   /** One task is not to be started here: what waits of it goes back. */

@@ -151,6 +151,11 @@ export async function openCore(options: CoreOptions) {
         .catch((error) => log.warn({ err: error, task: attemptName(result) }, 'output.releaseFailed'))
     },
   })
+  buffer.onFreed = () => {
+    dispatcher.wake()
+    // Nobody is to have it any more: it goes back.
+    if (upstream.isDraining) upstream.demand()
+  }
   disk.onRoom = () => {
     dispatcher.wake()
     upstream.demand()

@@ -106,7 +106,6 @@ export class RelayDispatcher implements Dispatcher {
     this.#timings = timingsFor('pilot', options.timeScale)
     this.#events = options.events ?? {}
     this.#replies = options.replies
-    options.buffer.onFreed = () => this.wake()
   }
 
   async onHello(peer: Peer, hello: Message<'hello'>): Promise<ReplyTo<'hello'>> {

@@ -289,6 +289,8 @@ export class Upstream {
 
   async #pullOnce(): Promise<void> {
     const { buffer, sessions, clock, aheadMs } = this.#options
+    // What came with a pull that was open when it began, what pilots gave back, and what a restart found.
+    if (this.isDraining) buffer.giveBack(() => true)
     const returned = buffer.returns(MOST_PARTS)
     const offer =
       this.isDraining || this.#options.isDiskFull?.()

@@ -38,3 +38,49 @@ it('relay - drained, it gives back what no pilot has, and ends when its pilots h
     await relay.close()
   }
 })
+
+it('relay - drained, what an open pull brings goes back', async () => {
+  const { centre, relay, pilot } = await oneOfEach()
+  try {
+    const answer = centre.onPull.bind(centre)
+    centre.onPull = async (peer, pull) => {
+      const reply = await answer(peer, pull)
+      if (reply.grants.length > 0) relay.upstream.drain('here')
+      return reply
+    }
+    await pilot.hello()
+    centre.give({ tasks: '0-3' })
+    await until('it is back', () => centre.returned.some(({ tasks }) => tasks === '0-3'))
+    await until('nothing is held', () => relay.buffer.counts().leases === 0)
+  } finally {
+    await relay.close()
+  }
+})
+
+it('relay - drained, what pilots give back goes back', async () => {
+  const { centre, relay, pilot } = await oneOfEach()
+  try {
+    await pilot.hello()
+    centre.give({ tasks: '0-3' })
+    await until('four tasks', () => relay.buffer.counts().free === 4)
+    const { grants } = await pilot.pull({}, 4)
+    pilot.confirm()
+    relay.upstream.drain('here')
+    await pilot.pull({ returned: grants.map(({ lease }) => lease) }, 0)
+    await until('nothing is held', () => relay.buffer.counts().leases === 0)
+    expect(centre.returned.length).toBeGreaterThan(0)
+  } finally {
+    await relay.close()
+  }
+})
+
+async function oneOfEach() {
+  const clock = fastClock(20)
+  const centre = new ScriptedCentre()
+  const relay = await relayInParts({
+    clock,
+    link: memoryLink({ site: 'ALPHA' }, frameHandler(centre, silentLog), clock),
+  })
+  const toRelay = memoryLink({ site: 'ALPHA' }, (peer, frame) => relay.handler(peer, frame), clock)
+  return { centre, relay, pilot: new SimulatedHolder(toRelay, 'pilot', 'a') }
+}
