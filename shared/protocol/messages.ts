@@ -2,7 +2,8 @@
  * Every message of the holder-dispatcher protocol, one schema each. A pilot is a holder, central a dispatcher, a relay
  * both; the words are the same on every hop. Requests go up, each gets exactly one reply: its own or `refused`.
  * Unknown fields are ignored (zod strips them), unknown messages refused by code; words that a newer release may add are
- * read as newer.ts says. All times are durations in milliseconds; the only wall-clock times are in signed work.
+ * read as newer.ts says. All times are durations in milliseconds; the only wall-clock times are in signed work,
+ * and the one in `demanded` by which a doctor compares clocks.
  */
 import { z } from 'zod'
 import { ERROR_CODES } from '../errors.ts'
