@@ -4,9 +4,9 @@ import { Command } from 'commander'
 import { shownConfig } from '../shared/config.ts'
 import { IndraftError } from '../shared/errors.ts'
 import { type LogLevel, makeLog } from '../shared/log.ts'
-import { formatBytes, formatDuration } from '../shared/quantity.ts'
 import { loadPilotConfig, PILOT_SETTINGS } from './config.ts'
-import { examineNode, SOFTWARE } from './main.ts'
+import { registerDoctor } from './doctor/command.ts'
+import { SOFTWARE } from './main.ts'
 import { startAtRelays } from './relays.ts'
 import { addStartCommands } from './start/command.ts'
 import { registerTrace } from './trace-command.ts'
@@ -56,24 +56,6 @@ async function runPilot({ config: file, ...args }: Record<string, unknown>): Pro
   process.exit(code < 400 ? 0 : 1)
 }
 
-async function showNode({ config: file, json, ...args }: Record<string, unknown>): Promise<void> {
-  const config = loadPilotConfig(args, file as string | undefined)
-  const { facts, checks } = await examineNode(config, makeLog('pilot', 'silent'))
-  if (checks.some((check) => !check.ok && check.what !== 'containers start')) process.exitCode = 1
-  if (json) return console.log(JSON.stringify({ facts, checks }, null, 2))
-  const left = facts.timeLeftMs === null ? 'no end known' : `${formatDuration(facts.timeLeftMs)} left`
-  console.log(`node ${facts.node}: ${facts.cores} cores (${facts.arch}), ${formatBytes(facts.memoryBytes)} memory,`)
-  console.log(`  ${formatBytes(facts.scratchBytes)} scratch, network ${facts.network}, ${left}`)
-  if (facts.gpus > 0) {
-    const { gpu = 'GPU', gpu_driver: driver = 'not said' } = facts.labels
-    console.log(`  ${facts.gpus} GPUs: ${gpu}, ${formatBytes(facts.gpuMemoryBytes)} each, driver ${driver}`)
-  }
-  const { processor = 'processor not known', scratch } = facts.labels
-  console.log(`  ${processor}${scratch === 'memory' ? ', scratch in memory' : ''}`)
-  if (facts.software) console.log(`  software ${facts.software.join(', ')}`)
-  for (const { ok, what, detail } of checks) console.log(`${ok ? 'ok  ' : 'BAD '} ${what}: ${detail}`)
-}
-
 const program = new Command('indraft-pilot')
   .description('Draws tasks from a relay (or the centre) and runs them on this node.')
   .version(SOFTWARE)
@@ -94,10 +76,7 @@ Exit status: 0 for codes 2xx (done) and 3xx (no work), 1 for 4xx (refused), 5xx 
   )
   .action((options) => orRefuse(() => runPilot(options)))
 
-withSettings(program.command('doctor').description('What this node has, and whether a pilot could work here.'))
-  .option('--json', 'as JSON')
-  .addHelpText('after', '\nExample:\n  indraft-pilot doctor --scratch /local/scratch')
-  .action((options) => orRefuse(() => showNode(options)))
+registerDoctor(withSettings(program.command('doctor')), orRefuse)
 
 registerTrace(program, orRefuse)
 

@@ -7,15 +7,13 @@ import { constants } from 'node:fs'
 import { access, rm, writeFile } from 'node:fs/promises'
 import { isAbsolute, join, resolve } from 'node:path'
 import { type Clock, systemClock } from '../shared/clock.ts'
-import { type PilotCredential, readPilotCredential } from '../shared/credentials.ts'
 import { IndraftError } from '../shared/errors.ts'
 import { enableFailpoints } from '../shared/failpoint.ts'
-import { FileClient } from '../shared/files/client.ts'
 import type { Link } from '../shared/link.ts'
-import { connectNats, natsLink } from '../shared/link-nats.ts'
 import type { Log } from '../shared/log.ts'
 import type { NodeFacts } from '../shared/protocol/messages.ts'
 import { importKeys } from '../shared/signing.ts'
+import { Access } from './access.ts'
 import { Banned } from './banned.ts'
 import { type BatchEnvironment, credentialPaths, type PilotConfig, readBatchEnvironment } from './config.ts'
 import { hostRuntime, type Runtime } from './container.ts'
@@ -26,7 +24,7 @@ import { ImageDigests } from './image-digest.ts'
 import { ImageStore } from './images.ts'
 import { expiryClock, Leases } from './leases.ts'
 import { PipeMaker } from './logs.ts'
-import { type Check, lookAround, testScratch } from './node.ts'
+import { lookAround, testScratch } from './node.ts'
 import { OomKills } from './oom.ts'
 import { Outbox } from './outbox.ts'
 import type { PayloadAround } from './payload.ts'
@@ -68,12 +66,13 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
   enableFailpoints(config.failpoints)
   const { batch = readBatchEnvironment(), clock = systemClock } = world
   const credentials = credentialPaths(config.credential)
-  const credential = readPilotCredential(credentials[0] ?? '')
   const run = randomUUID()
   const name = config.name ?? [config.node, batch.slurmJobId, process.pid].filter((part) => part !== null).join('-')
   if (!/^[A-Za-z0-9][A-Za-z0-9._-]{0,120}$/.test(name)) {
     throw new IndraftError('request.invalid', `name "${name}": expected letters, digits, dots and dashes`)
   }
+  const dispatcher = new Access(credentials[0] ?? '', name, clock, log)
+  const { credential } = dispatcher
   const bornAtMs = clock.monotonicMs()
   const livedMs = () => clock.monotonicMs() - bornAtMs
   const end = endTeller(config, { name, job: batch.slurmJobId, livedMs }, log)
@@ -110,7 +109,6 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     sharedFolders: config.sharedFolders.map((folder) => resolve(folder)),
     isBanned: (subject: string) => banned.has(subject),
   }
-  const files = new FileClient({ ca: credential.files.ca, token: credential.files.token, clock })
   const trace = new Trace({
     folder: config.traceLog ?? join(scratch, 'trace'),
     node: config.node,
@@ -120,7 +118,6 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     wallMs: () => clock.wallMs(),
   })
   let session: Session | undefined
-  let filesUrl: string | null = null
   const watcher = new Watcher({
     source: linuxProcesses(),
     clock,
@@ -151,8 +148,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     pipes: new PipeMaker(home.pipesFolder),
     watcher,
     oom,
-    files,
-    filesUrl: () => filesUrl,
+    files: dispatcher.files,
     clock,
     expiryNowMs,
     log,
@@ -163,7 +159,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
   const trust = { site: credential.site, keys: importKeys(credential.keys), policy, expiryNowMs }
   const welcomed = Promise.withResolvers<void>()
   session = new Session({
-    link: world.link ?? connectingLink(credential, name, log),
+    link: world.link ?? dispatcher.connect(),
     clock,
     log,
     config,
@@ -179,7 +175,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     // In the folder that was named, which an administrator knows, also where ours lies below it.
     stopFile: config.stopFile ?? join(resolve(config.scratch), 'STOP'),
     onWelcome: (welcome) => {
-      filesUrl = welcome.filesUrl
+      dispatcher.onWelcome(welcome.filesUrl)
       welcomed.resolve()
     },
     onResult: (result) => end.tally.add(result),
@@ -223,7 +219,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     watcher.close()
     await guard.dismiss()
     await trace.close()
-    await files.close()
+    await dispatcher.files().client.close()
     await tellBatchSystem(batch, code, reason, log)
     await end.tell({ code, reason })
     if (outbox.size === 0) await rm(home.folder, { recursive: true, force: true }).catch(() => {})
@@ -266,50 +262,8 @@ async function tellBatchSystem(batch: BatchEnvironment, code: number, reason: st
   )
 }
 
-/** Connects in the background, for ever: until it is connected a request fails as if nobody answered. */
-function connectingLink(credential: PilotCredential, name: string, log: Log): Link {
-  const { nats, site } = credential
-  let link: Link | undefined
-  let isClosed = false
-  let refused: Error | undefined
-  const connecting = connectNats({
-    url: nats.url,
-    name,
-    creds: nats.creds ?? undefined,
-    user: nats.user ?? undefined,
-    password: nats.password ?? undefined,
-    ca: nats.ca ?? undefined,
-    inboxPrefix: nats.inboxPrefix,
-  }).then(
-    async (connection) => {
-      link = natsLink(connection, site)
-      if (isClosed) await link.close()
-    },
-    (error: Error) => {
-      log.error({ err: error, url: nats.url }, 'link.refused')
-      refused = error
-    },
-  )
-  return {
-    get isUp() {
-      return link?.isUp ?? false
-    },
-    async request(frame, timeoutMs) {
-      if (isClosed) throw new IndraftError('link.closed')
-      if (!link) await Promise.race([connecting, systemClock.sleep(Math.min(timeoutMs, 1000))])
-      if (refused) throw new IndraftError('auth.invalid', refused.message, { cause: refused })
-      if (!link) throw new IndraftError('link.noResponder', 'not connected yet')
-      return await link.request(frame, timeoutMs)
-    },
-    async close() {
-      isClosed = true
-      await link?.close()
-    },
-  }
-}
-
 /** Container programs to try, by path. */
-async function containerBinaries(config: PilotConfig, batch: BatchEnvironment): Promise<string[]> {
+export async function containerBinaries(config: PilotConfig, batch: BatchEnvironment): Promise<string[]> {
   if (config.containerRuntime === 'none') return []
   if (config.containerRuntime !== null) return [config.containerRuntime]
   const found: string[] = []
@@ -327,54 +281,4 @@ async function containerBinaries(config: PilotConfig, batch: BatchEnvironment): 
     }
   }
   return found
-}
-
-export interface NodeReport {
-  facts: NodeFacts
-  checks: Check[]
-}
-
-/** What `doctor` shows: the node test, without a dispatcher. */
-export async function examineNode(config: PilotConfig, log: Log, batch = readBatchEnvironment()): Promise<NodeReport> {
-  const scratch = await takeScratch(resolve(config.scratch))
-  const checks = await testScratch(scratch)
-  const folder = join(scratch, `.doctor-${process.pid}`)
-  const env = { PATH: batch.path, ...batch.container }
-  const binaries = await containerBinaries(config, batch)
-  const container = await probeContainer({
-    binaries,
-    folder,
-    probeImage: config.probeImage,
-    binds: config.binds,
-    env,
-    log,
-  })
-  await rm(folder, { recursive: true, force: true })
-  const runtimes: NodeFacts['runtimes'] = [
-    ...(config.hostRuntime ? ['host' as const] : []),
-    ...(container ? ['container' as const] : []),
-  ]
-  checks.push({
-    what: 'containers start',
-    ok: container !== null,
-    detail: container?.name ?? 'no Apptainer or Singularity works',
-  })
-  checks.push({ what: 'a runtime is allowed and works', ok: runtimes.length > 0, detail: runtimes.join(', ') })
-  try {
-    const { site, nats } = readPilotCredential(credentialPaths(config.credential)[0] ?? '')
-    checks.push({
-      what: 'credential',
-      ok: true,
-      detail: `site ${site}, ${nats.url} (of ${config.credential})`,
-    })
-  } catch (error) {
-    checks.push({ what: 'credential', ok: false, detail: (error as Error).message })
-  }
-  const timeLeft = new TimeLeft(systemClock, batch, config)
-  await timeLeft.refresh()
-  const sight = { config: { ...config, scratch }, batch, runtimes, timeLeftMs: timeLeft.leftMs }
-  const { facts, troubles } = await lookAround(sight)
-  for (const trouble of troubles)
-    checks.push({ what: 'what the batch system gave is there', ok: false, detail: trouble })
-  return { facts, checks }
 }

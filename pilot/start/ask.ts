@@ -1,5 +1,6 @@
 /** The one question to the relay (or the centre): what would such nodes be given now? Asked once, with patience of seconds. */
 import { readPilotCredential } from '../../shared/credentials.ts'
+import { IndraftError } from '../../shared/errors.ts'
 import { connectNats, natsLink } from '../../shared/link-nats.ts'
 import { decode, encode } from '../../shared/protocol/codec.ts'
 import type { Message, OfferEntry } from '../../shared/protocol/messages.ts'
@@ -13,6 +14,15 @@ export async function askDemand(
   offer: readonly OfferEntry[],
   patienceMs: number,
 ): Promise<Message<'demanded'> | null> {
+  return await askDispatcher(credentialPath, offer, patienceMs).catch(() => null)
+}
+
+/** @throws IndraftError link.timeout where nobody answers in time, its code where the question is refused; Error of the connection */
+export async function askDispatcher(
+  credentialPath: string,
+  offer: readonly OfferEntry[],
+  patienceMs: number,
+): Promise<Message<'demanded'>> {
   const { nats, site } = readPilotCredential(credentialPath)
   const endsAtMs = performance.now() + patienceMs
   const connecting = connectNats(
@@ -33,18 +43,18 @@ export async function askDemand(
     const connection = await Promise.race([connecting, tooLate.promise])
     if (!connection) {
       connecting.then((late) => late.close()).catch(() => {})
-      return null
+      throw new IndraftError('link.timeout')
     }
     const link = natsLink(connection, site)
     try {
       const frame = encode('demand', { offer: offer.slice(0, MOST_ENTRIES) })
       const reply = decode(await link.request(frame, Math.max(1, endsAtMs - performance.now())))
-      return reply.type === 'demanded' ? (reply.body as Message<'demanded'>) : null
+      if (reply.type === 'demanded') return reply.body as Message<'demanded'>
+      const { code, message } = reply.body as Message<'refused'>
+      throw new IndraftError(code, message)
     } finally {
       await link.close()
     }
-  } catch {
-    return null
   } finally {
     clearTimeout(timer)
   }

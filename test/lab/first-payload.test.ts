@@ -90,7 +90,7 @@ describe.skipIf(whyNoLab() !== null)('guide', () => {
     })
     const tookS = (performance.now() - startedMs) / 1000
     expect(said.code, `${said.stdout}\n${said.stderr}\n${centre.logs(30)}`).toBe(0)
-    expect(said.stdout).toMatch(/ok {3}containers start: apptainer/)
+    expect(said.stdout).toMatch(/^good {2}containers start +apptainer/m)
     expect(said.stdout).not.toContain('BAD')
     expect(said.stdout).toMatch(/^relay\.ready$/m)
     const words = said.stdout.match(/^hello from task 2 on n1$/gm)

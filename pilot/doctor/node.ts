@@ -1,0 +1,169 @@
+/**
+ * `indraft-pilot doctor` on a node: everything that a pilot would need here, tried for real and without becoming one. The
+ * same code as a pilot's own node test where there is one.
+ */
+import { readFile, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { dirname, join, resolve } from 'node:path'
+import { systemClock } from '../../shared/clock.ts'
+import { diskOf } from '../../shared/disk.ts'
+import type { Log } from '../../shared/log.ts'
+import type { NodeFacts } from '../../shared/protocol/messages.ts'
+import { formatBytes, formatDuration } from '../../shared/quantity.ts'
+import { cgroupLimits } from '../cgroup.ts'
+import { type BatchEnvironment, credentialPaths, type PilotConfig, readBatchEnvironment } from '../config.ts'
+import { probeContainer } from '../container-probe.ts'
+import { takeScratch } from '../home.ts'
+import { containerBinaries, SOFTWARE } from '../main.ts'
+import { lookAround, testScratch } from '../node.ts'
+import { TimeLeft } from '../time-left.ts'
+import { bad, type Check, good, warn, wordsOf } from './check.ts'
+import { checkPilotCredential } from './connection.ts'
+import { checkFolder, isThere } from './files.ts'
+
+const LEAST_SCRATCH_BYTES = 1e9
+
+export interface Examined {
+  facts: NodeFacts
+  checks: Check[]
+}
+
+export async function examineNode(config: PilotConfig, log: Log, batch = readBatchEnvironment()): Promise<Examined> {
+  const checks: Check[] = [good('program', `${SOFTWARE} on Node ${process.version}`)]
+  const scratch = await checkScratch(config, checks)
+  const runtimes = await checkRuntimes(config, batch, scratch ?? tmpdir(), checks, log)
+  const timeLeft = new TimeLeft(systemClock, batch, config)
+  await timeLeft.refresh()
+  checks.push(checkEnd(batch, timeLeft.leftMs), await checkLimits())
+  const sight = { config: { ...config, scratch: scratch ?? tmpdir() }, batch, runtimes, timeLeftMs: timeLeft.leftMs }
+  const { facts, troubles } = await lookAround(sight)
+  for (const trouble of troubles) {
+    checks.push(bad('what the batch system gave', trouble, 'drain the node, or start pilots with --gpus 0 there'))
+  }
+  const missing = config.cvmfsRepositories.filter((name) => !facts.software?.includes(`cvmfs:${name}`))
+  if (missing.length > 0) {
+    const advice = `ls ${config.cvmfs}/${missing[0]}: tasks that ask for it do not come here`
+    checks.push(warn('CVMFS', `${missing.join(', ')}: cannot be read`, advice))
+  }
+  checks.push(...(await checkOwnWord(config)))
+  const { node: _node, timeLeftMs: _left, labels: _labels, ...shape } = facts
+  for (const path of credentialPaths(config.credential)) checks.push(...(await checkPilotCredential(path, shape)))
+  return { facts, checks }
+}
+
+/** @returns the folder that a pilot would use; null where it could not use any */
+async function checkScratch(config: PilotConfig, checks: Check[]): Promise<string | null> {
+  let scratch: string
+  try {
+    scratch = await takeScratch(resolve(config.scratch))
+  } catch (error) {
+    checks.push(
+      bad('scratch is ours alone', wordsOf(error), 'another --scratch: a folder that only this account may write'),
+    )
+    return null
+  }
+  const { kind, type, freeBytes } = diskOf(scratch)
+  const found = `${scratch}: ${type ?? 'disk'}, ${formatBytes(freeBytes)} free`
+  if (kind === 'memory') {
+    const advice =
+      'without a disk it counts as memory, and what a dead node had is gone; a local disk where there is one'
+    checks.push(warn('scratch is ours alone', found, advice))
+  } else if (kind === 'network') {
+    const advice = 'a local disk, or /dev/shm: all files of all tasks would cross the network'
+    checks.push(warn('scratch is ours alone', found, advice))
+  } else if (freeBytes < LEAST_SCRATCH_BYTES) {
+    checks.push(warn('scratch is ours alone', found, 'make room, or name another --scratch'))
+  } else checks.push(good('scratch is ours alone', found))
+  for (const { what, ok, detail } of await testScratch(scratch)) {
+    checks.push(ok ? good(what, detail) : bad(what, detail, SCRATCH_ADVICE[what] ?? 'another --scratch'))
+  }
+  return scratch
+}
+
+const SCRATCH_ADVICE: Readonly<Record<string, string>> = {
+  'programs start from scratch': 'it is mounted noexec: another --scratch',
+  'scratch holds FIFOs': 'that file system has none: another --scratch',
+}
+
+async function checkRuntimes(
+  config: PilotConfig,
+  batch: BatchEnvironment,
+  scratch: string,
+  checks: Check[],
+  log: Log,
+): Promise<NodeFacts['runtimes']> {
+  const folder = join(scratch, `.doctor-${process.pid}`)
+  const binaries = await containerBinaries(config, batch)
+  const container = await probeContainer({
+    binaries,
+    folder,
+    probeImage: config.probeImage,
+    binds: config.binds,
+    own: credentialPaths(config.credential).map((path) => resolve(path)),
+    env: { PATH: batch.path, ...batch.container },
+    log,
+  })
+  await rm(folder, { recursive: true, force: true })
+  const name = 'containers start'
+  if (container) {
+    checks.push(good(name, container.name))
+    const own = container.sealing({ network: 'none' }).network === 'own'
+    const advice = 'sysctl user.max_net_namespaces is 0? Payloads that ask for no network have the node’s all the same'
+    const what = 'payloads without network'
+    checks.push(
+      own ? good(what, 'have a loopback of their own') : warn(what, 'no network namespace can be made', advice),
+    )
+  } else if (config.containerRuntime === 'none') checks.push(good(name, 'switched off (--container-runtime none)'))
+  else {
+    const found = binaries.length === 0 ? 'neither apptainer nor singularity is on PATH' : `${binaries[0]} starts none`
+    const because =
+      binaries.length === 0
+        ? 'install Apptainer, or name it: --container-runtime'
+        : 'are user namespaces allowed (sysctl user.max_user_namespaces)? A pilot’s log says more: container.probeFailed'
+    checks.push(
+      config.hostRuntime
+        ? warn(name, `${found}: only tasks with "image: host" come`, because)
+        : bad(name, found, because),
+    )
+  }
+  return [...(config.hostRuntime ? ['host' as const] : []), ...(container ? ['container' as const] : [])]
+}
+
+function checkEnd(batch: BatchEnvironment, leftMs: number | null): Check {
+  const name = 'end of the allocation'
+  const job = batch.slurmJobId === null ? 'no batch job' : `Slurm job ${batch.slurmJobId}`
+  if (leftMs !== null) return good(name, `${job}, ${formatDuration(Math.max(0, leftMs))} for tasks`)
+  if (batch.slurmJobId === null) return good(name, `${job}: nobody says when a pilot has to end`)
+  const advice = 'neither Slurm’s variables nor squeue say it: give pilots a --runtime-limit'
+  return warn(name, `${job}, its end is not known`, advice)
+}
+
+async function checkLimits(): Promise<Check> {
+  const membership = await readFile('/proc/self/cgroup', 'utf8').catch(() => '')
+  const { cores, memoryBytes } = await cgroupLimits('/sys/fs/cgroup', membership)
+  const version = /^\d+:[a-z]/m.test(membership) ? 'v1' : membership === '' ? 'none' : 'v2'
+  const limits = [cores === null ? [] : `${cores} cores`, memoryBytes === null ? [] : formatBytes(memoryBytes)].flat()
+  return good('cgroup', `${version}: ${limits.length > 0 ? limits.join(', ') : 'sets no limit here'}`)
+}
+
+/** What the site says by files: STOP, bans, binds, and the folders that outlive the node. */
+async function checkOwnWord(config: PilotConfig): Promise<Check[]> {
+  const checks: Check[] = []
+  const stopFile = config.stopFile ?? join(resolve(config.scratch), 'STOP')
+  if (await isThere(stopFile)) checks.push(warn('STOP', `${stopFile} is there: pilots leave at once`, `rm ${stopFile}`))
+  if (config.banFile !== null) {
+    const folder = dirname(resolve(config.banFile))
+    if (await isThere(folder))
+      checks.push(good('ban file', `${config.banFile}${(await isThere(config.banFile)) ? '' : ': nobody yet'}`))
+    else checks.push(warn('ban file', `${folder} is not there`, 'make it, or nobody can be banned by this file'))
+  }
+  for (const bind of config.binds) {
+    const source = bind.split(':')[0]!
+    if (!(await isThere(source)))
+      checks.push(bad('binds', `${source} is not there`, 'mount it, or take it out of binds'))
+  }
+  if (config.endFolder !== null) checks.push(...(await checkFolder('end folder', config.endFolder, true)))
+  if (config.traceLog !== null) checks.push(...(await checkFolder('trace folder', config.traceLog, true)))
+  if (config.imageFolder !== null) checks.push(...(await checkFolder('image folder', config.imageFolder, true)))
+  return checks
+}
