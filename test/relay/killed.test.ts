@@ -119,6 +119,6 @@ describe('relay - drained', () => {
       const { holders } = await lab.admin.call('listHolders', { query: { role: 'relay' } })
       expect(holders.find((holder) => holder.site === `ENDS-${site}`)!.state).toBe('left')
     },
-    90_000,
+    240_000,
   )
 })
