@@ -18,12 +18,12 @@ import { type AttemptRef, attemptPath } from '../shared/ids.ts'
 import { check, unpack } from '../shared/protocol/codec.ts'
 import type { OutputRecord } from '../shared/protocol/messages.ts'
 import { type Manifest, manifestSchema } from '../shared/protocol/work.ts'
+import type { FileServer } from './access.ts'
 import { enforceFolder, type SitePolicy } from './policy.ts'
 
 export interface Transfer {
-  client: FileClient
-  /** `https://host:port` of the dispatcher's file server; null where there is none. */
-  filesUrl: string | null
+  /** The dispatcher's file server, as of now. */
+  files: () => FileServer
   capability: string | null
   signal: AbortSignal
   giveUpAfterMs: number
@@ -62,8 +62,10 @@ export const DRIVERS: Readonly<Record<string, Driver>> = {
     fetch: (url, target, checksum, transfer) =>
       fetchFrom(transfer, fileAddress.attempt(url.slice('store:'.length)), target, checksum),
     store: async (file, _url, transfer) => {
-      const address = server(transfer) + fileAddress.attempt(`${attemptPath(file.attempt)}/${file.path}`)
-      return (await transfer.client.putFile(address, file.location, file.checksum, transfer)).url
+      const address = fileAddress.attempt(`${attemptPath(file.attempt)}/${file.path}`)
+      const put = (client: FileClient, url: string) =>
+        client.putFile(url + address, file.location, file.checksum, transfer)
+      return (await atServer(transfer, put)).url
     },
   },
 }
@@ -149,15 +151,26 @@ async function isFile(path: string): Promise<boolean> {
   )
 }
 
-function server(transfer: Transfer): string {
-  if (transfer.filesUrl === null) throw new IndraftError('file.unreachable', 'the dispatcher serves no files')
-  return transfer.filesUrl
+/** At the dispatcher's file server; begun anew at the next one where the pilot changes over to another meanwhile. */
+export async function atServer<T>(
+  { files, signal }: Pick<Transfer, 'files' | 'signal'>,
+  act: (client: FileClient, url: string) => Promise<T>,
+): Promise<T> {
+  for (;;) {
+    const { client, url } = files()
+    if (url === null) throw new IndraftError('file.unreachable', 'the dispatcher serves no files')
+    try {
+      return await act(client, url)
+    } catch (error) {
+      if (!isIndraftError(error, 'link.closed') || signal.aborted || files().client === client) throw error
+    }
+  }
 }
 
 async function fetchFrom(transfer: Transfer, address: string, target: string, checksum: string | null): Promise<void> {
-  const { client, capability, signal, giveUpAfterMs, maxBytes } = transfer
+  const { capability, signal, giveUpAfterMs, maxBytes } = transfer
   const options = { capability, signal, giveUpAfterMs, checksum, maxBytes }
-  await client.getToFile(server(transfer) + address, target, options)
+  await atServer(transfer, (client, url) => client.getToFile(url + address, target, options))
 }
 
 async function fetchShared(url: string, target: string, checksum: string | null, transfer: Transfer): Promise<void> {

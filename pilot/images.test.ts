@@ -54,8 +54,7 @@ afterEach(async () => {
 
 const store = () => new ImageStore({ folder: join(folder, 'images'), clock: systemClock, log: silentLog })
 const transfer = (more: Partial<Transfer> = {}): Transfer => ({
-  client,
-  filesUrl: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+  files: () => ({ client, url: `http://127.0.0.1:${(server.address() as AddressInfo).port}` }),
   capability: null,
   signal: new AbortController().signal,
   giveUpAfterMs: 0,
@@ -154,7 +153,7 @@ test.each([
   ['file:///images/x.sif', '/images/x.sif'],
   [`docker://r/x@sha256:${sha256}`, `docker://r/x@sha256:${sha256}`],
 ])('image - %s needs no fetching', async (name, path) => {
-  expect(await store().locate(name, transfer({ filesUrl: null }))).toBe(path)
+  expect(await store().locate(name, transfer({ files: () => ({ client, url: null }) }))).toBe(path)
 })
 
 test('image - a name without a checksum is refused', async () => {

@@ -14,7 +14,7 @@ import { checksumFile } from '../shared/files/checksum.ts'
 import { fileAddress } from '../shared/files/client.ts'
 import { parseImageName } from '../shared/image-name.ts'
 import type { Log } from '../shared/log.ts'
-import type { Transfer } from './drivers.ts'
+import { atServer, type Transfer } from './drivers.ts'
 
 const LOOK_MS = 500
 /** Who fetches shows this often that it is alive; silent for longer than STALE_MS, another one takes over. */
@@ -134,10 +134,11 @@ export class ImageStore {
     }, ALIVE_MS)
     try {
       const checksum = `sha256:${sha256}`
-      const { client, filesUrl, capability, signal, giveUpAfterMs } = transfer
-      if (filesUrl === null) throw new IndraftError('file.unreachable', 'the dispatcher serves no files')
+      const { capability, signal, giveUpAfterMs } = transfer
       const options = { capability, signal, giveUpAfterMs, checksum }
-      const { sizeBytes } = await client.getToFile(filesUrl + fileAddress.fetch(url, checksum), fetched, options)
+      const { sizeBytes } = await atServer(transfer, (client, server) =>
+        client.getToFile(server + fileAddress.fetch(url, checksum), fetched, options),
+      )
       // Whoever comes second with the same content from elsewhere puts it in the place of the same content.
       await rename(fetched, path)
       log.info({ url, path, sizeBytes, ms: Math.round(clock.monotonicMs() - startMs) }, 'image.fetched')

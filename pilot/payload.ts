@@ -17,13 +17,13 @@ import { expand, type Values, valuesOf } from '../shared/expand.ts'
 import { failpoint } from '../shared/failpoint.ts'
 import { safeParts } from '../shared/files/attempt-files.ts'
 import { checksumFile } from '../shared/files/checksum.ts'
-import type { FileClient } from '../shared/files/client.ts'
 import { type AttemptRef, attemptPath } from '../shared/ids.ts'
 import { type AttemptState, attemptTable, mustNextState } from '../shared/lifecycle.ts'
 import type { Log } from '../shared/log.ts'
 import type { OutputRecord, Result } from '../shared/protocol/messages.ts'
 import type { BundleBody, TemplateBody } from '../shared/protocol/work.ts'
 import { formatBytes, formatDuration } from '../shared/quantity.ts'
+import type { FileServer } from './access.ts'
 import { type Launch, prepareControl, type Runtime, readStatus } from './container.ts'
 import { fetchInput, fetchManifest, fetchWinner, storeOutput, type Transfer } from './drivers.ts'
 import type { Gpus } from './gpus.ts'
@@ -78,8 +78,8 @@ export interface PayloadAround {
   pipes: PipeMaker
   watcher: Watcher
   oom: OomKills
-  files: FileClient
-  filesUrl: () => string | null
+  /** The dispatcher's file server, as of now. */
+  files: () => FileServer
   clock: Clock
   /** See leases.ts. */
   expiryNowMs: () => number
@@ -342,11 +342,10 @@ export class Attempt {
   }
 
   #transfer(signal: AbortSignal, giveUpAfterMs = this.#around.stageTimeoutMs): Transfer {
-    const { files, filesUrl, policy, own } = this.#around
+    const { files, policy, own } = this.#around
     const { scratchBytes } = this.work.template.needs
     return {
-      client: files,
-      filesUrl: filesUrl(),
+      files,
       capability: this.work.capability,
       signal,
       giveUpAfterMs,
@@ -582,7 +581,7 @@ export class Attempt {
 
   /** Logs go where outputs go, under `.log/`. That one is lost changes nothing about how the task ended. */
   async #storeLogs(): Promise<void> {
-    if (this.#around.filesUrl() === null) return
+    if (this.#around.files().url === null) return
     const giveUpMs = this.#end?.reason === 'node.ending' ? LOG_LEAVING_MS : LOG_GIVE_UP_MS
     const limit = AbortSignal.timeout(giveUpMs)
     for (const stream of ['stdout', 'stderr'] as const) {

@@ -7,7 +7,7 @@ export interface Clock {
   wallMs(): number
   /** Milliseconds that never go back. Used for every deadline and duration. */
   monotonicMs(): number
-  /** Resolves after `ms`, or at once when `signal` aborts; never rejects. */
+  /** Resolves after `ms` (at once where that is past), or when `signal` aborts; never rejects. */
   sleep(ms: number, signal?: AbortSignal): Promise<void>
 }
 
@@ -22,7 +22,7 @@ export const systemClock: Clock = {
         signal?.removeEventListener('abort', finish)
         resolve()
       }
-      const timer = setTimeout(finish, ms)
+      const timer = setTimeout(finish, Math.max(0, ms))
       signal?.addEventListener('abort', finish, { once: true })
     }),
 }

@@ -53,16 +53,39 @@ export function readPilotCredential(path: string): PilotCredential {
   return readCredential(path, 'pilot', pilotCredentialSchema)
 }
 
+/** What was read from `path` already. @throws as readPilotCredential */
+export function parsePilotCredential(path: string, text: string): PilotCredential {
+  return parseCredential(path, text, 'pilot', pilotCredentialSchema)
+}
+
 function readCredential<S extends z.ZodType>(path: string, kind: 'relay' | 'pilot', schema: S): z.infer<S> {
-  const wrong = (what: string, cause?: unknown) =>
-    new IndraftError('request.invalid', `credential ${path}: ${what}`, { path, ...(cause ? { cause } : {}) })
-  let content: unknown
+  let text: string
   try {
-    content = JSON.parse(readFileSync(path, 'utf8'))
+    text = readFileSync(path, 'utf8')
   } catch (cause) {
     const code = (cause as NodeJS.ErrnoException).code
-    if (code === 'ENOENT') throw wrong(`there is no such file; ${MADE_BY[kind]}`, cause)
-    if (code === 'EACCES') throw wrong('it belongs to another user', cause)
+    if (code === 'ENOENT') throw unusable(path, `there is no such file; ${MADE_BY[kind]}`, cause)
+    if (code === 'EACCES') throw unusable(path, 'it belongs to another user', cause)
+    throw unusable(path, 'it cannot be read', cause)
+  }
+  return parseCredential(path, text, kind, schema)
+}
+
+function unusable(path: string, what: string, cause?: unknown): IndraftError {
+  return new IndraftError('request.invalid', `credential ${path}: ${what}`, { path, ...(cause ? { cause } : {}) })
+}
+
+function parseCredential<S extends z.ZodType>(
+  path: string,
+  text: string,
+  kind: 'relay' | 'pilot',
+  schema: S,
+): z.infer<S> {
+  const wrong = (what: string, cause?: unknown) => unusable(path, what, cause)
+  let content: unknown
+  try {
+    content = JSON.parse(text)
+  } catch (cause) {
     throw wrong('it is not JSON', cause)
   }
   const found = (content as { kind?: unknown } | null)?.kind

@@ -67,6 +67,7 @@ export class FileClient {
   readonly #options: FileClientOptions
   readonly #token: string | null
   readonly #clock: Clock
+  readonly #closed = new AbortController()
   #agent: Promise<Dispatcher> | undefined
 
   constructor(options: FileClientOptions) {
@@ -92,7 +93,9 @@ export class FileClient {
     )
   }
 
+  /** Transfers under way end with link.closed. */
   async close(): Promise<void> {
+    this.#closed.abort()
     await (await this.#agent)?.destroy()
   }
 
@@ -219,12 +222,15 @@ export class FileClient {
         return await attempt()
       } catch (error) {
         if (options.signal?.aborted) throw new IndraftError('link.closed', 'the transfer was ended', { cause: error })
+        if (this.#closed.signal.aborted)
+          throw new IndraftError('link.closed', 'the client was closed', { cause: error })
         if (!mayRepeat(error)) throw error
         if (this.#clock.monotonicMs() + pauseMs > endsAtMs) {
           if (error instanceof Repeatable && error.cause instanceof IndraftError) throw error.cause
           throw new IndraftError('link.timeout', `gave up: ${(error as Error).message}`, { cause: error })
         }
-        await this.#clock.sleep(pauseMs * (0.75 + Math.random() / 2), options.signal)
+        const ending = [this.#closed.signal, ...(options.signal ? [options.signal] : [])]
+        await this.#clock.sleep(pauseMs * (0.75 + Math.random() / 2), AbortSignal.any(ending))
       }
     }
   }
