@@ -7,7 +7,7 @@
  */
 import { z } from 'zod'
 import { ERROR_CODES } from '../errors.ts'
-import { knownCode, knownOrders, knownReason, knownWord, knownWords } from './newer.ts'
+import { knownCode, knownOrders, knownReason, knownWord, knownWords, readAs } from './newer.ts'
 import { signedSchema } from './work.ts'
 
 const name = z.string().min(1).max(200)
@@ -89,7 +89,7 @@ const resultFields = attemptRefSchema.extend({
   /** The last of standard error (or output) of a failed attempt, at most 2 kB of text; else null. */
   tail: z.string().max(2048).nullable(),
 })
-export const resultSchema = z.preprocess(knownReason, resultFields)
+export const resultSchema = readAs(knownReason, resultFields)
 export type Result = z.infer<typeof resultSchema>
 
 /** Part of a lease: some tasks of a bundle, under the fences they were granted with. */
@@ -283,7 +283,7 @@ export type Order = z.infer<typeof orderSchema>
 const ORDER_KINDS = orderSchema.options.map((option) => option.shape.kind.value)
 
 /** Dispatcher, to beat and inventory. */
-export const ordersSchema = z.preprocess(
+export const ordersSchema = readAs(
   knownOrders(ORDER_KINDS),
   z.object({
     mark: storeMarkSchema,
@@ -346,7 +346,7 @@ export const demandedSchema = z.object({
 })
 
 /** Dispatcher, instead of any other reply. */
-export const refusedSchema = z.preprocess(
+export const refusedSchema = readAs(
   knownCode,
   z.object({
     code: z.enum(ERROR_CODES),

@@ -1,9 +1,10 @@
 /** What a peer of a newer release may say in words that this one does not know: read as a general word, not refused. */
 import { describe, expect, it } from 'vitest'
+import { z } from 'zod'
 import { SAMPLES } from '../../test/sample-messages.ts'
 import { IndraftError } from '../errors.ts'
 import { decode, pack } from './codec.ts'
-import type { MessageType } from './messages.ts'
+import { type MessageType, nodeFactsSchema, resultSchema } from './messages.ts'
 import { PROTOCOL_VERSION } from './version.ts'
 
 /** Through the bytes that such a peer would send. */
@@ -118,4 +119,9 @@ describe('newer peer - single words', () => {
     const results = [{ ...SAMPLES.report.full.results[0]!, end: 'half' }]
     expect(() => read('report', { session: 's', results })).toThrow(IndraftError)
   })
+})
+
+it('newer peer - what is read so can be shown as well, by the API among others', () => {
+  expect(z.encode(resultSchema, SAMPLES.report.full.results[0]!)).toEqual(SAMPLES.report.full.results[0])
+  expect(z.encode(nodeFactsSchema, SAMPLES.hello.full.nodes[0]!)).toEqual(SAMPLES.hello.full.nodes[0])
 })

@@ -8,6 +8,14 @@
 import { z } from 'zod'
 import { ERROR_CODES } from '../errors.ts'
 
+/** Reads by way of `known`, writes as it is: a schema with a way back, for what the API shows of a message too. */
+export function readAs<S extends z.ZodType>(known: (said: unknown) => unknown, schema: S) {
+  return z.codec(z.unknown(), schema, {
+    decode: (said) => known(said) as z.input<S>,
+    encode: (value) => value,
+  })
+}
+
 const CODES: ReadonlySet<unknown> = new Set(ERROR_CODES)
 const MESSAGE_LENGTH = 1000
 const DETAIL_LENGTH = 500
@@ -15,13 +23,13 @@ const DETAIL_LENGTH = 500
 /** One of these words; `otherwise` where it is another. */
 export function knownWord<const W extends string>(words: readonly [W, ...W[]], otherwise: W) {
   const known: ReadonlySet<unknown> = new Set(words)
-  return z.preprocess((said) => (typeof said === 'string' && !known.has(said) ? otherwise : said), z.enum(words))
+  return readAs((said) => (typeof said === 'string' && !known.has(said) ? otherwise : said), z.enum(words))
 }
 
 /** A list of these words; others are left out. */
 export function knownWords<const W extends string>(words: readonly [W, ...W[]]) {
   const known: ReadonlySet<unknown> = new Set(words)
-  return z.preprocess(
+  return readAs(
     (said) => (Array.isArray(said) ? said.filter((word) => typeof word !== 'string' || known.has(word)) : said),
     z.array(z.enum(words)),
   )
