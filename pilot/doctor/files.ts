@@ -15,7 +15,7 @@ export async function checkSecret(name: string, path: string, what: string): Pro
   const { uid, mode } = await stat(path)
   const own = process.getuid?.() ?? uid
   if (uid !== own && own !== 0) {
-    const advice = `install -m 600 a copy as the account that runs it, and name that`
+    const advice = `a copy of it by the account that runs this (install -m 600), and name that`
     return warn(name, `${what}; it belongs to user ${uid}, not ${own}`, advice)
   }
   const open = mode & 0o077

@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { parse } from 'yaml'
 import type { z } from 'zod'
+import { loadPilotConfig, PILOT_SETTINGS } from '../config.ts'
 import { parseSiteFile, pilotWords, siteFileSchema } from './site-file.ts'
 
 const LEAST = `indraft: 1
@@ -108,21 +109,7 @@ describe('site file', () => {
     expect(paths.length).toBeGreaterThan(45)
     expect(paths.filter((path) => at(given, path) === undefined)).toEqual([])
     const silent = example.split('\n').filter((line) => /^ {0,6}[a-zA-Z]\w*:/.test(line) && !line.includes('#'))
-    const explained = [
-      'scratch',
-      'allowGroups',
-      'allowImages',
-      'binds',
-      'network',
-      'idleAfter',
-      'memory',
-      'gpus',
-      'gpuMemory',
-      'arch',
-      'runtimes',
-      'cpu',
-      'project-1',
-    ]
+    const explained = ['scratch', 'network', 'memory', 'gpus', 'gpuMemory', 'arch', 'runtimes', 'cpu', 'project-1']
     expect(silent.map((line) => line.trim().split(':')[0]!).filter((key) => !explained.includes(key))).toEqual([])
   })
 
@@ -145,5 +132,23 @@ describe('site file', () => {
     const { shape: _shape, sbatch: _sbatch, account: _account, ...kind } = shown.kinds.cpu!
     const { shape: _other, sbatch: _none, account: _null, ...usual } = defaults.kinds.cpu!
     expect(kind).toEqual(usual)
+  })
+
+  it('site file - the example has every setting of a pilot that may stand there, each with its meaning', () => {
+    const section = example.slice(example.indexOf('\npilots:'), example.indexOf('\nkinds:'))
+    const shown = [...section.matchAll(/^ {2}(?:# )?([a-zA-Z]+): \S.*? # \S/gm)].map(([, key]) => key!)
+    // What `start` gives each pilot itself, and what is for tests.
+    const others = ['credential', 'endFolder', 'startId', 'stopFile', 'taskLimit', 'runtimeLimit', 'name', 'node']
+    const expected = Object.keys(PILOT_SETTINGS).filter((key) => ![...others, 'failpoints'].includes(key))
+    expect(shown.sort()).toEqual(expected.sort())
+  })
+
+  it('site file - what it shows of pilots are their defaults, and what it shows with # could stand there', () => {
+    const { pilots } = parseSiteFile(example, 'site.yaml')
+    const defaults: Record<string, unknown> = loadPilotConfig({}, undefined, {})
+    const given: Record<string, unknown> = loadPilotConfig(pilots, undefined, {})
+    for (const key of Object.keys(pilots)) expect({ [key]: given[key] }).toEqual({ [key]: defaults[key] })
+    const all = parseSiteFile(example.replaceAll(/^ {2}# ([a-zA-Z]+: )/gm, '  $1'), 'site.yaml')
+    expect(Object.keys(all.pilots).length).toBeGreaterThan(Object.keys(pilots).length + 8)
   })
 })
