@@ -47,8 +47,7 @@ export function onEndRecord(
   let detail = `${end.pilot} on ${end.node}: ${end.code} ${end.reason}`
   if (known.canaryOf === end.node) detail += `; ${judgeCanary(state, site, end.node, end, moment.nowMs)}`
   else {
-    const latched = learn(state, site, kind, end, moment.nowMs)
-    if (latched) detail += `; the node is latched: ${latched}`
+    for (const { node, why } of learn(state, site, kind, end, moment.nowMs)) detail += `; ${node} is latched: ${why}`
     // A pilot that was ended on a black hole says nothing about class and site.
     if (!Object.hasOwn(state.latches, end.node)) judgeEnd(state, site, known, end, moment)
   }

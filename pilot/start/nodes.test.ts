@@ -64,7 +64,8 @@ describe('black holes', () => {
   it('latch - stays however long the node stands idle, until a canary does well; then it begins anew', () => {
     const state = emptyState()
     for (const node of ['n1', 'n2']) learn(state, site, 'cpu', end(node, step(50, 0)), 0)
-    expect(learn(state, site, 'cpu', end('n3', step(0, 20, null)), 0)).toContain('20 of 20')
+    const [found] = learn(state, site, 'cpu', end('n3', step(0, 20, null)), 0)
+    expect(found).toMatchObject({ node: 'n3', why: expect.stringContaining('20 of 20') })
     expect(excludedNodes(state, site, 10 * 86_400_000).nodes).toEqual(['n3'])
     // Still bad: latched for longer.
     expect(judgeCanary(state, site, 'n3', end('n3', step(0, 5, null)), 3_600_000)).toContain('latched on')
@@ -75,7 +76,7 @@ describe('black holes', () => {
     expect(judgeCanary(state, site, 'n3', end('n3', {}, 500), 5 * 3_600_000)).toContain('latched on')
     expect(judgeCanary(state, site, 'n3', end('n3', step(4, 1)), 6 * 3_600_000)).toBe('released')
     expect(excludedNodes(state, site, 6 * 3_600_000).nodes).toEqual([])
-    expect(learn(state, site, 'cpu', end('n3', step(20, 1)), 7 * 3_600_000)).toBeNull()
+    expect(learn(state, site, 'cpu', end('n3', step(20, 1)), 7 * 3_600_000)).toEqual([])
   })
 
   it('latch - a latched node is no measure for the others: the next bad one is found too', () => {
@@ -84,7 +85,18 @@ describe('black holes', () => {
     learn(state, site, 'cpu', end('n2', step(0, 500, null)), 0)
     learn(state, site, 'cpu', end('n3', step(0, 12, null)), 0)
     expect(Object.keys(state.latches)).toEqual(['n2', 'n3'])
-    expect(learn(state, site, 'cpu', end('n1', step(50, 0)), 0)).toBeNull()
+    expect(learn(state, site, 'cpu', end('n1', step(50, 0)), 0)).toEqual([])
+  })
+
+  it('latch - one that ate all it could before others had ended is found by their first word', () => {
+    const state = emptyState()
+    expect(learn(state, site, 'fat', end('n2', step(0, 60, null)), 0)).toEqual([])
+    expect(learn(state, site, 'cpu', end('n1', step(2, 0)), 1)).toEqual([])
+    const why = '60 of 60 tasks failed here, 0 of 42 elsewhere'
+    expect(learn(state, site, 'cpu', end('n1', step(40, 0)), 2)).toEqual([{ node: 'n2', why }])
+    // Its canary is a pilot of the kind that worked there.
+    expect(state.latches).toMatchObject({ n2: { kind: 'fat', sinceMs: 2 } })
+    expect(learn(state, site, 'cpu', end('n1', step(40, 0)), 3)).toEqual([])
   })
 
   it('latch - a living pilot is judged by what it did so far, and is to be ended', () => {

@@ -57,19 +57,40 @@ export function suspicion(own: Sample, others: readonly Sample[], limits: Limits
   return null
 }
 
-/** Takes a pilot's work into account, and latches its node where it stands out. @returns why, where it was latched now */
-export function learn(state: State, site: SiteFile, kind: string, end: EndRecord, nowMs: number): string | null {
+/**
+ * Takes a pilot's work into account, and latches whatever node stands out by it: its own, or one whose pilot ended before
+ * there was anybody to compare with, as that of a black hole does.
+ * @returns the nodes that were latched now, and why
+ */
+export function learn(
+  state: State,
+  site: SiteFile,
+  kind: string,
+  end: EndRecord,
+  nowMs: number,
+): { node: string; why: string }[] {
   delete state.vanished[end.node]
   forget(state, nowMs)
-  let found: string | null = null
+  const found: { node: string; why: string }[] = []
   for (const [work, sample] of Object.entries(end.work)) {
     state.work[work] ??= {}
     const nodes = state.work[work]
-    nodes[end.node] = together(nodes[end.node], sample, nowMs)
-    found ??= suspicion(nodes[end.node]!, othersOf(state, work, end.node), site.nodes)
+    nodes[end.node] = { ...together(nodes[end.node], sample, nowMs), kind }
+    for (const [node, one] of Object.entries(nodes)) {
+      if (Object.hasOwn(state.latches, node)) continue
+      const why = suspicion(one, othersOf(state, work, node), site.nodes)
+      if (why === null) continue
+      const latchKind = one.kind ?? kind
+      state.latches[node] = {
+        sinceMs: nowMs,
+        untilMs: nowMs + site.nodes.latch,
+        times: 1,
+        kind: latchKind,
+        reason: why,
+      }
+      found.push({ node, why })
+    }
   }
-  if (found === null || Object.hasOwn(state.latches, end.node)) return null
-  state.latches[end.node] = { sinceMs: nowMs, untilMs: nowMs + site.nodes.latch, times: 1, kind, reason: found }
   return found
 }
 

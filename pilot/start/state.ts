@@ -59,7 +59,14 @@ export const latchSchema = z.object({
 })
 export type Latch = z.infer<typeof latchSchema>
 
-export const nodeWorkSchema = z.object({ done: count, failed: count, medianMs: z.number().nullable(), atMs })
+export const nodeWorkSchema = z.object({
+  done: count,
+  failed: count,
+  medianMs: z.number().nullable(),
+  atMs,
+  /** Of the pilot that did it last; a canary is of the same. */
+  kind: z.string().optional(),
+})
 export type NodeWork = z.infer<typeof nodeWorkSchema>
 
 export const stateSchema = z.object({
