@@ -143,8 +143,8 @@ export class Tasks {
             ...fences.map((fence) => `${index}:${fence}`),
           )
     const ref = { campaign: id as CampaignId, step: step as StepName, index }
-    const history = entries.flatMap((entry) =>
-      entry ? [resultOf(ref, unpack(entry.subarray(1)) as Partial<Result>)] : [],
+    const history = entries.flatMap((entry, at) =>
+      entry ? [resultOf(ref, Number(fences[at]), unpack(entry.subarray(1)) as Partial<Result>)] : [],
     )
     const winner = state === 'done' ? await this.#results.winner(id, step, index) : null
     if (winner) history.push(winner)
@@ -166,19 +166,23 @@ function attemptOf({ campaign, step, index, bundle, fences }: Result): Omit<Atte
   return { campaign, step, index, bundle, fences } as AttemptRef
 }
 
-/** An attempt that nobody reported is known by little: its lease expired. */
-function resultOf(ref: { campaign: string; step: string; index: number }, known: Partial<Result>): Result {
+/** An attempt that nobody reported is known by little: its lease expired. What it shows is a result all the same. */
+function resultOf(
+  ref: { campaign: string; step: string; index: number },
+  fence: number,
+  known: Partial<Result>,
+): Result {
   return {
-    bundle: '',
-    fences: [],
+    bundle: 'unknown',
+    fences: [fence],
     end: 'failed',
     reason: null,
     detail: null,
     exitCode: null,
     signal: null,
-    site: '',
+    site: 'unknown',
     node: 'unknown',
-    pilot: '',
+    pilot: 'unknown',
     wallMs: 0,
     cpuMs: 0,
     maxRssBytes: 0,

@@ -1,5 +1,6 @@
 /** The store under faults, each test named for its own: what is lost, late, doubled or dead, and what holds then. */
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from 'vitest'
+import { taskViewSchema } from '../../central/api/views.ts'
 import { IndraftError } from '../../shared/errors.ts'
 import { decode } from '../../shared/protocol/codec.ts'
 import type { LeasePart, Message } from '../../shared/protocol/messages.ts'
@@ -130,7 +131,10 @@ test('dead session - its leases go to others, running tasks are charged, and it 
   await queuedAgain(id, 4, alive)
   await clean()
   expect((await lab.store.holders()).find((one) => one.holder === 'dead')).toMatchObject({ state: 'lost' })
-  expect((await lab.store.task(id, 'a', 0))!.history).toMatchObject([{ reason: 'node.lost', site: 'ALPHA' }])
+  const task = (await lab.store.task(id, 'a', 0))!
+  expect(task.history).toMatchObject([{ reason: 'node.lost', site: 'ALPHA' }])
+  // However little is known of it, the API can show it.
+  expect(taskViewSchema.safeParse(task).error).toBeUndefined()
   await expect(dead.beat()).rejects.toMatchObject({ code: 'session.unknown' })
   const tries: number[] = []
   await vi.waitFor(async () => {
