@@ -26,8 +26,9 @@ export default defineConfig({
           name: 'lab',
           include: ['test/lab/**/*.test.ts'],
           globalSetup: 'test/lab/setup.ts',
-          testTimeout: 180_000,
-          hookTimeout: 180_000,
+          // Generous: nothing here is timed, and a busy machine is no failure.
+          testTimeout: 600_000,
+          hookTimeout: 600_000,
           // Each file has a centre of its own, which mostly waits.
           maxWorkers: 2,
         },

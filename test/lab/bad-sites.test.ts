@@ -62,7 +62,7 @@ describe.skipIf(whyNoLab() !== null)('sites', () => {
   const tasksOf = async (name: string) =>
     (JSON.parse(await product.indraft('campaign', 'tasks', name, '--json')) as { tasks: TaskRow[] }).tasks
   const over = async (name: string, daemon?: { output: string }) => {
-    for (const deadline = performance.now() + 90_000; ; await sleep(1000)) {
+    for (const deadline = performance.now() + 300_000; ; await sleep(1000)) {
       const tasks = await tasksOf(name)
       if (tasks.every(({ state }) => ['done', 'failed', 'skipped'].includes(state))) return tasks
       if (performance.now() > deadline) throw new Error(`${JSON.stringify(tasks)}\n${daemon?.output.slice(-4000)}`)
@@ -89,7 +89,7 @@ describe.skipIf(whyNoLab() !== null)('sites', () => {
     centre.spawn(host, `pilot-${submitted.length}-${Math.random().toString(36).slice(2, 6)}`, argv, { user: 'alice' })
   /** Its bye, once it has ended and tidied up. */
   const left = async (pilot: Daemon) => {
-    const bye = await pilot.waitFor(/\{.*"msg":"pilot.left"\}/, 90_000)
+    const bye = await pilot.waitFor(/\{.*"msg":"pilot.left"\}/)
     await pilot.exited
     return JSON.parse(bye[0]) as { code: number; reason: string }
   }
@@ -134,7 +134,7 @@ describe.skipIf(whyNoLab() !== null)('sites', () => {
     const url = (path: string, digest = sha256) => `http://${addresses.outside}:8080/${path}#sha256:${digest}`
     const shared = ['--image-folder', `${inside.home}/images`]
     const pilots = (['n1', 'n2'] as const).map((host) => startPilot(host, pilotWords('--scratch', '/tmp/a', ...shared)))
-    for (const pilot of pilots) await pilot.waitFor(/"msg":"node.tested"/, 60_000)
+    for (const pilot of pilots) await pilot.waitFor(/"msg":"node.tested"/)
     await submit('images', {
       byUrl: { image: url('good.sif'), run: 'sleep 1', count: 8 },
       byPath: { image: busybox },

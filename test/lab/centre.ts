@@ -44,7 +44,7 @@ export interface RunOptions {
   cwd?: string
   /** Added to a small clean environment (PATH, HOME, USER, LANG). */
   env?: Readonly<Record<string, string>>
-  /** The command and all it started is killed then, and the call throws. Default 60 s. */
+  /** The command and all it started is killed then, and the call throws. Default 5 min, for busy machines. */
   timeoutMs?: number
   /** Its standard input. */
   input?: string
@@ -171,7 +171,7 @@ export class Centre {
   /** Runs a command to its end. Throws when it runs into its timeout. */
   async run(host: Host, argv: readonly string[], options: RunOptions = {}): Promise<Outcome> {
     const child = this.#start(host, argv, options)
-    const timeoutMs = options.timeoutMs ?? 60_000
+    const timeoutMs = options.timeoutMs ?? 300_000
     let stdout = ''
     let stderr = ''
     child.stdout!.setEncoding('utf8').on('data', (text: string) => {
@@ -235,7 +235,7 @@ export class Centre {
   }
 
   /** Waits until a job is in one of these states (default: any in which it has ended). */
-  waitForJob(id: string, states?: readonly string[], timeoutMs = 120_000): Promise<JobFacts> {
+  waitForJob(id: string, states?: readonly string[], timeoutMs = 400_000): Promise<JobFacts> {
     return waitForJob(this, id, states, timeoutMs)
   }
 

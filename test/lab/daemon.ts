@@ -64,10 +64,11 @@ export class Daemon {
   }
 
   /**
-   * Waits for a text in what it says (from its start on, or from `after`, an offset into `output`).
+   * Waits for a text in what it says (from its start on, or from `after`, an offset into `output`), with the patience that
+   * a busy machine needs.
    * @throws Error with the output's end when it ended before, or after the timeout
    */
-  waitFor(pattern: RegExp, timeoutMs = 30_000, after = 0): Promise<RegExpExecArray> {
+  waitFor(pattern: RegExp, timeoutMs = 300_000, after = 0): Promise<RegExpExecArray> {
     return new Promise((done, fail) => {
       const finish = (settle: () => void) => {
         clearTimeout(timer)

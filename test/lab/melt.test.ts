@@ -81,7 +81,7 @@ describe.skipIf(whyNoLab() !== null)('melt', () => {
   const pilotLog = async (job: string) => await centre.check('edge', ['cat', `pilot-${job}.log`], { user: 'alice' })
 
   test('main job - 24 melts and a merge as one Slurm job, with the link cut for a minute', {
-    timeout: 600_000,
+    timeout: 900_000,
   }, async () => {
     const since = new Date()
     const onEdge = await startWitness(centre, 'edge')
@@ -177,7 +177,7 @@ describe.skipIf(whyNoLab() !== null)('melt', () => {
   })
 
   test('nested - with the pilot in its own image the same points have the same rows', {
-    timeout: 240_000,
+    timeout: 900_000,
   }, async () => {
     const name = 'melt-nested'
     const text = readFileSync(join(checkout, 'deploy/examples/melt/melt.yaml'), 'utf8')

@@ -50,16 +50,16 @@ export async function startOutside(centre: Centre, timeScale = 1): Promise<Outsi
   const program = `${inside.checkout}/test/lab/outside.ts`
   const ports = [String(publicPorts.api), String(publicPorts.nats), String(timeScale)]
   const central = centre.spawn('outside', 'central', ['node', program, home, addresses.outside, ...ports])
-  const ready = await central.waitFor(/\{"msg":"outside.ready".*\}/, 60_000)
+  const ready = await central.waitFor(/\{"msg":"outside.ready".*\}/)
   const at = JSON.parse(ready[0]) as { api: number; nats: number }
   const link = (port: number, target: number) =>
     startLink(centre, 'outside', `${addresses.outside}:${port}`, `127.0.0.1:${target}`)
   const links = { api: await link(publicPorts.api, at.api), nats: await link(publicPorts.nats, at.nats) }
 
   const tryIndraft = (...words: string[]) =>
-    centre.run('outside', [...programs.indraft, ...words], { env: { INDRAFT_HOME: home }, timeoutMs: 120_000 })
+    centre.run('outside', [...programs.indraft, ...words], { env: { INDRAFT_HOME: home } })
   const indraft = (...words: string[]) =>
-    centre.check('outside', [...programs.indraft, ...words], { env: { INDRAFT_HOME: home }, timeoutMs: 120_000 })
+    centre.check('outside', [...programs.indraft, ...words], { env: { INDRAFT_HOME: home } })
 
   const ca = await centre.check('outside', ['cat', `${home}/tls/ca.pem`])
   return { central, links, url: `https://${addresses.outside}:${publicPorts.api}`, ca, indraft, tryIndraft }
@@ -89,7 +89,7 @@ export async function startProduct(centre: Centre, timeScale = 1): Promise<Produ
     const credential = ['--state', paths.relay, '--credential', `${paths.relay}/relay.json`]
     const argv = [...programs.indraft, 'relay', 'run', ...credential, ...settings]
     const relay = centre.spawn('edge', 'relay', argv, { user: 'alice' })
-    await relay.waitFor(/relay\.ready/, 60_000)
+    await relay.waitFor(/relay\.ready/)
     const copy = ['install', '-D', '-m', '600', `${paths.relay}/pilot.json`, paths.pilotCredential]
     await centre.check('edge', copy, { user: 'alice' })
     return relay

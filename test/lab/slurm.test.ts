@@ -42,10 +42,13 @@ describe.skipIf(whyNoLab() !== null)('slurm', () => {
     await centre.waitForJob(low, ['RUNNING'])
     const high = await centre.sbatch('true', [...whole, '-p', 'high', '-o', 'high.out'])
     expect(await centre.waitForJob(high)).toMatchObject({ JobState: 'COMPLETED' })
-    expect(await centre.waitForJob(low, ['PENDING'])).toMatchObject({ Restarts: '1' })
-    expect(await centre.waitForJob(low)).toMatchObject({ JobState: 'COMPLETED', Restarts: '1' })
+    // On a busy machine it may start and be preempted once more before the other one has begun.
+    expect(await centre.waitForJob(low)).toMatchObject({
+      JobState: 'COMPLETED',
+      Restarts: expect.stringMatching(/^[1-9]$/),
+    })
     const said = (await centre.check('edge', ['cat', 'low.out'], { user: 'alice' })).split('\n')
-    expect([said[0], said.at(-1)]).toEqual(['start', 'start 1'])
+    expect([said[0], said.at(-1)]).toEqual(['start', expect.stringMatching(/^start [1-9]$/)])
     expect(await centre.squeue()).toEqual([])
   })
 

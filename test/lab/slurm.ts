@@ -3,7 +3,7 @@
  * compute node), and the few questions and orders that tests have for it. Jobs are submitted by alice from the edge node.
  *
  * Partitions: `main` (default), and `low` and `high` over the same nodes, of which a job in `high` preempts and requeues
- * one in `low` after a grace of 10 s. What is requeued may start again after seconds, not after Slurm's usual two minutes.
+ * one in `low` after a grace of 30 s. What is requeued may start again after seconds, not after Slurm's usual two minutes.
  * No accounting: sacct needs slurmdbd, and that a database server. The ledger of ended jobs is the controller's own file.
  */
 import { randomBytes } from 'node:crypto'
@@ -69,12 +69,12 @@ DefMemPerCPU=500
 ReturnToService=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-KillWait=5
+KillWait=30
 MpiDefault=none
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=200000,bf_interval=5
 ${nodes.join('\n')}
 PartitionName=main Nodes=${names} Default=YES MaxTime=1:00:00 PriorityTier=5 PreemptMode=OFF State=UP
-PartitionName=low Nodes=${names} MaxTime=1:00:00 PriorityTier=1 PreemptMode=REQUEUE GraceTime=10 State=UP
+PartitionName=low Nodes=${names} MaxTime=1:00:00 PriorityTier=1 PreemptMode=REQUEUE GraceTime=30 State=UP
 PartitionName=high Nodes=${names} MaxTime=1:00:00 PriorityTier=10 PreemptMode=OFF State=UP
 `
 }
@@ -180,7 +180,7 @@ export async function waitForNode(centre: Centre, node: string, states: readonly
     state = await nodeState(centre, node)
     return states.includes(state)
   }
-  await until(`node ${node} in ${states.join(' or ')}`, look, 60_000, () => state)
+  await until(`node ${node} in ${states.join(' or ')}`, look, 300_000, () => state)
   return state
 }
 
@@ -188,7 +188,7 @@ export async function waitForJob(
   centre: Centre,
   id: string,
   states: readonly string[] = ended,
-  timeoutMs = 120_000,
+  timeoutMs = 400_000,
 ): Promise<JobFacts> {
   let facts: JobFacts = {}
   await until(
@@ -204,7 +204,7 @@ export async function waitForJob(
 }
 
 /** Slurm has no way to be told of a change, so tests ask again. */
-async function until(what: string, holds: () => Promise<boolean>, timeoutMs = 60_000, seen = () => ''): Promise<void> {
+async function until(what: string, holds: () => Promise<boolean>, timeoutMs = 300_000, seen = () => ''): Promise<void> {
   const deadline = performance.now() + timeoutMs
   while (!(await holds())) {
     if (performance.now() > deadline) throw new Error(`lab: waited ${timeoutMs} ms for ${what} ${seen()}`)

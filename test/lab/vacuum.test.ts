@@ -74,7 +74,7 @@ describe.skipIf(whyNoLab() !== null)('vacuum', () => {
   }
   const said: string[] = []
   /** Ticks until it holds, as cron does: whatever happens, the next one comes. */
-  const tickUntil = async (what: string, holds: () => Promise<boolean>, timeoutMs = 120_000) => {
+  const tickUntil = async (what: string, holds: () => Promise<boolean>, timeoutMs = 400_000) => {
     const deadline = performance.now() + timeoutMs
     while (!(await holds())) {
       if (performance.now() > deadline) {
@@ -107,7 +107,7 @@ describe.skipIf(whyNoLab() !== null)('vacuum', () => {
   const files = async (below: string, since: Date) => await centre.filesCreated(`${folder}/${below}`, since)
 
   test('site left alone - from empty to full use and back to no pilot as a campaign comes and goes', {
-    timeout: 400_000,
+    timeout: 900_000,
   }, async () => {
     const since = new Date()
     for (let i = 0; i < 5; i++) expect((await tick()).code).toBe(0)
@@ -160,7 +160,7 @@ describe.skipIf(whyNoLab() !== null)('vacuum', () => {
   })
 
   test('bad node - a node whose pilots end with 500 is excluded, and the campaign ends on the other', {
-    timeout: 300_000,
+    timeout: 900_000,
   }, async () => {
     const before = await called()
     await centre.check('n2', ['sh', '-c', 'rm -rf /tmp/indraft-alice && touch /tmp/indraft-alice'])
@@ -176,7 +176,7 @@ describe.skipIf(whyNoLab() !== null)('vacuum', () => {
     expect((after.sbatch ?? 0) - (before.sbatch ?? 0)).toBeLessThanOrEqual(4)
   })
 
-  test('stop - nothing starts while the STOP file is there, whatever waits', { timeout: 200_000 }, async () => {
+  test('stop - nothing starts while the STOP file is there, whatever waits', { timeout: 900_000 }, async () => {
     const stop = [...programs.pilot, 'stop', '--site', siteFile]
     await centre.check('edge', stop, { user: 'alice' })
     const before = await called()
