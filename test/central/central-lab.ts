@@ -24,6 +24,8 @@ export interface CentralLab {
   person(subject: string, groups: string[], role?: 'read' | 'submit'): Promise<Client>
   /** Stops central and starts it again on the same state. */
   restart(): Promise<void>
+  /** SIGKILL to the nats-server; @returns what starts it again at the same address */
+  killNats(): Promise<() => Promise<void>>
   stop(): Promise<void>
 }
 
@@ -37,7 +39,8 @@ export async function startCentralLab(settings: Record<string, unknown> = {}): P
     const account = await prepareNatsAccount(join(folder, 'central', 'nats-account'))
     const redis = await startRedis({ dir: join(folder, 'redis') })
     ends.push(() => redis.stop())
-    const nats = await startNats({ dir: join(folder, 'nats'), configText: account.configText })
+    const natsOptions = { dir: join(folder, 'nats'), configText: account.configText }
+    let nats = await startNats(natsOptions)
     ends.push(() => nats.stop())
     const args = { state: join(folder, 'central'), redis: redis.url, nats: nats.url, apiPort: 0, metricsPort: 0 }
     const config = loadCentralConfig({ env: {}, args: { ...args, timeScale: 0.1, ...settings } })
@@ -61,6 +64,14 @@ export async function startCentralLab(settings: Record<string, unknown> = {}): P
       },
       config,
       natsUrl: nats.url,
+      async killNats() {
+        const { port } = nats
+        process.kill(nats.pid, 'SIGKILL')
+        await nats.exited
+        return async () => {
+          nats = await startNats({ ...natsOptions, port })
+        }
+      },
       redisUrl: redis.url,
       adminToken,
       as,

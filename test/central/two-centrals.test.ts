@@ -2,22 +2,29 @@
  * Two replicas of central on one Redis, each message of a holder answered by either: nothing is granted twice, what one
  * did the other knows, and one may vanish at any moment.
  */
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { execa } from 'execa'
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from 'vitest'
+import { makeClient } from '../../central/api/client.ts'
 import { loadCentralConfig } from '../../central/config.ts'
 import type { OpenStore } from '../../central/leases/open.ts'
 import { startCentral } from '../../central/main.ts'
 import { prepareNatsAccount } from '../../central/sites/nats-account.ts'
+import { relayCredentialSchema } from '../../shared/credentials.ts'
 import { type Dispatcher, frameHandler } from '../../shared/dispatcher.ts'
 import type { FrameHandler } from '../../shared/link.ts'
 import { silentLog } from '../../shared/log.ts'
 import type { Message } from '../../shared/protocol/messages.ts'
 import { startNats } from '../../shared/servers/nats.ts'
 import { startRedis } from '../../shared/servers/redis.ts'
+import { spawnIndraft } from '../relay/relay-process.ts'
 import { EXIT_3, TestHolder } from './store-holder.ts'
 import { GROUP, openStoreLab, planOf, type StoreLab, startRedisForTests } from './store-lab.ts'
+
+const LAUNCHER = fileURLToPath(new URL('../../central/cli/indraft.mjs', import.meta.url))
 
 let redis: { url: string; stop(): Promise<void> }
 let lab: StoreLab
@@ -164,6 +171,55 @@ test('two that start at once on an empty folder - agree on every key, and both s
     rmSync(folder, { recursive: true, force: true })
   }
 }, 30_000)
+
+test('two processes that start at once on an empty folder - agree on every key and token, and both serve', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'indraft-two-'))
+  const state = join(folder, 'central')
+  const ends: (() => unknown)[] = [() => rmSync(folder, { recursive: true, force: true })]
+  try {
+    const accounts = await Promise.all(
+      [1, 2].map(() => execa(process.execPath, [LAUNCHER, 'central', 'nats-config', '--state', state])),
+    )
+    const [one, two] = accounts.map(({ stdout }) => stdout)
+    expect(one).toBe(two)
+    const store = await startRedis({ dir: join(folder, 'redis') })
+    ends.push(() => store.stop())
+    const nats = await startNats({ dir: join(folder, 'nats'), configText: one! })
+    ends.push(() => nats.stop())
+    const settings = {
+      '--state': state,
+      '--redis': store.url,
+      '--nats': nats.url,
+      '--api-port': '0',
+      '--metrics-port': '0',
+    }
+    const args = ['central', 'run', ...Object.entries(settings).flat()]
+    const centrals = [spawnIndraft(args), spawnIndraft(args)]
+    ends.push(async () => {
+      for (const central of centrals) central.kill('SIGKILL')
+      await Promise.all(centrals.map(({ exited }) => exited))
+    })
+    const ready = await Promise.all(centrals.map((central) => central.said('central.ready')))
+    const authorization = `Bearer ${readFileSync(join(state, 'admin.token'), 'utf8').trim()}`
+    const keys: unknown[] = []
+    for (const [i, { apiUrl }] of ready.entries()) {
+      expect((await fetch(`${apiUrl}/v1/whoami`, { headers: { authorization } })).status).toBe(200)
+      const client = makeClient({ url: apiUrl as string, token: authorization.slice('Bearer '.length), ca: null })
+      const { joinToken } = await client.call('addSite', { body: { name: `SITE-${i}` } })
+      keys.push(
+        relayCredentialSchema.parse((await client.call('joinSite', { body: { token: joinToken } })).credential).keys,
+      )
+      await client.close()
+    }
+    expect(keys[0]).toEqual(keys[1])
+    for (const central of centrals) central.kill('SIGTERM')
+    expect(await Promise.all(centrals.map(({ exited }) => exited))).toEqual([0, 0])
+    // Nothing half-made is left beside what was made.
+    expect(readdirSync(state).filter((name) => /\.(tmp|made)$/.test(name))).toEqual([])
+  } finally {
+    for (const end of ends.reverse()) await end()
+  }
+}, 90_000)
 
 test('an inventory in parts, each to another - what it does not name is taken back', async () => {
   const plan = planOf('parts', { a: { size: 4 } })

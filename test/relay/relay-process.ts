@@ -53,7 +53,12 @@ export async function smallDisk(folder: string, size: string): Promise<SmallDisk
 
 /** @param args of `indraft relay run` */
 export function spawnRelay(args: string[], enter: string[] = [], env: Record<string, string> = {}): RelayProcess {
-  const node = [process.execPath, '--disable-warning=ExperimentalWarning', PROGRAM, 'relay', 'run', ...args]
+  return spawnIndraft(['relay', 'run', ...args], enter, env)
+}
+
+/** Any of the services. */
+export function spawnIndraft(words: string[], enter: string[] = [], env: Record<string, string> = {}): RelayProcess {
+  const node = [process.execPath, '--disable-warning=ExperimentalWarning', PROGRAM, ...words]
   const [program, ...rest] = [...enter, ...node]
   const child: ChildProcess = spawn(program!, rest, {
     stdio: ['ignore', 'inherit', 'pipe'],
