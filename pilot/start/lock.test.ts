@@ -1,6 +1,6 @@
-import { spawn } from 'node:child_process'
+import { execFileSync, spawn } from 'node:child_process'
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { readdir } from 'node:fs/promises'
+import { open, readdir } from 'node:fs/promises'
 import { hostname, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
@@ -55,6 +55,23 @@ describe('lock', () => {
       await held[0]!.release()
       rmSync(join(folder, 'lock'), { force: true })
     }
+  })
+
+  it('a fresh lock that was taken away for a dead one is put back', async () => {
+    const path = join(folder, 'lock')
+    execFileSync('mkfifo', [path])
+    // It reads who has the lock, and hears of a dead one; meanwhile another tick has replaced that.
+    const taking = takeLock(folder, 0)
+    const pipe = await open(path, 'w')
+    rmSync(path)
+    const fresh = await takeLock(folder, 0)
+    await pipe.writeFile(
+      JSON.stringify({ host: hostname(), pid: 2 ** 22 + 1, startTicks: 1, takenAtMs: 0, token: 'x' }),
+    )
+    await pipe.close()
+    expect(await taking).toBeNull()
+    expect(await fresh!.isHeld()).toBe(true)
+    expect(await readdir(folder)).toEqual(['lock'])
   })
 
   it('a process that is killed loses it', async () => {
