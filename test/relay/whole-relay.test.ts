@@ -11,6 +11,9 @@ import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { loadRelayConfig } from '../../edge-relay/config.ts'
 import { type RunningRelay, startRelay } from '../../edge-relay/main.ts'
+import { askDemand } from '../../pilot/start/ask.ts'
+import { offerOf } from '../../pilot/start/decide.ts'
+import { parseSiteFile } from '../../pilot/start/site-file.ts'
 import { readPilotCredential, relayCredentialSchema, writeCredential } from '../../shared/credentials.ts'
 import { makeCapability } from '../../shared/files/capability.ts'
 import { FileClient, fileAddress } from '../../shared/files/client.ts'
@@ -89,6 +92,15 @@ function fileClient(token = pilotCredential().files.token): FileClient {
   const client = new FileClient({ ca: pilotCredential().files.ca, token })
   ends.push(() => client.close())
   return client
+}
+
+/** What a site with two kinds of nodes asks with: one core, and so many. */
+function nodes(cores: number) {
+  const kind = (count: number) => `{time: 12h, shape: {cores: ${count}}}`
+  const kinds = `{small: ${kind(1)}, large: ${kind(cores)}}`
+  return offerOf(
+    parseSiteFile(`{indraft: 1, folder: /v, credential: /c, starter: slurm, kinds: ${kinds}}`, 'site.yaml'),
+  )
 }
 
 async function takeGrants(pilot: SimulatedHolder, count: number): Promise<Grant[]> {
@@ -292,6 +304,20 @@ describe('whole relay', () => {
     )
   })
 
+  it('whole relay - what waits is told to who starts pilots; where nobody listens there is no answer', async () => {
+    const submitter = await lab.person('bob', ['/demo'])
+    const source = CAMPAIGN.replace('name: files', 'name: asked').replace('cores: 1', 'cores: 7')
+    await submitter.call('submitCampaign', { body: { source } })
+    const fits = async () => (await askDemand(relay.pilotCredential, nodes(7), 60_000))?.fits ?? []
+    await until('two tasks wait', async () => (await fits())[0]?.tasks === 2)
+    expect(await fits()).toMatchObject([{ entry: 1, group: '/demo', tasks: 2, perNode: 1, estimateMs: null }])
+    expect(await askDemand(relay.pilotCredential, nodes(6), 60_000)).toMatchObject({ fits: [], isWhole: true })
+    const deaf = join(folder, 'deaf.json')
+    const credential = pilotCredential()
+    writeCredential(deaf, { ...credential, nats: { ...credential.nats, url: 'tls://127.0.0.1:1' } })
+    expect(await askDemand(deaf, nodes(7), 1000)).toBeNull()
+  })
+
   it('whole relay - with the centre away it stops, starts and serves its pilots', async () => {
     const pilot = await asPilot('p3')
     await lab.stop()
@@ -304,5 +330,6 @@ describe('whole relay', () => {
       ),
     )
     expect(await (await fetch(`${relay.metricsUrl}/metrics`)).text()).toMatch(/indraft_link_up 0/)
+    expect(await askDemand(relay.pilotCredential, nodes(6), 60_000)).toMatchObject({ isWhole: false })
   })
 })
