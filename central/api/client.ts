@@ -4,6 +4,7 @@
  */
 import { Agent, type Dispatcher, request } from 'undici'
 import { IndraftError } from '../../shared/errors.ts'
+import { knownCode } from '../../shared/protocol/newer.ts'
 import type { Problem } from '../campaigns/source.ts'
 import { type DataRoute, type FileRoute, type Reply, ROUTES, type Route, type RouteName, type Sent } from './routes.ts'
 import { errorSchema } from './views.ts'
@@ -81,7 +82,8 @@ export function makeClient(options: ClientOptions): Client {
     })
   const refusalOf = async (response: Dispatcher.ResponseData): Promise<Error> => {
     const text = await readText(response)
-    const parsed = errorSchema.safeParse(safeJson(text))
+    // A newer central may refuse by a code that is not known here.
+    const parsed = errorSchema.safeParse(knownCode(safeJson(text)))
     if (parsed.success) return new ApiRefusal(parsed.data)
     return new Unreachable(`${options.url} answered ${response.statusCode} in another language: is it central?`)
   }

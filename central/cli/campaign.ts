@@ -154,7 +154,7 @@ function registerViews(campaign: Command): void {
             done,
             failed,
             held,
-            `${formatDuration(Date.now() - one.createdAtMs)} ago`,
+            `${formatDuration(Math.max(0, Date.now() - one.createdAtMs))} ago`,
           ]
         })
         return columns(['campaign', 'group', 'state', 'tasks', 'done', 'failed', 'held', 'submitted'], rows)
@@ -238,7 +238,7 @@ export function readTaskPath(text: string): { campaign: string; step: string; in
 function campaignText(view: Reply<'showCampaign'>): string[] {
   const lines = [
     `${view.name}   ${view.group}   ${view.state}   priority ${view.priority}   ${view.activity}   id ${view.id}`,
-    `submitted by ${view.subject} ${formatDuration(Date.now() - view.createdAtMs)} ago`,
+    `submitted by ${view.subject} ${formatDuration(Math.max(0, Date.now() - view.createdAtMs))} ago`,
     '',
     ...columns(
       ['step', 'tasks', ...TASK_STATES, 'mean time'],

@@ -73,3 +73,10 @@ test('watch - plain lines change with the counts and say how it ended', () => {
     'next:  indraft campaign tasks ising --state failed',
   ])
 })
+
+test('watch - how long it took is by one clock, never negative, and not said before it is known', () => {
+  const over = { state: 'done', counts: { ...emptyCounts(), done: 1 } } as const
+  const head = (more: Partial<Campaign>) => endLines(campaign({ ...over, ...more }))[0]
+  expect(head({ createdAtMs: 5000, endedAtMs: 4385 })).toBe('ising: done after 0 ms (1 done)')
+  expect(head({ createdAtMs: Date.now() + 60_000, endedAtMs: null })).toBe('ising: done (1 done)')
+})

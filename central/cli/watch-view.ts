@@ -158,11 +158,13 @@ export function endLines(campaign: Campaign): string[] {
     skipped && `${number(skipped)} skipped`,
     cancelled && `${number(cancelled)} cancelled`,
   ]
-  const tookMs = (campaign.endedAtMs ?? Date.now()) - campaign.createdAtMs
+  // Both by the store's clock, which need not be this machine's; the end may not be written down yet.
+  const tookMs = campaign.endedAtMs === null ? null : Math.max(0, campaign.endedAtMs - campaign.createdAtMs)
+  const after = tookMs === null ? '' : ` after ${formatDuration(tookMs)}`
   const counts = [`${number(done)} done`, ...lost.filter(Boolean)].join(', ')
   const hint =
     failed > 0
       ? `indraft campaign tasks ${campaign.name} --state failed`
       : `indraft campaign outputs ${campaign.name} --get DIR`
-  return [`${campaign.name}: ${campaign.state} after ${formatDuration(tookMs)} (${counts})`, `next:  ${hint}`]
+  return [`${campaign.name}: ${campaign.state}${after} (${counts})`, `next:  ${hint}`]
 }

@@ -11,6 +11,8 @@ import { EXIT, type Options, withCentral, withClient } from './command.ts'
 import { changeLine, drawCampaign, endLines, Progress, type Watched } from './watch-view.ts'
 
 const EVERY_MS = 1000
+/** The time of the end is written a moment after the last task's: so often it is looked for. */
+const LOOKS_FOR_END = 5
 const CLEAR_BELOW = '\x1b[0J'
 const HIDE_CURSOR = '\x1b[?25l'
 const SHOW_CURSOR = '\x1b[?25h'
@@ -31,6 +33,7 @@ export async function watchCampaign(client: Client, name: string, options: Optio
   let drawnLines = 0
   let lastChange = ''
   let everSeen = false
+  let looksForEnd = 0
   const draw = (lines: readonly string[]) => {
     const width = process.stdout.columns || 120
     const height = Math.max(5, (process.stdout.rows || 40) - 1)
@@ -61,7 +64,8 @@ export async function watchCampaign(client: Client, name: string, options: Optio
         )
       }
       lastChange = change
-      if (isCampaignOver(watched.campaign.state)) {
+      const { state, endedAtMs } = watched.campaign
+      if (isCampaignOver(state) && (endedAtMs !== null || ++looksForEnd > LOOKS_FOR_END)) {
         if (!options.json) for (const line of endLines(watched.campaign)) console.log(line)
         if (watched.campaign.state !== 'done') process.exitCode = EXIT.endedWithFailures
         return

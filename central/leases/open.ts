@@ -5,9 +5,11 @@
 
 import { stat } from 'node:fs/promises'
 import type { Clock } from '../../shared/clock.ts'
+import type { AttemptName } from '../../shared/files/capability.ts'
 import type { Shape } from '../../shared/fit.ts'
 import type { Log } from '../../shared/log.ts'
 import type { LeasePart, OutputRecord } from '../../shared/protocol/messages.ts'
+import { containsIndex, parseRanges } from '../../shared/ranges.ts'
 import type { Signer } from '../../shared/signing.ts'
 import type { BlobStore } from '../blobs.ts'
 import type { CampaignStore } from '../campaigns/model.ts'
@@ -94,6 +96,8 @@ export interface OpenStore {
   }
   /** Resolves while Redis answers. @throws where it does not */
   ping(): Promise<void>
+  /** Whether this site had the task under the attempt's first fence, and lost it in another way than by its success. */
+  wasLeased(site: string, attempt: AttemptName): Promise<boolean>
   /** After the store lost writes: what an administrator calls when the inventories were looked at. */
   liftHalt(): Promise<void>
   /** Limits and weight of a group; null takes a limit away. */
@@ -174,6 +178,12 @@ export async function openStore(options: StoreOptions): Promise<OpenStore> {
     work,
     async ping() {
       await redis.ping()
+    },
+    async wasLeased(site, { campaign, index, fences }) {
+      const known = await plans.get(campaign)
+      const past = known && (await redis.hget(`${known.base}:past:${campaign}`, String(fences[0])))
+      const [holder, tasks] = past?.split('|') ?? []
+      return holder === site && tasks !== undefined && containsIndex(parseRanges(tasks), index)
     },
     liftHalt: () => mark.liftHalt(),
     async setGroup(group, set) {

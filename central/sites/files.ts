@@ -1,12 +1,19 @@
 /**
  * What sites may do with the files at the centre. The site's token says who asks; an attempt's files are opened by the
  * capability of a lease besides, whether a relay asks or a pilot of a direct site: writing under that lease alone,
- * reading in its campaign. Blobs open with the token: their names are digests, which nobody guesses. Where the bytes
+ * reading in its campaign. A relay that lost the capability of a lease which it lost too may still bring what came late
+ * under it: the store knows that the task was there. Blobs open with the token: their names are digests, which nobody guesses. Where the bytes
  * lie is AttemptFiles' and the blob store's.
  */
-import { IndraftError } from '../../shared/errors.ts'
+import { IndraftError, isIndraftError } from '../../shared/errors.ts'
 import { type AttemptFiles, storedFile } from '../../shared/files/attempt-files.ts'
-import { coversAttempt, coversBelow, verifyCapability } from '../../shared/files/capability.ts'
+import {
+  type AttemptName,
+  type Capability,
+  coversAttempt,
+  coversBelow,
+  verifyCapability,
+} from '../../shared/files/capability.ts'
 import type { FileRequest, FileService } from '../../shared/files/server.ts'
 import type { BlobStore } from '../blobs.ts'
 import type { Site, SiteRegistry } from './registry.ts'
@@ -17,10 +24,12 @@ export interface SiteFilesParts {
   attempts: AttemptFiles
   /** HMAC key of the capabilities that the centre gives with its leases. */
   capabilityKey: Uint8Array
+  /** Whether a site had this task under this attempt's first fence, in a lease that is over. */
+  wasLeased(site: string, attempt: AttemptName): Promise<boolean>
 }
 
 export function siteFiles(parts: SiteFilesParts): FileService {
-  const { sites, blobs, attempts, capabilityKey } = parts
+  const { sites, blobs, attempts, capabilityKey, wasLeased } = parts
   return {
     async authorize(wanted, token, capability) {
       if (token === null) throw new IndraftError('auth.missing')
@@ -28,7 +37,8 @@ export function siteFiles(parts: SiteFilesParts): FileService {
       const site = name === null ? null : await sites.get(name)
       if (!site) throw new IndraftError('auth.invalid')
       if (site.disabled) throw new IndraftError('site.disabled')
-      if (wanted.kind === 'attempt') checkCapability(wanted, site, capability)
+      if (wanted.kind !== 'attempt' || isCovered(wanted, site, capability)) return
+      if (site.direct || !(await wasLeased(site.name, wanted.attempt))) throw new IndraftError('capability.invalid')
     },
     findBlob: (digest) => storedFile(blobs.path(`sha256:${digest}`)),
     findAttemptFile: (attempt, path) => attempts.find(attempt, path),
@@ -36,12 +46,21 @@ export function siteFiles(parts: SiteFilesParts): FileService {
   }
 
   /** Writing needs the lease's own attempts (a relay's have its fence after the lease's); reading, its campaign. */
-  function checkCapability(wanted: FileRequest & { kind: 'attempt' }, site: Site, text: string | null): void {
-    if (text === null) throw new IndraftError('capability.invalid')
-    const capability = verifyCapability(capabilityKey, text, Date.now())
+  function isCovered(wanted: FileRequest & { kind: 'attempt' }, site: Site, text: string | null): boolean {
+    const capability = text === null ? null : verified(text)
+    if (!capability) return false
     const covers = site.direct ? coversAttempt : coversBelow
     const covered =
       wanted.verb === 'get' ? capability.campaign === wanted.attempt.campaign : covers(capability, wanted.attempt)
-    if (!covered || capability.site !== site.name) throw new IndraftError('capability.invalid')
+    return covered && capability.site === site.name
+  }
+
+  function verified(text: string): Capability | null {
+    try {
+      return verifyCapability(capabilityKey, text, Date.now())
+    } catch (error) {
+      if (isIndraftError(error)) return null
+      throw error
+    }
   }
 }

@@ -3,7 +3,7 @@
  * reason to refuse a whole message. What was said is kept as text where people look for it. A word of the wrong type is
  * as wrong as ever, and a word on which the meaning of a message hangs (`role`, `end`) has no substitute.
  *
- * Callers: messages.ts alone.
+ * Callers: messages.ts; knownCode also the API's client.
  */
 import { z } from 'zod'
 import { ERROR_CODES } from '../errors.ts'
@@ -37,7 +37,8 @@ export function knownWords<const W extends string>(words: readonly [W, ...W[]]) 
 
 /** A refusal by another code is code.unknown, or dispatcher.busy where it says when to ask again. */
 export function knownCode(refused: unknown): unknown {
-  if (!isRecord(refused) || typeof refused.code !== 'string' || CODES.has(refused.code)) return refused
+  if (!isRecord(refused) || typeof refused.code !== 'string' || typeof refused.message !== 'string') return refused
+  if (CODES.has(refused.code)) return refused
   const code = typeof refused.retryAfterMs === 'number' ? 'dispatcher.busy' : 'code.unknown'
   return { ...refused, code, message: `${refused.code}: ${refused.message}`.slice(0, MESSAGE_LENGTH) }
 }

@@ -189,10 +189,13 @@ describe('sites - files at the centre', () => {
       grants.push(...(await holder.pull({ waitMs: 200 }, 1)).grants)
       expect(grants).toHaveLength(1)
     }, 10_000)
+    // Unconfirmed it would soon be taken back.
+    holder.confirm()
+    await holder.beat()
     const [{ lease, capability }] = grants as [Grant]
     // As a relay names them: its own fence after the centre's.
     const attempt = `${lease.campaign}/sim/${lease.tasks}/${lease.fences[0]}.7`
-    return { token: files.token, lease, capability, attempt }
+    return { token: files.token, lease, capability, attempt, holder }
   }
 
   test("a relay opens the attempts of its own leases; another site's are closed to it", async () => {
@@ -233,6 +236,25 @@ describe('sites - files at the centre', () => {
       expect(await verdictOf(ask(`${a.attempt}/out.txt`, a.token, 'e30.AAAA')), 'made up').toBe(closed)
       expect(await verdictOf(ask(`${a.attempt}/out.txt`, null, a.capability))).toBe('auth.missing')
       expect(await verdictOf(ask(`${a.attempt}/out.txt`, lab.adminToken, a.capability))).toBe('auth.invalid')
+    }
+  })
+
+  test('a relay whose lease is over may bring what came late without its capability; nobody else may', async () => {
+    await submit('past', 2)
+    const a = await relayWithTask('FILES-PAST')
+    const other = await relayWithTask('FILES-PAST-2')
+    expect(await verdictOf(put(`${a.attempt}/x`, a.token))).toBe('capability.invalid')
+    await a.holder.pull({ returned: [a.lease] }, 0)
+    expect(await verdictOf(put(`${a.attempt}/x`, a.token))).toBe(201)
+    expect(await verdictOf(get(`${a.attempt}/x`, a.token, 'e30.AAAA'))).toBe(200)
+    expect(await verdictOf(put(`${a.attempt}/y`, other.token))).toBe('capability.invalid')
+    const [campaign, step, index] = a.attempt.split('/')
+    const [fence] = a.lease.fences
+    for (const path of [
+      `${campaign}/${step}/${1 - Number(index)}/${fence}.7`,
+      `${campaign}/${step}/${index}/${fence! + 9}.7`,
+    ]) {
+      expect(await verdictOf(put(`${path}/x`, a.token)), path).toBe('capability.invalid')
     }
   })
 
