@@ -142,7 +142,8 @@ describe('docs - commands', () => {
       }
     }
     expect(missing).toEqual([])
-  })
+    // Some dozens of programs start, one after the other.
+  }, 600_000)
 
   it('the reference pages are what the code says', () => {
     const output = execFileSync(process.execPath, ['docs/generate.ts', '--check'], { cwd: root })
@@ -150,12 +151,21 @@ describe('docs - commands', () => {
   })
 })
 
+const helps = new Map<string, string>()
+function helpOf(entry: string, path: string[]): string {
+  const key = [entry, ...path].join(' ')
+  if (!helps.has(key)) {
+    helps.set(key, execFileSync(process.execPath, [join(root, entry), ...path, '--help'], { cwd: root }).toString())
+  }
+  return helps.get(key)!
+}
+
 /** Whether these words are a command, with arguments after it perhaps: a group of commands takes no arguments. */
 function isCommand(program: string, words: string[]): boolean {
   const entry = program === 'indraft' ? 'central/cli/indraft.mjs' : 'pilot/indraft-pilot.mjs'
   for (let length = words.length; length > 0; length--) {
     const path = words.slice(0, length)
-    const help = execFileSync(process.execPath, [join(root, entry), ...path, '--help'], { cwd: root }).toString()
+    const help = helpOf(entry, path)
     if (!help.includes(`Usage: ${program} ${path.join(' ')} `)) continue
     return length === words.length || !/^Commands:$/m.test(help)
   }
