@@ -244,6 +244,15 @@ describe('leaving', () => {
     expect(script.byes[0]).toMatchObject({ code: 700, reason: expect.stringContaining('SIGTERM') })
   })
 
+  test('leaving - SIGTERM from Slurm and from its srun at the same time is one: the payload has its grace', async () => {
+    const pilot = await start({ payloadGrace: '20s', drainGrace: '60s' })
+    give(sh(`trap 'sleep 0.5; exit 5' TERM; while :; do sleep 0.05; done`), '0')
+    await until(() => script.beats.some(({ usage }) => usage.length === 1))
+    void pilot.stop('SIGTERM')
+    expect(await pilot.stop('SIGTERM')).toBe(700)
+    expect(script.results).toMatchObject([{ reason: 'node.ending', exitCode: 5 }])
+  })
+
   test('leaving - SIGTERM without work is 200', async () => {
     const pilot = await start()
     await until(() => script.pulls.length > 0)
@@ -311,6 +320,7 @@ describe('leaving', () => {
     give(sh('exit 4'), '0')
     await until(() => lines.some(({ msg }) => msg === 'attempt.ended'))
     void pilot.stop('SIGTERM')
+    await systemClock.sleep(1100)
     const code = await pilot.stop('SIGTERM')
     expect([code, script.results]).toEqual([200, []])
     script.isDeaf = false

@@ -52,6 +52,8 @@ const DRAIN_TICK_MS = 50
 const LEAST_PAUSE_MS = 50
 const MOST_PAUSE_MS = 60_000
 const HURRIED_MS = 2000
+/** Slurm tells a step that it ends, and its srun passes the same on: within this they are one. */
+const SAME_END_MS = 1000
 /** Kept of drainGrace for what comes after the deadline: payloads that are killed then, and the bye. */
 const LEAVING = { mostMs: 3000, part: 1 / 3, payloadsMs: 1000, byeMs: 1000 } as const
 /** Parts given back in one message. */
@@ -80,6 +82,7 @@ export class Session {
   #drainReason: Farewell = { code: 200, reason: 'told to drain' }
   /** From here on the pilot leaves, whatever is not done yet. */
   #deadlineMs = Number.POSITIVE_INFINITY
+  #endAskedAtMs = Number.NEGATIVE_INFINITY
   /** SIGUSR1: payloads may finish until then. */
   #noticeEndsAtMs = Number.POSITIVE_INFINITY
   #idleSinceMs: number
@@ -152,11 +155,15 @@ export class Session {
 
   /**
    * finish: take nothing more, let what runs end. notice: the same, but no longer than noticeTime. end: payloads get
-   * SIGTERM and a grace, and the pilot is gone within drainGrace. Asked to end twice, it hurries.
+   * SIGTERM and a grace, and the pilot is gone within drainGrace. Asked to end again later, it hurries.
    */
   drain(how: 'finish' | 'notice' | 'end', farewell: Farewell): void {
     const { clock, log, config } = this.#options
     const nowMs = clock.monotonicMs()
+    if (how === 'end') {
+      if (nowMs - this.#endAskedAtMs < SAME_END_MS) return
+      this.#endAskedAtMs = nowMs
+    }
     if (this.#draining === 'no') {
       this.#drainReason = farewell
       this.#draining = 'finishing'

@@ -84,6 +84,8 @@ describe('SIGTERM', () => {
     const payload = Number((await pilot.said('attempt.started')).pid)
     pilot.signal('SIGTERM')
     await pilot.said('pilot.draining')
+    // What comes within a second is taken for the same word.
+    await systemClock.sleep(1100)
     pilot.signal('SIGTERM')
     expect(await pilot.ended).toBe(1)
     await until('the payload is gone', () => {
