@@ -1,9 +1,9 @@
 /** Disks that lose what they promised to keep. */
-import { readdirSync, statSync, truncateSync } from 'node:fs'
+import { readdirSync, rmSync, statSync, truncateSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterEach, expect, test } from 'vitest'
 import { until } from '../world.ts'
-import { type SmallWorld, startSmallWorld } from './lab.ts'
+import { NOTHING_LOST, type SmallWorld, startSmallWorld } from './lab.ts'
 
 let small: SmallWorld
 afterEach(async () => {
@@ -33,4 +33,21 @@ test('fault - Redis lost acknowledged writes: granting stops and says so, and go
   expect(
     verdict.words.filter((word) => !word.startsWith('acknowledgedLost') && !word.includes('was accepted')),
   ).toEqual([])
+}, 300_000)
+
+test("fault - an edge's disk is lost: its living pilots follow the new relay, what only it held runs again", async () => {
+  small = await startSmallWorld({ outageMs: 2000 })
+  const { world } = small
+  const site = world.sites.get('alpha')!
+  const wave = await small.submit(60, { longestS: 0.5 })
+  await small.settled(15)
+  await world.part('relay-alpha').whileDown(async () => {
+    for (const name of readdirSync(site.state)) rmSync(join(site.state, name), { recursive: true, force: true })
+    await site.join()
+  })
+  const lostAtMs = performance.now()
+  await until('the pilot follows', () => small.said('pilot-alpha-1', 'credential.renewed'))
+  await small.over(wave)
+  expect(world.part('pilot-alpha-1').lives).toBe(1)
+  expect(await small.judge(new Map([['alpha', lostAtMs]]))).toMatchObject(NOTHING_LOST)
 }, 300_000)
