@@ -4,8 +4,7 @@ import { closeSync, existsSync, fsyncSync, linkSync, openSync, renameSync, rmSyn
 
 /** Mode 0600, by a temporary name and a rename. */
 export function writePrivately(path: string, content: string): void {
-  // Not the process id: two containers on one folder may both have 1.
-  const temporary = `${path}.${randomBytes(6).toString('hex')}.tmp`
+  const temporary = `${path}.${process.pid}.tmp`
   const file = openSync(temporary, 'w', 0o600)
   try {
     try {
@@ -24,6 +23,7 @@ export function writePrivately(path: string, content: string): void {
 /** As writePrivately, where there is no such file yet: of several processes that start at once, one makes it. */
 export function writePrivatelyOnce(path: string, make: () => string): void {
   if (existsSync(path)) return
+  // Not the process id: two containers on one folder may both have 1.
   const made = `${path}.${randomBytes(6).toString('hex')}.made`
   writePrivately(made, make())
   try {
