@@ -1,6 +1,7 @@
 /** Results that the relay writes itself: of attempts that ended without their pilot, or that never began. */
 import type { ErrorCode } from '../shared/errors.ts'
 import type { AttemptRef } from '../shared/ids.ts'
+import { noResult } from '../shared/no-result.ts'
 import type { Result } from '../shared/protocol/messages.ts'
 
 export function endedHere(
@@ -16,22 +17,8 @@ export function endedHere(
     index,
     bundle,
     fences,
-    end: 'failed',
+    ...noResult({ site: where.site, node: where.node ?? 'none', pilot: where.pilot }),
     reason,
     detail: detail.slice(0, 500),
-    exitCode: null,
-    signal: null,
-    site: where.site,
-    node: where.node ?? 'none',
-    pilot: where.pilot,
-    wallMs: 0,
-    cpuMs: 0,
-    maxRssBytes: 0,
-    stageInMs: 0,
-    stageOutMs: 0,
-    outputs: [],
-    stdoutBytes: 0,
-    stderrBytes: 0,
-    tail: null,
   }
 }

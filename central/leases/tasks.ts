@@ -2,6 +2,7 @@
 
 import type { AttemptRef, CampaignId, StepName } from '../../shared/ids.ts'
 import { TASK_STATE_CODE, type TaskState } from '../../shared/lifecycle.ts'
+import { noResult } from '../../shared/no-result.ts'
 import { unpack } from '../../shared/protocol/codec.ts'
 import type { Result } from '../../shared/protocol/messages.ts'
 import { containsIndex, parseRanges, type Span } from '../../shared/ranges.ts'
@@ -175,23 +176,8 @@ function resultOf(
   return {
     bundle: 'unknown',
     fences: [fence],
-    end: 'failed',
+    ...noResult({ site: 'unknown', node: 'unknown', pilot: 'unknown' }),
     reason: null,
-    detail: null,
-    exitCode: null,
-    signal: null,
-    site: 'unknown',
-    node: 'unknown',
-    pilot: 'unknown',
-    wallMs: 0,
-    cpuMs: 0,
-    maxRssBytes: 0,
-    stageInMs: 0,
-    stageOutMs: 0,
-    outputs: [],
-    stdoutBytes: 0,
-    stderrBytes: 0,
-    tail: null,
     ...known,
     ...ref,
   }

@@ -4,6 +4,7 @@
  */
 import { heldDigest } from '../../shared/held.ts'
 import type { Link } from '../../shared/link.ts'
+import { noResult } from '../../shared/no-result.ts'
 import { decode, encode } from '../../shared/protocol/codec.ts'
 import type {
   LeasePart,
@@ -54,23 +55,13 @@ export function resultOf(lease: LeasePart, index: number, change: Partial<Result
     index,
     bundle: lease.bundle,
     fences: lease.fences,
+    ...noResult({ site: 'ALPHA', node: NODE.node, pilot: 'simulated' }),
     end: 'done',
     reason: null,
-    detail: null,
     exitCode: 0,
-    signal: null,
-    site: 'ALPHA',
-    node: NODE.node,
-    pilot: 'simulated',
     wallMs: 5,
     cpuMs: 5,
     maxRssBytes: 1000,
-    stageInMs: 0,
-    stageOutMs: 0,
-    outputs: [],
-    stdoutBytes: 0,
-    stderrBytes: 0,
-    tail: null,
     ...change,
   }
 }

@@ -1,6 +1,6 @@
-/** The result of an attempt before anything is known about its end: nothing ran, nothing was used, the node is at fault. */
-import type { AttemptRef } from '../shared/ids.ts'
-import type { Result } from '../shared/protocol/messages.ts'
+/** The result of an attempt of which nothing is known but where it was: nothing ran, nothing was used, the node is at fault. */
+import type { AttemptRef } from './ids.ts'
+import type { Result } from './protocol/messages.ts'
 
 /** All of a result but the attempt's name. */
 export type ResultBody = Omit<Result, keyof AttemptRef>
