@@ -19,7 +19,7 @@ beforeAll(async () => {
 })
 afterAll(() => redis.stop())
 beforeEach(async () => {
-  lab = await openStoreLab(redis.url)
+  lab = await openStoreLab(redis.url, { timeScale: 0.1 })
 })
 afterEach(() => lab.end())
 
