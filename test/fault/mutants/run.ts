@@ -92,8 +92,10 @@ function plain(output: string): string {
 function runIn(tree: string, words: string[]): Promise<{ status: number | null; output: string }> {
   const child = spawn(process.execPath, words, { cwd: tree, stdio: ['ignore', 'pipe', 'pipe'] })
   const end = () => void child.kill('SIGTERM')
-  process.on('SIGINT', end)
-  process.on('SIGTERM', end)
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+    process.on(signal, end)
+    child.once('close', () => process.off(signal, end))
+  }
   // A protection whose absence lets a test wait for ever is missed as well; the titles are said at the start of a wait.
   const late = setTimeout(() => child.kill('SIGKILL'), LONGEST_MS)
   child.once('close', () => clearTimeout(late))
