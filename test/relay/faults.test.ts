@@ -155,6 +155,16 @@ describe('relay - a pilot that dies', () => {
     expect(relay.outgoing.waiting).toBe(0)
     expect(relay.buffer.counts().free).toBe(1)
   })
+  it('relay - a success under a fence of its own that it never gave is refused', async () => {
+    const a = await pilot('a')
+    centre.give({ tasks: '0' })
+    await buffered(1)
+    const [held] = await a.takeAll()
+    const [fence, own] = held!.fences
+    expect(await a.report([resultOf({ ...held!, fences: [fence!, own! + 1_000_000] }, 0)])).toEqual(['refused'])
+    expect(relay.outgoing.waiting).toBe(0)
+    expect(await a.report([resultOf(held!, 0)])).toEqual(['accepted'])
+  })
 })
 
 describe('relay - a crash of its own', () => {
