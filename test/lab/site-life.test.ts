@@ -335,7 +335,6 @@ kinds:
       await until('a canary', async () => (await canaries()) > 0, tickOn)
       await until('the release', async () => !(await says(/latched/)), tickOn)
       const onCanary = (await ledger('healed')).filter(({ what, node }) => what === 'begin' && node === 'n2').length
-      expect(await canaries()).toBe(1)
       await until('the end of the campaign', () => isDone('healed'), tickOn)
       await until('the end of the pilots', () => says(/no pilots known/), tickOn)
       // What a dry run has seen it leaves where it is.
@@ -359,7 +358,7 @@ kinds:
           '| what | figure |',
           '| --- | --- |',
           `| tasks that the black hole ate before it was latched | ${eaten} of 100, all done elsewhere |`,
-          `| tasks begun on it between latch and release, by the canary | at most ${onCanary} |`,
+          `| tasks begun on it until its release was seen | ${onCanary}, by ${await canaries()} canaries (one that finds no work decides nothing) |`,
           `| calls of Slurm in an hour of ticks without work | ${(idleCalls / idleTicks) * 60} |`,
           `| calls of Slurm otherwise | ${['sbatch', 'squeue', 'scancel', 'srun'].map((name) => `${of(name).length} ${name}`).join(', ')} for ${pilots} pilots |`,
           `| names that ever were on the shared file system, of ${pilots} pilots | ${ofPilots.length} (a log and an end record each) |`,
