@@ -39,9 +39,7 @@ export async function connectNats(options: NatsOptions, waitForServer = true): P
     servers: options.url,
     name: options.name,
     maxReconnectAttempts: -1,
-    reconnectTimeWait: 250,
-    reconnectJitter: 250,
-    reconnectJitterTLS: 250,
+    reconnectDelayHandler: reconnectDelays(),
     waitOnFirstConnect: waitForServer,
     pingInterval: 10_000,
     maxPingOut: 2,
@@ -60,6 +58,24 @@ export async function connectNats(options: NatsOptions, waitForServer = true): P
     )
   }
   return connection
+}
+
+const RECONNECT_MS = { least: 250, jitter: 250 }
+const STEP_MS = 100
+
+/**
+ * The client compares times of the wall clock: after a step back it would not connect again until the clock has come to
+ * where it was. So the first delay after a step is one that is over, whatever the clock says (test/link-nats.test.ts).
+ */
+function reconnectDelays(): () => number {
+  const ahead = () => Date.now() - performance.now()
+  let known = ahead()
+  return () => {
+    const before = known
+    known = ahead()
+    if (known < before - STEP_MS) return Number.NEGATIVE_INFINITY
+    return RECONNECT_MS.least + Math.random() * RECONNECT_MS.jitter
+  }
 }
 
 /** Whether the connection stands now. */

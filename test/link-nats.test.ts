@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { NatsConnection } from '@nats-io/transport-node'
-import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import { connectNats, natsLink, serveNats, siteSubject } from '../shared/link-nats.ts'
 import { silentLog } from '../shared/log.ts'
 import { type RunningNats, startNats } from '../shared/servers/nats.ts'
@@ -201,3 +201,20 @@ describe('link over NATS - the server goes and comes back', () => {
 it('link over NATS - the subject of a site', () => {
   expect(siteSubject('ALPHA')).toBe('indraft.site.ALPHA')
 })
+
+it('link over NATS - after a clock that was stepped back by an hour it connects again as ever', async () => {
+  await serve(echo)
+  const link = natsLink(await asPilot(), 'ALPHA')
+  expect(text(await link.request(Buffer.from('a'), 2000))).toBe('ALPHA:a')
+  const now = Date.now
+  const clock = vi.spyOn(Date, 'now').mockImplementation(() => now() - 3_600_000)
+  try {
+    const { port } = server
+    await server.stop()
+    server = await startNats({ dir, configText: CONFIG, port })
+    const answered = async () => text(await link.request(Buffer.from('b'), 2000))
+    await vi.waitFor(async () => expect(await answered()).toBe('ALPHA:b'), { timeout: 20_000 })
+  } finally {
+    clock.mockRestore()
+  }
+}, 60_000)
