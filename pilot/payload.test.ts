@@ -202,21 +202,23 @@ describe('limits', () => {
   })
 
   test('payload - a daemon that forked twice, left session, environment, folder and name, is found all the same', async () => {
-    const daemon = '(env -i setsid sh -c "cd /; exec $PWD/quiet 6442" > /dev/null 2>&1 < /dev/null &)'
+    // A number that no other run of this test on the machine has.
+    const seconds = 6_000_000 + process.pid
+    const daemon = `(env -i setsid sh -c "cd /; exec $PWD/quiet ${seconds}" > /dev/null 2>&1 < /dev/null &)`
     const result = await site.runScript(`cp $(command -v sleep) quiet; ${daemon}; sleep 0.03; exit 0`)
     expect(result.end).toBe('done')
-    const left = () => spawnSync('pgrep', ['-f', 'quiet 6442$'], { encoding: 'utf8' }).stdout
+    const left = () => spawnSync('pgrep', ['-f', `quiet ${seconds}$`], { encoding: 'utf8' }).stdout
     await vi.waitFor(() => expect(left()).toBe(''), { timeout: 5000 })
   })
 
   test('payload - a tree of processes that forks on and on ends with its attempt', async () => {
+    const seconds = 7_000_000 + process.pid
     // Bounded, so that a failure of this test harms nobody.
-    const bomb =
-      'n=0; while [ $n -lt 3 ]; do (env -i setsid sleep 6443 &); sh bomb.sh $(($1 + 1)) & n=$((n+1)); done; sleep 6443'
-    const script = `echo '[ $1 -gt 2 ] && exec sleep 6443; ${bomb}' > bomb.sh; exec sh bomb.sh 0`
+    const bomb = `n=0; while [ $n -lt 3 ]; do (env -i setsid sleep ${seconds} &); sh bomb.sh $(($1 + 1)) & n=$((n+1)); done; sleep ${seconds}`
+    const script = `echo '[ $1 -gt 2 ] && exec sleep ${seconds}; ${bomb}' > bomb.sh; exec sh bomb.sh 0`
     const result = await site.runScript(script, { needs: { ...needs, walltimeMs: 1000 } })
     expect(result.reason).toBe('payload.walltime')
-    const left = () => spawnSync('pgrep', ['-f', '^sleep 6443$'], { encoding: 'utf8' }).stdout
+    const left = () => spawnSync('pgrep', ['-f', `^sleep ${seconds}$`], { encoding: 'utf8' }).stdout
     await vi.waitFor(() => expect(left()).toBe(''), { timeout: 10_000 })
     expect(marked()).toEqual([])
   })
