@@ -13,6 +13,7 @@ import { connectNats, serveNats } from '../shared/link-nats.ts'
 import type { Log } from '../shared/log.ts'
 import { timingsFor } from '../shared/timings.ts'
 import { keptCertificate, makeAuthority } from '../shared/tls.ts'
+import { VERSION } from '../shared/version.ts'
 import { attemptName } from './buffer.ts'
 import { centralLink } from './central-link.ts'
 import type { RelayConfig } from './config.ts'
@@ -25,7 +26,7 @@ import { keepNats, PILOT_INBOX, PILOT_USER, RELAY_USER } from './nats.ts'
 import { Outside } from './outside.ts'
 import { lockState } from './state-lock.ts'
 
-export const RELAY_SOFTWARE = 'indraft-relay 0.1.0'
+export const RELAY_SOFTWARE = `indraft-relay ${VERSION}`
 /** Results get this long to go up when the relay stops; what does not stays in the journal. */
 const FLUSH_MS = 3_000
 const TIDY_EVERY_MS = 3_600_000

@@ -13,6 +13,7 @@ import type { Link } from '../shared/link.ts'
 import type { Log } from '../shared/log.ts'
 import type { NodeFacts } from '../shared/protocol/messages.ts'
 import { importKeys } from '../shared/signing.ts'
+import { VERSION } from '../shared/version.ts'
 import { Access } from './access.ts'
 import { Banned } from './banned.ts'
 import { type BatchEnvironment, credentialPaths, type PilotConfig, readBatchEnvironment } from './config.ts'
@@ -35,7 +36,7 @@ import { TimeLeft } from './time-left.ts'
 import { Trace } from './trace.ts'
 import { Watcher } from './watch.ts'
 
-export const SOFTWARE = 'indraft-pilot 0.1.0'
+export const SOFTWARE = `indraft-pilot ${VERSION}`
 
 export interface Pilot {
   name: string

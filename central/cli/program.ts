@@ -1,5 +1,6 @@
 /** The command `indraft` with all its subcommands, one file per group. The reference page is made from it too. */
 import { Command } from 'commander'
+import { VERSION } from '../../shared/version.ts'
 import { registerAdmin } from './admin.ts'
 import { registerCampaign } from './campaign.ts'
 import { EXIT_CODES_HELP } from './command.ts'
@@ -12,6 +13,7 @@ import { registerUp } from './up.ts'
 
 export async function buildProgram(): Promise<Command> {
   const program = new Command('indraft')
+    .version(VERSION)
     .description('Campaigns of many tasks, drawn in by pilots at supercomputing sites.')
     .showHelpAfterError('(add --help for what can be said here)')
     .addHelpText(
