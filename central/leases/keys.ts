@@ -19,6 +19,8 @@ export const GLOBAL = {
   seenSites: 'indraft:seen-sites',
   /** Hash: epoch, sequence, ended:<epoch>, halted, sweptMs, graceMs. */
   mark: 'indraft:mark',
+  /** Whoever set it sweeps; gone after half of the time between two sweeps. */
+  turn: 'indraft:turn',
   /** Channel: something became grantable. */
   wake: 'indraft:wake',
 } as const

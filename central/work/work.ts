@@ -1,5 +1,5 @@
 /**
- * The work about work, on BullMQ: expand, feed, release, publish, compact, and a sweep that every second looks for what
+ * The work about work, on BullMQ: expand, feed, release, publish, compact; and a sweep that every second looks for what
  * is due and was not done. A job is a hint to look, never the truth: it may be lost, doubled, or die anywhere, and any
  * number of processes may run them side by side.
  */
@@ -26,7 +26,7 @@ const CLOSE_WAIT_MS = 2000
 /** A job may be at work still; whoever runs next goes on where it was. */
 const STOP_WAIT_MS = 10_000
 
-export type JobName = 'expand' | 'feed' | 'release' | 'publish' | 'sweep' | 'compact'
+export type JobName = 'expand' | 'feed' | 'release' | 'publish' | 'compact'
 
 interface JobData {
   campaign: string
@@ -67,7 +67,7 @@ export class WorkQueue {
   }
 
   /** Never throws and is not waited for: what is lost here the sweep finds. */
-  want(job: Exclude<JobName, 'sweep'>, campaign: string, step: string): void {
+  want(job: JobName, campaign: string, step: string): void {
     const id = [job, campaign, step].join('/')
     if (this.#asked.has(id)) return
     this.#asked.add(id)
@@ -77,10 +77,6 @@ export class WorkQueue {
       .catch((error) => this.#log.warn({ err: error, job, campaign, step }, 'work.notAsked'))
       .finally(() => this.#pending.delete(added))
     this.#pending.add(added)
-  }
-
-  async schedule(everyMs: number): Promise<void> {
-    await this.#queue.upsertJobScheduler('sweep', { every: everyMs }, { name: 'sweep', data: {} })
   }
 
   async close(): Promise<void> {
@@ -96,6 +92,7 @@ export class Work {
   /** One at a time in this process; others may run beside it elsewhere. */
   #sweeping: Promise<void> | undefined
   #worker: { worker: Worker; connection: Redis } | undefined
+  #timer: NodeJS.Timeout | undefined
 
   constructor(parts: WorkParts, queue: WorkQueue) {
     this.#parts = parts
@@ -115,11 +112,20 @@ export class Work {
     })
     this.#worker = { worker, connection }
     await worker.waitUntilReady()
-    await this.#queue.schedule(Math.max(50, Math.round(SWEEP_EVERY_MS * this.#parts.timeScale)))
+    const everyMs = Math.max(50, Math.round(SWEEP_EVERY_MS * this.#parts.timeScale))
+    this.#timer = setInterval(() => {
+      this.#takeTurn(everyMs).catch((error: unknown) => this.#parts.log.warn({ err: error }, 'work.sweepFailed'))
+    }, everyMs)
     await this.sweep()
   }
 
   async stop(): Promise<void> {
+    clearInterval(this.#timer)
+    if (this.#sweeping)
+      await within(
+        STOP_WAIT_MS,
+        this.#sweeping.catch(() => {}),
+      )
     if (!this.#worker) return
     const { worker, connection } = this.#worker
     this.#worker = undefined
@@ -138,9 +144,17 @@ export class Work {
         return this.publish(campaign)
       case 'compact':
         return this.#parts.compactor.compact(campaign, step)
-      case 'sweep':
-        return this.sweep()
     }
+  }
+
+  /**
+   * Every process has a timer, and Redis gives the turn to one. BullMQ's schedulers go by the wall clock of whoever ran
+   * last: one clock an hour ahead would put off everybody's sweep by that hour (test/central/store-faults.test.ts).
+   */
+  async #takeTurn(everyMs: number): Promise<void> {
+    if (this.#sweeping) return
+    const turn = await this.#parts.scripts.redis.set(GLOBAL.turn, process.pid, 'PX', Math.ceil(everyMs / 2), 'NX')
+    if (turn !== null) await this.sweep()
   }
 
   /** Looks for everything that is due, whoever should have asked for it. One round does it all; tests call it. */

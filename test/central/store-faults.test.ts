@@ -504,3 +504,20 @@ test('a kept reply that another release wrote - is not read, and the same leases
   expect(grants.map(({ lease }) => lease)).toEqual(first)
   await clean()
 })
+
+test('a wall clock an hour ahead for a while - sweeps go on when it is back', async () => {
+  await lab.work.start()
+  const sweptMs = async () => Number(await lab.redis.hget('indraft:mark', 'sweptMs'))
+  const sweepsGoOn = async () => {
+    const before = await sweptMs()
+    await vi.waitFor(async () => expect(await sweptMs()).toBeGreaterThan(before), { timeout: 10_000 })
+  }
+  const now = Date.now
+  const ahead = vi.spyOn(Date, 'now').mockImplementation(() => now() + 3600_000)
+  try {
+    for (let i = 0; i < 3; i++) await sweepsGoOn()
+  } finally {
+    ahead.mockRestore()
+  }
+  for (let i = 0; i < 3; i++) await sweepsGoOn()
+})
