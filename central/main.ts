@@ -180,8 +180,8 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
       onDropped: (site) => metrics.dispatcherEvents.onRefused('auth.forbidden', { site }),
     })
     begun.push(() => link.close())
-    await work.start()
     begun.push(() => work.stop())
+    await work.start()
     const listener = await listenForMetrics(metrics, { host: config.metricsHost, port: config.metricsPort }, ready)
     begun.push(() => listener.close())
 
