@@ -10,64 +10,24 @@ import type { Clock } from '../shared/clock.ts'
 import { IndraftError } from '../shared/errors.ts'
 import { pack } from '../shared/protocol/codec.ts'
 import type { Grant, LeasePart, Result } from '../shared/protocol/messages.ts'
-import type { BundleBody, Needs, Signed } from '../shared/protocol/work.ts'
+import type { Signed } from '../shared/protocol/work.ts'
 import {
   containsIndex,
   countRanges,
   formatRanges,
   indices,
+  intersectRanges,
   parseRanges,
   rangesOf,
   type Span,
   subtractRanges,
+  uniteRanges,
 } from '../shared/ranges.ts'
-import { readBundle, readTemplate } from '../shared/signing.ts'
+import { readBundle } from '../shared/signing.ts'
 import { Capabilities } from './capabilities.ts'
-import type { Journal, JournalContent, LeaseRow, SubLeaseRow } from './journal.ts'
+import type { Journal, JournalContent, LeaseRow } from './journal.ts'
+import { type Lease, leaseKey, leasePart, leaseRow, newLease, OWN_HOP, type SubLease, subLeaseRow } from './lease.ts'
 import { asRefusal, Steps, templateName } from './steps.ts'
-
-/** Of the fences of an attempt, the one this relay gave. */
-export const OWN_HOP = 1
-
-export interface Lease {
-  bundle: string
-  /** All fences above the relay's; the first is central's. */
-  fences: number[]
-  campaign: string
-  step: string
-  arrival: number
-  gone: boolean
-  grant: Grant
-  needs: Needs
-  /** Wall clock; signed. */
-  expiresAtMs: number
-  free: Span[]
-  back: Span[]
-  open: Span[]
-  /** Tasks that were at a pilot that got lost before it said that it started them. */
-  suspect: Span[]
-  /** Tasks by the fences of sub-leases that ended without them: a result under such a fence is late, not forged. */
-  past: Map<number, Span[]>
-}
-
-export interface SubLease {
-  fence: number
-  lease: Lease
-  session: string
-  sequence: number
-  confirmed: boolean
-  tasks: Span[]
-  started: Span[]
-  /** Monotonic. */
-  grantedAtMs: number
-}
-
-/** `campaign/step/index/fences`: names a result; the same as the attempt's path. */
-export function attemptName(attempt: { campaign: string; step: string; index: number; fences: number[] }): string {
-  return `${attempt.campaign}/${attempt.step}/${attempt.index}/${attempt.fences.join('.')}`
-}
-
-const leaseKey = (bundle: string, fence: number) => `${bundle}#${fence}`
 
 export interface RefusedGrant {
   grant: Grant
@@ -115,7 +75,7 @@ export class Buffer {
   /** A lease of before the start. One that cannot be read starves none of the others: central takes it back. */
   #takeUp(row: LeaseRow, grant: Grant): void {
     try {
-      const lease = this.#readLease(grant, readBundle(grant.bundle), row.arrival)
+      const lease = this.#readLease(grant, row.arrival)
       if (!lease) throw new IndraftError('message.invalid', `the template ${grant.template} is not here`)
       lease.gone = row.gone
       for (const part of ['free', 'back', 'open'] as const) lease[part] = parseRanges(row[part])
@@ -141,7 +101,7 @@ export class Buffer {
       if (this.#leases.has(leaseKey(grant.lease.bundle, grant.lease.fences[0]!))) continue
       let lease: Lease | undefined
       try {
-        lease = this.#readLease(grant, readBundle(grant.bundle), ++this.#lastArrival)
+        lease = this.#readLease(grant, ++this.#lastArrival)
       } catch (error) {
         refused.push({ grant, why: asRefusal(error) })
         continue
@@ -159,32 +119,16 @@ export class Buffer {
     return refused
   }
 
-  #readLease(grant: Grant, body: BundleBody, arrival: number): Lease | undefined {
+  #readLease(grant: Grant, arrival: number): Lease | undefined {
+    const body = readBundle(grant.bundle)
     const template = this.steps.template(templateName(grant.template))
     if (!template) return undefined
-    const { bundle, campaign, step, fences } = grant.lease
-    const tasks = parseRanges(grant.lease.tasks)
+    const lease = newLease(grant, body, template, arrival)
     if (grant.estimateMs !== null) this.steps.expect(grant.lease, grant.estimateMs)
-    const { needs } = readTemplate(template)
-    const { expiresAtMs } = body
-    return {
-      bundle,
-      fences,
-      campaign,
-      step,
-      arrival,
-      gone: false,
-      grant,
-      needs,
-      expiresAtMs,
-      free: tasks,
-      back: [],
-      open: tasks,
-      suspect: [],
-      past: new Map(),
-    }
+    return lease
   }
 
+  /** The template of a lease that is here. */
   template(lease: Lease): { name: string; template: Signed } {
     const name = templateName(lease.grant.template)
     return { name, template: this.steps.template(name)! }
@@ -235,12 +179,9 @@ export class Buffer {
   }
 
   start(part: SubLease, tasks: readonly Span[]): Span[] {
-    const known = tasks.flatMap(([a, b]) =>
-      part.tasks.map(([x, y]): Span => [Math.max(a, x), Math.min(b, y)]).filter(([x, y]) => x <= y),
-    )
-    const fresh = subtractRanges(known, part.started)
+    const fresh = subtractRanges(intersectRanges(tasks, part.tasks), part.started)
     if (fresh.length > 0) {
-      part.started = rangesUnion(part.started, fresh)
+      part.started = uniteRanges(part.started, fresh)
       this.#saveSub(part)
     }
     return fresh
@@ -249,15 +190,15 @@ export class Buffer {
   /** Tasks of a sub-lease go back into the buffer (or, when the lease is gone, nowhere). */
   takeBack(part: SubLease, tasks: readonly Span[]): void {
     const lease = part.lease
-    const kept = intersect(tasks, part.tasks)
+    const kept = intersectRanges(tasks, part.tasks)
     if (kept.length === 0) return
-    const past = rangesUnion(lease.past.get(part.fence) ?? [], kept)
+    const past = uniteRanges(lease.past.get(part.fence) ?? [], kept)
     lease.past.set(part.fence, past)
     const { bundle, fences } = lease
     this.#journal.putPast({ fence: part.fence, bundle, above: fences[0]!, tasks: formatRanges(past) })
     this.#shrink(part, kept)
     if (lease.gone) lease.open = subtractRanges(lease.open, kept)
-    else lease.free = rangesUnion(lease.free, kept)
+    else lease.free = uniteRanges(lease.free, kept)
     this.#save(lease)
     this.onFreed()
   }
@@ -268,8 +209,8 @@ export class Buffer {
    */
   blame(part: SubLease): Span[] {
     const { lease, tasks, started } = part
-    const blamed = rangesUnion(started, intersect(lease.suspect, tasks))
-    lease.suspect = rangesUnion(lease.suspect, tasks)
+    const blamed = uniteRanges(started, intersectRanges(lease.suspect, tasks))
+    lease.suspect = uniteRanges(lease.suspect, tasks)
     return blamed
   }
 
@@ -325,7 +266,7 @@ export class Buffer {
     let isAny = false
     for (const lease of this.#leases.values()) {
       if (lease.free.length === 0 || !which(lease)) continue
-      lease.back = rangesUnion(lease.back, lease.free)
+      lease.back = uniteRanges(lease.back, lease.free)
       lease.free = []
       this.#save(lease)
       isAny = true
@@ -338,7 +279,7 @@ export class Buffer {
     const lease = this.#leases.get(leaseKey(attempt.bundle, attempt.fences[0]!))
     if (!lease || !containsIndex(lease.free, attempt.index)) return
     lease.free = subtractRanges(lease.free, [[attempt.index, attempt.index]])
-    lease.back = rangesUnion(lease.back, [[attempt.index, attempt.index]])
+    lease.back = uniteRanges(lease.back, [[attempt.index, attempt.index]])
     this.#save(lease)
     this.onBack()
   }
@@ -346,9 +287,9 @@ export class Buffer {
   /** What is to be given back, at most `limit` parts. */
   returns(limit: number): LeasePart[] {
     const parts: LeasePart[] = []
-    for (const { bundle, campaign, step, fences, back, gone } of this.#leases.values()) {
-      if (back.length === 0 || gone) continue
-      parts.push({ bundle, campaign, step, fences, tasks: formatRanges(back) })
+    for (const lease of this.#leases.values()) {
+      if (lease.back.length === 0 || lease.gone) continue
+      parts.push(leasePart(lease, lease.back))
       if (parts.length === limit) break
     }
     return parts
@@ -451,30 +392,11 @@ export class Buffer {
       this.capabilities.release(lease)
       return
     }
-    const row: LeaseRow = {
-      bundle: lease.bundle,
-      fence,
-      arrival: lease.arrival,
-      gone: lease.gone,
-      free: formatRanges(lease.free),
-      back: formatRanges(lease.back),
-      open: formatRanges(lease.open),
-    }
-    this.#journal.putLease(row)
+    this.#journal.putLease(leaseRow(lease))
   }
 
   #saveSub(part: SubLease): void {
-    const row: SubLeaseRow = {
-      fence: part.fence,
-      bundle: part.lease.bundle,
-      above: part.lease.fences[0]!,
-      session: part.session,
-      sequence: part.sequence,
-      confirmed: part.confirmed,
-      tasks: formatRanges(part.tasks),
-      started: formatRanges(part.started),
-    }
-    this.#journal.putSubLease(row)
+    this.#journal.putSubLease(subLeaseRow(part))
   }
 }
 
@@ -484,20 +406,4 @@ function readRanges(text: string): Span[] | null {
   } catch {
     return null
   }
-}
-
-function intersect(one: readonly Span[], other: readonly Span[]): Span[] {
-  return subtractRanges(one, subtractRanges(one, other))
-}
-
-/** Both sets, neighbours joined. */
-function rangesUnion(one: readonly Span[], other: readonly Span[]): Span[] {
-  const sorted = [...one, ...other].sort((a, b) => a[0] - b[0])
-  const joined: [number, number][] = []
-  for (const [a, b] of sorted) {
-    const last = joined.at(-1)
-    if (last && a <= last[1] + 1) last[1] = Math.max(last[1], b)
-    else joined.push([a, b])
-  }
-  return joined
 }

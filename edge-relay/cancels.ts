@@ -3,9 +3,11 @@
  * to the pilots concerned in every beat's reply until then, so that a lost reply loses nothing.
  */
 import type { AttemptRef } from '../shared/ids.ts'
+import { attemptPath } from '../shared/ids.ts'
 import type { Order } from '../shared/protocol/messages.ts'
-import { attemptName, type Buffer, OWN_HOP, type SubLease } from './buffer.ts'
+import type { Buffer } from './buffer.ts'
 import type { Journal, JournalContent } from './journal.ts'
+import { OWN_HOP, type SubLease } from './lease.ts'
 
 type Cancel = Extract<Order, { kind: 'campaign.cancel' | 'attempt.cancel' }>
 
@@ -21,7 +23,7 @@ export class Cancels {
   }
 
   add(order: Cancel): void {
-    const name = order.kind === 'campaign.cancel' ? order.campaign : attemptName(order.attempt)
+    const name = order.kind === 'campaign.cancel' ? order.campaign : attemptPath(order.attempt)
     if (this.#wanted.has(name)) return
     this.#wanted.set(name, order)
     this.#journal.putPending('cancel', name, order)

@@ -8,7 +8,7 @@
 import { shapeOf, shapeWithout, tasksPerShape, unmetNeeds } from '../shared/fit.ts'
 import type { NodeFacts, OfferEntry } from '../shared/protocol/messages.ts'
 import { countRanges, type Span, takeFirst } from '../shared/ranges.ts'
-import type { Lease } from './buffer.ts'
+import type { Lease } from './lease.ts'
 
 /** A lease starts nothing in its last tenth. */
 export const LAST_PART = 0.1

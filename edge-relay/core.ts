@@ -7,10 +7,11 @@ import { join } from 'node:path'
 import type { Clock } from '../shared/clock.ts'
 import { AttemptFiles } from '../shared/files/attempt-files.ts'
 import { FileClient } from '../shared/files/client.ts'
+import { attemptPath } from '../shared/ids.ts'
 import type { Link } from '../shared/link.ts'
 import type { Log } from '../shared/log.ts'
 import type { Result, Verdict } from '../shared/protocol/messages.ts'
-import { attemptName, Buffer } from './buffer.ts'
+import { Buffer } from './buffer.ts'
 import { Cache } from './cache.ts'
 import { Cancels } from './cancels.ts'
 import { Disk } from './disk.ts'
@@ -35,7 +36,7 @@ export interface CoreOptions {
   /** Towards central. Closed with the core. */
   link: Link
   /** Where central serves files. */
-  centralFiles: { url: string; token: string | null; ca: string | null }
+  centralFiles: { url: string; token: string | (() => string) | null; ca: string | null }
   keys: Record<string, string>
   filesUrl: () => string | null
   capabilityKey: Uint8Array
@@ -141,14 +142,13 @@ export async function openCore(options: CoreOptions) {
     aheadMs: options.aheadMs,
     dispatcher: () => dispatcher,
     isDiskFull: () => disk.isFull,
-    counters: () => ({}),
     gauges,
     onRefused: (code) => events.onRefusedByCentral?.(code),
     onSettled: (result, verdict) => {
       events.onSettled?.(verdict)
       uploads
         .release(result)
-        .catch((error) => log.warn({ err: error, task: attemptName(result) }, 'output.releaseFailed'))
+        .catch((error) => log.warn({ err: error, task: attemptPath(result) }, 'output.releaseFailed'))
     },
   })
   buffer.onFreed = () => {

@@ -2,8 +2,8 @@ import { describe, expect, it } from 'vitest'
 import type { Message, OfferEntry } from '../shared/protocol/messages.ts'
 import { parseRanges } from '../shared/ranges.ts'
 import { sampleNeeds } from '../test/sample-messages.ts'
-import type { Lease } from './buffer.ts'
 import { answerDemand, type DemandParts } from './demand.ts'
+import type { Lease } from './lease.ts'
 import type { Session } from './sessions.ts'
 
 const shape: OfferEntry['shape'] = {

@@ -6,7 +6,7 @@
 import { tasksPerShape, unmetNeeds } from '../shared/fit.ts'
 import type { Message, OfferEntry } from '../shared/protocol/messages.ts'
 import { countRanges } from '../shared/ranges.ts'
-import type { Lease } from './buffer.ts'
+import type { Lease } from './lease.ts'
 import type { Session } from './sessions.ts'
 
 type Demanded = Message<'demanded'>

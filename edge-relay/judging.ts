@@ -5,8 +5,9 @@
  * turned away. Changes memory and journal; who answers waits for the commit.
  */
 import type { Result, Verdict } from '../shared/protocol/messages.ts'
-import { type Buffer, OWN_HOP } from './buffer.ts'
+import type { Buffer } from './buffer.ts'
 import type { Cancels } from './cancels.ts'
+import { OWN_HOP } from './lease.ts'
 import type { Outgoing } from './outgoing.ts'
 
 export interface JudgeParts {

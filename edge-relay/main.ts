@@ -6,18 +6,19 @@
 import { hostname } from 'node:os'
 import { join } from 'node:path'
 import { systemClock } from '../shared/clock.ts'
-import { readRelayCredential, writeCredential } from '../shared/credentials.ts'
+import { writeCredential } from '../shared/credentials.ts'
 import { frameHandler } from '../shared/dispatcher.ts'
 import { enableFailpoints } from '../shared/failpoint.ts'
+import { attemptPath } from '../shared/ids.ts'
 import { connectNats, serveNats } from '../shared/link-nats.ts'
 import type { Log } from '../shared/log.ts'
 import { timingsFor } from '../shared/timings.ts'
 import { keptCertificate, makeAuthority } from '../shared/tls.ts'
 import { VERSION } from '../shared/version.ts'
-import { attemptName } from './buffer.ts'
 import { centralLink } from './central-link.ts'
 import type { RelayConfig } from './config.ts'
 import { openCore } from './core.ts'
+import { KeptCredential } from './credential.ts'
 import { serveFiles } from './files.ts'
 import { keepPorts, openIdentity, withPort } from './identity.ts'
 import { watchLifetime } from './lifetime.ts'
@@ -59,8 +60,6 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
   enableFailpoints(config.failpoints)
   const clock = systemClock
   const state = config.state
-  const credential = readRelayCredential(config.credential ?? join(state, 'relay.json'))
-  const { site } = credential
   const lock = lockState(state)
   const failed = Promise.withResolvers<Error>()
   const finished = Promise.withResolvers<void>()
@@ -70,13 +69,17 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
   }
   closers.push(() => lock.release())
   try {
+    const kept = new KeptCredential(config.credential ?? join(state, 'relay.json'), clock, log)
+    closers.push(() => kept.stop())
+    const credential = kept.now
+    const { site } = credential
     const identity = openIdentity(state)
     const ownName = config.name ?? identity.name
     let filesUrl: string | null = null
     let isReady = false
     const capabilityKey = Buffer.from(identity.capabilityKey, 'base64url')
     const metrics = new RelayMetrics()
-    const link = centralLink(credential, ownName, clock, log)
+    const link = centralLink(() => kept.now, ownName, clock, log)
     closers.push(() => link.close())
     const core = await openCore({
       state,
@@ -86,7 +89,7 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
       clock,
       log,
       link,
-      centralFiles: credential.files,
+      centralFiles: { ...credential.files, token: () => kept.now.files.token },
       keys: credential.keys,
       filesUrl: () => filesUrl,
       capabilityKey,
@@ -219,10 +222,10 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
 
     let isStopping = false
     async function tidyOutbox(): Promise<void> {
-      const expected = new Set(outgoing.all().map(attemptName))
+      const expected = new Set(outgoing.all().map(attemptPath))
       for (const { attempt, ageMs } of await outbox.attempts()) {
         const isHeld = buffer.subLease(attempt.fences[1] ?? 0) !== undefined
-        if (ageMs < ORPHAN_AFTER_MS || isHeld || expected.has(attemptName({ ...attempt, fences: [...attempt.fences] })))
+        if (ageMs < ORPHAN_AFTER_MS || isHeld || expected.has(attemptPath({ ...attempt, fences: [...attempt.fences] })))
           continue
         await uploads.release(attempt)
       }
@@ -263,7 +266,7 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
       finished: finished.promise,
       async drain() {
         if (upstream.isDrainedHere) lifetime.hurry()
-        upstream.drain('here')
+        upstream.drain()
         await finished.promise
       },
       stop,

@@ -6,8 +6,9 @@
 import type { Log } from '../shared/log.ts'
 import type { Result } from '../shared/protocol/messages.ts'
 import { formatRanges, rangesOf } from '../shared/ranges.ts'
-import type { Buffer, Lease } from './buffer.ts'
+import type { Buffer } from './buffer.ts'
 import type { Journal } from './journal.ts'
+import type { Lease } from './lease.ts'
 import type { Outgoing } from './outgoing.ts'
 import { endedHere } from './results.ts'
 

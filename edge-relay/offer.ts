@@ -5,7 +5,7 @@
 import { type Shape, shapeOf, tasksPerShape, unmetNeeds } from '../shared/fit.ts'
 import type { OfferEntry } from '../shared/protocol/messages.ts'
 import { countRanges } from '../shared/ranges.ts'
-import type { Lease } from './buffer.ts'
+import type { Lease } from './lease.ts'
 import type { Session } from './sessions.ts'
 
 /** Time left is rounded down to this, so that pilots that started together count as one shape. */

@@ -2,8 +2,9 @@
  * Results on their way to central: in the journal from the moment a pilot handed them in until central has them. A
  * result goes up only when the outputs it names are durable at central, so each waits for its files first.
  */
+
+import { attemptPath } from '../shared/ids.ts'
 import type { Result } from '../shared/protocol/messages.ts'
-import { attemptName } from './buffer.ts'
 import type { Journal } from './journal.ts'
 
 /** So many results that central has are remembered, to answer a repeat without sending it up again. */
@@ -36,7 +37,7 @@ export class Outgoing {
 
   /** Whether this says nothing new. A success after a failure of the same attempt (it was thought lost) does. */
   knows(result: Result): boolean {
-    const attempt = attemptName(result)
+    const attempt = attemptPath(result)
     const end = this.#waiting.get(attempt)?.result.end ?? this.#settled.get(attempt)
     return end === 'done' || (end === 'failed' && result.end === 'failed')
   }
@@ -44,11 +45,11 @@ export class Outgoing {
   /** Whether another attempt under the same lease of central succeeded: one success goes up, and nothing after it. */
   isWonByOther(result: Result): boolean {
     const winner = this.#winners.get(taskName(result))
-    return winner !== undefined && winner !== attemptName(result)
+    return winner !== undefined && winner !== attemptPath(result)
   }
 
   #noteWinner(result: Result): void {
-    if (result.end === 'done') remember(this.#winners, taskName(result), attemptName(result))
+    if (result.end === 'done') remember(this.#winners, taskName(result), attemptPath(result))
   }
 
   /** Everything kept over a restart, oldest first: their files are looked at again. */
@@ -57,7 +58,7 @@ export class Outgoing {
   }
 
   add(result: Result): void {
-    const attempt = attemptName(result)
+    const attempt = attemptPath(result)
     if (this.#waiting.get(attempt)?.isReady) this.#ready--
     this.#waiting.set(attempt, { result, isReady: false })
     this.#journal.putResult(attempt, result)
@@ -67,7 +68,7 @@ export class Outgoing {
 
   /** The files are up; or they cannot be, and `instead` says so. */
   makeReady(result: Result, instead: Result = result): void {
-    const attempt = attemptName(result)
+    const attempt = attemptPath(result)
     const waiting = this.#waiting.get(attempt)
     if (waiting?.result !== result || waiting.isReady) return
     if (instead !== result) this.#journal.putResult(attempt, instead)
@@ -89,7 +90,7 @@ export class Outgoing {
 
   /** Central has this result. A newer one of the same attempt stays. */
   settle(result: Result): void {
-    const attempt = attemptName(result)
+    const attempt = attemptPath(result)
     const waiting = this.#waiting.get(attempt)
     if (waiting?.result !== result) return
     this.#ready--

@@ -6,9 +6,9 @@ import { access, open, rename, unlink } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { failpoint } from '../shared/failpoint.ts'
+import { attemptPath } from '../shared/ids.ts'
 import type { Log } from '../shared/log.ts'
 import type { Result, Verdict } from '../shared/protocol/messages.ts'
-import { attemptName } from './buffer.ts'
 import type { Journal, JournalContent } from './journal.ts'
 
 interface Publication {
@@ -43,7 +43,7 @@ export class Publications {
       const paths = publicationOf(result, output.url)
       if (!paths) continue
       const body: Publication = { from: paths.from, to: won ? paths.to : null }
-      const name = `${attemptName(result)}/${output.path}`
+      const name = `${attemptPath(result)}/${output.path}`
       this.#waiting.set(name, body)
       this.#journal.putPending('publication', name, body)
     }

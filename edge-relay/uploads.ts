@@ -10,9 +10,9 @@ import { attemptFolder, parseAttemptUrl } from '../shared/files/attempt-files.ts
 import type { AttemptName } from '../shared/files/capability.ts'
 import { checksumFile } from '../shared/files/checksum.ts'
 import { type FileClient, fileAddress } from '../shared/files/client.ts'
+import { attemptPath } from '../shared/ids.ts'
 import type { Log } from '../shared/log.ts'
 import type { OutputRecord, Result } from '../shared/protocol/messages.ts'
-import { attemptName } from './buffer.ts'
 import { attemptKey, type Cache } from './cache.ts'
 import type { Journal, JournalContent } from './journal.ts'
 import type { Outgoing } from './outgoing.ts'
@@ -108,7 +108,7 @@ export class Uploads {
       outgoing.makeReady(result)
     } catch (error) {
       if (this.#stop.signal.aborted) return
-      log.error({ err: error, task: attemptName(result) }, 'output.uploadFailed')
+      log.error({ err: error, task: attemptPath(result) }, 'output.uploadFailed')
       // Without its outputs a success is none. The reason says whose fault it is: not the payload's.
       const detail = `upload of outputs: ${(error as Error).message}`.slice(0, 500)
       outgoing.makeReady(result, { ...result, end: 'failed', reason: 'stage.outFailed', detail, outputs: [] })

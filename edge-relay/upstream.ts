@@ -5,28 +5,32 @@
  * What always holds: grants are confirmed only when they are in the journal; a result leaves the journal only when
  * central has it; over a restart with the journal intact the session with central goes on.
  */
+
+import { Bell } from '../shared/bell.ts'
 import type { Clock } from '../shared/clock.ts'
-import { ERRORS, IndraftError, isIndraftError } from '../shared/errors.ts'
+import { ERRORS, IndraftError } from '../shared/errors.ts'
 import { failpoint } from '../shared/failpoint.ts'
 import { shapeOf } from '../shared/fit.ts'
-import { heldDigest } from '../shared/held.ts'
+import { heldDigest, inventoryParts } from '../shared/held.ts'
 import { Holder, type HolderMemory } from '../shared/holder.ts'
 import type { Link } from '../shared/link.ts'
 import type { Log } from '../shared/log.ts'
-import type { LeasePart, Message, NodeFacts, Order, Result, StartedPart } from '../shared/protocol/messages.ts'
-import { formatRanges, indices, parseRanges, rangesOf } from '../shared/ranges.ts'
-import { attemptName, type Buffer, type Lease, type RefusedGrant } from './buffer.ts'
+import type { LeasePart, Message, NodeFacts, Order, Result, StartedPart, Verdict } from '../shared/protocol/messages.ts'
+import { formatRanges, parseRanges, uniteRanges } from '../shared/ranges.ts'
+import type { Buffer } from './buffer.ts'
 import type { Cancels } from './cancels.ts'
 import type { RelayDispatcher } from './dispatch.ts'
+import { Drain } from './drain.ts'
+import { HandingUp } from './handing-up.ts'
 import type { Journal } from './journal.ts'
+import { type Lease, leasePart } from './lease.ts'
 import { aggregateOffer } from './offer.ts'
 import type { Outgoing } from './outgoing.ts'
 import type { Publications } from './publications.ts'
-import { endedHere } from './results.ts'
+import { Receiving } from './receiving.ts'
 import type { Sessions } from './sessions.ts'
 import type { Uploads } from './uploads.ts'
 
-const MOST_RESULTS = 256
 const MOST_PARTS = 200
 const MOST_PILOTS_A_BEAT = 200
 const MOST_NODES = 32
@@ -35,16 +39,9 @@ const DEMAND_TIMEOUT_MS = 3000
 /** Before the first welcome, and where central refuses in a way that repeating cannot mend soon. */
 const REFUSED_PAUSE_MS = 10_000
 
-/** So many answers without the order to drain end it. */
-const BEATS_TO_RESUME = 3
-
 /** So many new sessions within so many beats are not central's doing. */
 const RENEWALS_CONTESTED = 4
 const RENEWALS_WITHIN_BEATS = 12
-
-interface Drain {
-  by: 'centre' | 'here'
-}
 
 /** What the journal keeps of the session with central. */
 interface UpstreamMemory extends HolderMemory {
@@ -70,29 +67,28 @@ export interface UpstreamOptions {
   aheadMs: number
   dispatcher: () => RelayDispatcher
   /** There is too little room on the disk for new work. */
-  isDiskFull?: () => boolean
-  /** More totals and gauges for the beat. */
-  counters: () => Record<string, number>
+  isDiskFull: () => boolean
+  /** For the beat. */
   gauges: () => Record<string, number>
-  onRefused?: (code: string) => void
-  /** Central has these results, and judged them so. */
-  onSettled?: (result: Result, verdict: string) => void
+  onRefused: (code: string) => void
+  /** Central has this result, and judged it so. */
+  onSettled: (result: Result, verdict: Verdict['verdict']) => void
 }
 
 export class Upstream {
   readonly #options: UpstreamOptions
   readonly #holder: Holder
   readonly #stop = new AbortController()
-  readonly #demand: Signal
-  readonly #results: Signal
+  readonly #receiving: Receiving
+  readonly #handingUp: HandingUp
+  readonly #drain: Drain
+  readonly #demand: Bell
+  readonly #results: Bell
   #memory: UpstreamMemory | undefined
   /** Monotonic time of the last renewal known from before this start. */
   readonly #renewedBeforeMs: number
   /** To be told with the next beat: one entry for each node and lease. */
   readonly #started = new Map<string, StartedPart>()
-  /** Why nothing more is taken; over a restart too. */
-  #drain: Drain | null
-  #beatsWithoutDrain = 0
   /** Monotonic times of the last new sessions. */
   #renewals: number[] = []
   #loops: Promise<unknown>[] = []
@@ -102,13 +98,12 @@ export class Upstream {
     this.#options = options
     const { journal, clock, outgoing, buffer } = options
     this.#memory = journal.meta<UpstreamMemory>('upstream')
-    this.#drain = journal.meta<Drain | null>('drain') ?? null
     const ageMs = this.#memory ? Math.max(0, clock.wallMs() - this.#memory.renewedAtWallMs) : Number.POSITIVE_INFINITY
     this.#renewedBeforeMs = clock.monotonicMs() - ageMs
-    this.#demand = new Signal(clock)
-    this.#results = new Signal(clock)
-    outgoing.onReady = () => this.#results.raise()
-    buffer.onBack = () => this.#demand.raise()
+    this.#demand = new Bell(clock)
+    this.#results = new Bell(clock)
+    outgoing.onReady = () => this.#results.ring()
+    buffer.onBack = () => this.#demand.ring()
     this.#holder = new Holder({
       link: options.link,
       clock,
@@ -121,6 +116,14 @@ export class Upstream {
       onWelcome: (welcome, isNewSession) => this.#onWelcome(welcome, isNewSession),
       resume: this.#memory,
     })
+    this.#receiving = new Receiving(options)
+    this.#handingUp = new HandingUp({
+      ...options,
+      holder: this.#holder,
+      stop: this.#stop.signal,
+      onAnswer: () => this.#noteAnswer(),
+    })
+    this.#drain = new Drain({ ...options, onChanged: () => this.#onDrainChanged() })
   }
 
   /** Whether central answered within the last three beats. */
@@ -129,45 +132,35 @@ export class Upstream {
     return this.#options.clock.monotonicMs() - this.#lastAnswerMs < 3 * Math.max(beatMs, 1000)
   }
 
+  #noteAnswer(): void {
+    this.#lastAnswerMs = this.#options.clock.monotonicMs()
+  }
+
   get isDraining(): boolean {
-    return this.#drain !== null
+    return this.#drain.isOn
   }
 
   get isDrainedHere(): boolean {
-    return this.#drain?.by === 'here'
+    return this.#drain.isFromHere
   }
 
-  /** Takes nothing more, gives back what no pilot has yet. `here`: until lifted by resume(), whatever central says. */
-  drain(by: Drain['by']): void {
-    if (this.#drain?.by === 'here' || (this.#drain && by === 'centre')) return
-    this.#setDrain({ by })
-    this.#options.buffer.giveBack(() => true)
-    this.#demand.raise()
+  /** Takes nothing more, gives back what no pilot has yet, until resume(), whatever central says. */
+  drain(): void {
+    this.#drain.begin('here')
   }
 
   resume(): void {
-    this.#setDrain(null)
-    this.#demand.raise()
+    this.#drain.end()
   }
 
-  #setDrain(drain: Drain | null): void {
-    this.#drain = drain
-    this.#beatsWithoutDrain = 0
-    this.#options.journal.setMeta('drain', drain)
-    this.#options.log.info({ by: drain?.by ?? null }, drain ? 'relay.draining' : 'relay.resumed')
-  }
-
-  /** Central repeats the order for as long as it means it. */
-  #onDrainOrders(orders: readonly Order[]): void {
-    if (orders.some(({ kind }) => kind === 'holder.drain')) {
-      this.#beatsWithoutDrain = 0
-      this.drain('centre')
-    } else if (this.#drain?.by === 'centre' && ++this.#beatsWithoutDrain >= BEATS_TO_RESUME) this.resume()
+  #onDrainChanged(): void {
+    if (this.#drain.isOn) this.#options.buffer.giveBack(() => true)
+    this.#demand.ring()
   }
 
   /** Pilots want work, or took some of the buffer. */
   demand(): void {
-    this.#demand.raise()
+    this.#demand.ring()
   }
 
   /** What central would give such nodes now. @throws IndraftError where it does not answer soon */
@@ -178,8 +171,8 @@ export class Upstream {
   noteStarted(part: StartedPart): void {
     const name = JSON.stringify([part.bundle, part.fences[0], part.node])
     const known = this.#started.get(name)
-    const tasks = known ? [...indices(parseRanges(known.tasks)), ...indices(parseRanges(part.tasks))] : null
-    this.#started.set(name, tasks === null ? part : { ...part, tasks: formatRanges(rangesOf(tasks)) })
+    const tasks = known ? uniteRanges(parseRanges(known.tasks), parseRanges(part.tasks)) : null
+    this.#started.set(name, tasks === null ? part : { ...part, tasks: formatRanges(tasks) })
   }
 
   /** Milliseconds left of a lease of this length: leases run from the last message that central acknowledged. */
@@ -191,7 +184,7 @@ export class Upstream {
   start(): void {
     this.#loops = [
       this.#loop('pull', () => this.#pullOnce()),
-      this.#loop('report', () => this.#reportOnce()),
+      this.#loop('report', () => this.#handUp()),
       this.#loop('beat', () => this.#beatOnce()),
     ]
   }
@@ -209,8 +202,8 @@ export class Upstream {
     }
     this.#stop.abort()
     this.#holder.stop()
-    this.#demand.raise()
-    this.#results.raise()
+    this.#demand.ring()
+    this.#results.ring()
     await this.#options.link.close()
     await Promise.all(this.#loops)
   }
@@ -231,7 +224,7 @@ export class Upstream {
           await clock.sleep(1000, signal)
           continue
         }
-        this.#options.onRefused?.(error.code)
+        this.#options.onRefused(error.code)
         // A new session was opened meanwhile: the next round speaks in it.
         if (error.code === 'session.unknown') continue
         const isFinal = !ERRORS[error.code].retry
@@ -243,7 +236,7 @@ export class Upstream {
 
   async #onWelcome(welcome: Message<'welcome'>, isNewSession: boolean): Promise<void> {
     const { buffer, sessions, log, journal } = this.#options
-    this.#lastAnswerMs = this.#options.clock.monotonicMs()
+    this.#noteAnswer()
     if (isNewSession) {
       this.#noteRenewal()
       // Central ended the old session, so its leases are others' by now. What runs goes on and reports late.
@@ -253,8 +246,8 @@ export class Upstream {
     this.#remember()
     await journal.committed()
     log.info({ session: welcome.session, isNewSession, sequence: welcome.sequence }, 'upstream.welcomed')
-    this.#demand.raise()
-    this.#results.raise()
+    this.#demand.ring()
+    this.#results.ring()
   }
 
   /** Sessions that end one after the other are ended by somebody: by another relay that goes by the same name. */
@@ -293,7 +286,7 @@ export class Upstream {
     if (this.isDraining) buffer.giveBack(() => true)
     const returned = buffer.returns(MOST_PARTS)
     const offer =
-      this.isDraining || this.#options.isDiskFull?.()
+      this.isDraining || this.#options.isDiskFull()
         ? []
         : aggregateOffer({
             pilots: sessions.live().filter((session) => session.state === 'active'),
@@ -302,7 +295,7 @@ export class Upstream {
             aheadMs,
           })
     if (offer.length === 0 && returned.length === 0) {
-      await this.#demand.next(this.#stop.signal)
+      await this.#demand.next()
       return
     }
     const { pullWaitMs, beatMs } = this.#holder.welcome!.timings
@@ -323,119 +316,22 @@ export class Upstream {
   }
 
   async #onGrants(reply: Message<'grants'>, returned: readonly LeasePart[]): Promise<void> {
-    const { buffer, cancels, log } = this.#options
-    this.#lastAnswerMs = this.#options.clock.monotonicMs()
-    buffer.returned(returned)
-    const refused = buffer.add(reply.grants, reply.templates)
-    for (const one of refused) this.#onUnreadable(one)
-    const unreadable = new Set(refused.map(({ grant }) => grant))
-    for (const grant of reply.grants) {
-      if (unreadable.has(grant)) continue
-      const { lease } = grant
-      log.info(
-        {
-          campaign: lease.campaign,
-          step: lease.step,
-          bundle: lease.bundle,
-          fence: lease.fences[0],
-          tasks: lease.tasks,
-        },
-        'lease.received',
-      )
-    }
-    buffer.giveBack((lease) => cancels.isCampaignCancelled(lease.campaign))
+    const { site, timings } = this.#holder.welcome!
+    this.#noteAnswer()
+    this.#options.buffer.returned(returned)
+    this.#receiving.take(reply, site)
     // Kept together with the grants, and said only when both are on disk.
     this.#remember(reply.sequence)
-    await this.#kept(reply)
+    await this.#receiving.kept(reply, timings.confirmMs, this.#stop.signal)
     this.#holder.processedGrants(reply.sequence)
   }
 
-  /** Resolves when the grants are in the journal, however long its disk is full. */
-  async #kept(reply: Message<'grants'>): Promise<void> {
-    const { buffer, journal, clock } = this.#options
-    const givenUpAtMs = clock.monotonicMs() + this.#holder.welcome!.timings.confirmMs / 2
-    while (!this.#stop.signal.aborted) {
-      try {
-        return await journal.committed()
-      } catch (error) {
-        if (!isIndraftError(error, 'store.full')) throw error
-        if (clock.monotonicMs() > givenUpAtMs) {
-          // Central takes back what is not confirmed in time, so nothing of it may be started here.
-          const bundles = new Set(reply.grants.map(({ lease }) => lease.bundle))
-          buffer.dropAbove((lease) => bundles.has(lease.bundle))
-        }
-        await clock.sleep(500, this.#stop.signal)
-      }
-    }
-  }
-
-  /** Its tasks fail, so that its owner hears why; a template that only did not come is sent with the next grant. */
-  #onUnreadable({ grant, why }: RefusedGrant): void {
-    const { outgoing, holder, log } = this.#options
-    const { tasks, ...lease } = grant.lease
-    log.error({ ...grant.lease, detail: why?.message ?? 'the template did not come' }, 'lease.unreadable')
-    if (!why) return
-    let indicesOf: number[]
-    try {
-      indicesOf = [...indices(parseRanges(tasks))]
-    } catch {
-      // Not even which tasks: central finds them missing from the next inventory.
-      return
-    }
-    const detail = `this site's relay cannot read the work: ${why.message}`
-    for (const index of indicesOf) {
-      const where = { site: this.#holder.welcome?.site ?? 'unknown', pilot: holder }
-      const result = endedHere({ ...lease, index }, 'campaign.invalid', detail, where)
-      if (!outgoing.knows(result)) outgoing.add(result)
-    }
-  }
-
-  async #reportOnce(): Promise<void> {
-    const { outgoing } = this.#options
-    const batch = outgoing.batch(MOST_RESULTS)
-    if (batch.length === 0) {
-      await this.#results.next(this.#stop.signal)
-      return
-    }
-    failpoint('results.acknowledged')
-    await this.#report(batch)
-  }
-
-  async #report(results: Result[]): Promise<void> {
-    const { outgoing, buffer, publications, journal, log } = this.#options
-    let reply: Message<'reported'>
-    try {
-      reply = await this.#holder.report(results)
-    } catch (error) {
-      const isTooLarge = error instanceof IndraftError && error.code === 'message.tooLarge'
-      if (!isTooLarge || results.length < 2) throw error
-      const half = Math.ceil(results.length / 2)
-      await this.#report(results.slice(0, half))
-      await this.#report(results.slice(half))
-      return
-    }
-    this.#lastAnswerMs = this.#options.clock.monotonicMs()
-    failpoint('verdict.received')
-    const verdicts = new Map(reply.verdicts.map((verdict) => [attemptName(verdict), verdict.verdict]))
-    for (const result of results) {
-      const verdict = verdicts.get(attemptName(result))
-      // Not judged is not had: it stays and goes again.
-      if (!verdict) continue
-      log.info({ attempt: attemptName(result), end: result.end, verdict }, 'result.acknowledged')
-      publications.onVerdict(result, verdict)
-      outgoing.settle(result)
-      buffer.settle(result)
-      this.#options.onSettled?.(result, verdict)
-    }
-    if (verdicts.size === 0) {
-      log.error({ results: results.length }, 'upstream.resultsNotJudged')
-      await this.#options.clock.sleep(1000, this.#stop.signal)
-    }
-    await journal.committed()
+  async #handUp(): Promise<void> {
+    if (!(await this.#handingUp.next())) await this.#results.next()
   }
 
   async #beatOnce(): Promise<void> {
-    const { sessions, buffer, clock, journal } = this.#options
+    const { sessions, clock, journal } = this.#options
     const { beatMs } = this.#holder.welcome!.timings
     const startMs = clock.monotonicMs()
     const told = [...this.#started].slice(0, MOST_PARTS)
@@ -443,7 +339,7 @@ export class Upstream {
     const started = told.map(([, part]) => part)
     const { names, pilots } = sessions.takeChanges(MOST_PILOTS_A_BEAT)
     try {
-      const held = [...buffer.leases()].filter((lease) => !lease.gone && lease.open.length > 0)
+      const held = this.#held()
       const reply = await this.#holder.beat({
         draining: this.isDraining,
         started,
@@ -451,14 +347,14 @@ export class Upstream {
           count: held.length,
           digest: heldDigest(held.map(({ bundle, fences }) => ({ bundle, fence: fences[0]! }))),
         },
-        counters: { ...sessions.counters(), ...this.#options.counters() },
+        counters: sessions.counters(),
         gauges: this.#options.gauges(),
         pilots,
         usage: [],
       })
-      this.#lastAnswerMs = clock.monotonicMs()
+      this.#noteAnswer()
       this.#remember()
-      this.#onDrainOrders(reply.orders)
+      this.#drain.onOrders(reply.orders)
       for (const order of reply.orders) await this.#onOrder(order)
       await journal.committed()
     } catch (error) {
@@ -491,53 +387,16 @@ export class Upstream {
     }
   }
 
-  /** All leases in parts; an inventory is judged up to `processed` only, so grants on their way do no harm. */
+  /** What central takes to be here. */
+  #held(): Lease[] {
+    return [...this.#options.buffer.leases()].filter((lease) => !lease.gone && lease.open.length > 0)
+  }
+
+  /** Judged up to `processed` only, so grants on their way do no harm. */
   async #sendInventory(): Promise<void> {
-    const leases = [...this.#options.buffer.leases()]
-      .filter((lease) => !lease.gone && lease.open.length > 0)
-      .map(partOf)
-    const parts: LeasePart[][] = [[]]
-    let bytes = 0
-    for (const lease of leases) {
-      bytes += lease.tasks.length + 200
-      if (parts.at(-1)!.length >= MOST_PARTS || bytes > 32_768) {
-        parts.push([])
-        bytes = lease.tasks.length + 200
-      }
-      parts.at(-1)!.push(lease)
+    const parts = inventoryParts(this.#held().map((lease) => leasePart(lease, lease.open)))
+    for (const [part, leases] of parts.entries()) {
+      await this.#holder.inventory({ part, parts: parts.length, leases })
     }
-    for (const [part, leasesOfPart] of parts.entries()) {
-      await this.#holder.inventory({ part, parts: parts.length, leases: leasesOfPart })
-    }
-  }
-}
-
-function partOf({ bundle, campaign, step, fences, open }: Lease): LeasePart {
-  return { bundle, campaign, step, fences, tasks: formatRanges(open) }
-}
-
-/** Something happened since it was looked at last; one waits for it. */
-class Signal {
-  readonly #clock: Clock
-  #isRaised = false
-  #waiting: AbortController | undefined
-
-  constructor(clock: Clock) {
-    this.#clock = clock
-  }
-
-  raise(): void {
-    this.#isRaised = true
-    this.#waiting?.abort()
-  }
-
-  /** Resolves at once when it was raised since the last call; at the latest after half a minute, or with `signal`. */
-  async next(signal: AbortSignal): Promise<void> {
-    if (!this.#isRaised) {
-      this.#waiting = new AbortController()
-      await this.#clock.sleep(30_000, AbortSignal.any([this.#waiting.signal, signal]))
-      this.#waiting = undefined
-    }
-    this.#isRaised = false
   }
 }

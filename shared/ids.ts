@@ -34,8 +34,15 @@ export interface AttemptRef extends TaskRef {
   fences: number[]
 }
 
+/** Names as messages carry them: mere strings. */
+interface NamedTask {
+  campaign: string
+  step: string
+  index: number
+}
+
 /** `campaign/step/index`, the form shown to people and written into every log line. */
-export function taskPath(task: TaskRef): string {
+export function taskPath(task: NamedTask): string {
   return `${task.campaign}/${task.step}/${task.index}`
 }
 
@@ -43,6 +50,6 @@ export function taskPath(task: TaskRef): string {
  * `campaign/step/index/fence[.fence]`: where an attempt keeps its files. Two attempts never share it,
  * so a late writer cannot touch the winner's output.
  */
-export function attemptPath(attempt: AttemptRef): string {
+export function attemptPath(attempt: NamedTask & { fences: readonly number[] }): string {
   return `${taskPath(attempt)}/${attempt.fences.join('.')}`
 }

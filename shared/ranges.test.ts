@@ -5,10 +5,12 @@ import {
   countRanges,
   formatRanges,
   indices,
+  intersectRanges,
   parseRanges,
   rangesOf,
   subtractRanges,
   takeFirst,
+  uniteRanges,
 } from './ranges.ts'
 
 const random = seeded(20260101)
@@ -35,6 +37,14 @@ describe('ranges - agree with a Set of the same indices', () => {
       expect([...indices(subtractRanges(rangesOf(a), rangesOf(b)))]).toEqual(
         sorted([...a].filter((index) => !b.has(index))),
       )
+    }
+  })
+
+  it('intersectRanges and uniteRanges are what both and what either has', () => {
+    for (const [a, b] of cases) {
+      const both = sorted([...a].filter((index) => b.has(index)))
+      expect([...indices(intersectRanges(rangesOf(a), rangesOf(b)))]).toEqual(both)
+      expect(uniteRanges(rangesOf(a), rangesOf(b))).toEqual(rangesOf([...a, ...b]))
     }
   })
 

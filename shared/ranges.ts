@@ -62,6 +62,23 @@ export function subtractRanges(all: Iterable<Span>, gone: Iterable<Span>): Span[
   return result
 }
 
+/** What both have. */
+export function intersectRanges(one: Iterable<Span>, other: Iterable<Span>): Span[] {
+  const all = [...one]
+  return subtractRanges(all, subtractRanges(all, other))
+}
+
+/** Both sets, neighbours joined. */
+export function uniteRanges(one: Iterable<Span>, other: Iterable<Span>): Span[] {
+  const joined: [number, number][] = []
+  for (const [a, b] of [...one, ...other].sort((x, y) => x[0] - y[0])) {
+    const last = joined.at(-1)
+    if (last && a <= last[1] + 1) last[1] = Math.max(last[1], b)
+    else joined.push([a, b])
+  }
+  return joined
+}
+
 /** The first `count` indices and the rest. */
 export function takeFirst(spans: Iterable<Span>, count: number): { taken: Span[]; rest: Span[] } {
   const taken: Span[] = []

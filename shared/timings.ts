@@ -4,7 +4,7 @@
  */
 import type { Message } from './protocol/messages.ts'
 
-type Timings = Message<'welcome'>['timings']
+export type Timings = Message<'welcome'>['timings']
 
 const SECOND = 1000
 const MINUTE = 60 * SECOND

@@ -22,7 +22,7 @@ it('relay - drained, it gives back what no pilot has, and ends when its pilots h
     await until('four tasks', () => relay.buffer.counts().free === 4)
     const { grants } = await pilot.pull({}, 1)
     pilot.confirm()
-    relay.upstream.drain('here')
+    relay.upstream.drain()
     expect((await pilot.beat()).orders).toEqual([{ kind: 'holder.drain' }])
     await until('the rest is back', () => centre.returned.some(({ tasks }) => tasks === '1-3'))
     await relay.crash()
@@ -45,7 +45,7 @@ it('relay - drained, what an open pull brings goes back', async () => {
     const answer = centre.onPull.bind(centre)
     centre.onPull = async (peer, pull) => {
       const reply = await answer(peer, pull)
-      if (reply.grants.length > 0) relay.upstream.drain('here')
+      if (reply.grants.length > 0) relay.upstream.drain()
       return reply
     }
     await pilot.hello()
@@ -65,7 +65,7 @@ it('relay - drained, what pilots give back goes back', async () => {
     await until('four tasks', () => relay.buffer.counts().free === 4)
     const { grants } = await pilot.pull({}, 4)
     pilot.confirm()
-    relay.upstream.drain('here')
+    relay.upstream.drain()
     await pilot.pull({ returned: grants.map(({ lease }) => lease) }, 0)
     await until('nothing is held', () => relay.buffer.counts().leases === 0)
     expect(centre.returned.length).toBeGreaterThan(0)
