@@ -2,19 +2,17 @@
  * Two replicas of central on one Redis, each message of a holder answered by either: nothing is granted twice, what one
  * did the other knows, and one may vanish at any moment.
  */
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { execa } from 'execa'
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from 'vitest'
 import { makeClient } from '../../central/api/client.ts'
-import { loadCentralConfig } from '../../central/config.ts'
 import type { OpenStore } from '../../central/leases/open.ts'
-import { startCentral } from '../../central/main.ts'
-import { prepareNatsAccount } from '../../central/sites/nats-account.ts'
 import { relayCredentialSchema } from '../../shared/credentials.ts'
 import { type Dispatcher, frameHandler } from '../../shared/dispatcher.ts'
+import { IndraftError } from '../../shared/errors.ts'
 import type { FrameHandler } from '../../shared/link.ts'
 import { silentLog } from '../../shared/log.ts'
 import type { Message } from '../../shared/protocol/messages.ts'
@@ -85,6 +83,24 @@ test('both at work - many holders, failures too: every task ends once, and both 
   await clean()
 }, 60_000)
 
+test('two that feed the same campaign at once - every task waits in one bundle, is granted once, and no more wait than should', async () => {
+  const plan = planOf('fed', { a: { size: 500 }, b: { size: 3, after: [{ step: 'a' as never, accept: 1 }] } })
+  await lab.store.create(plan)
+  const feedAtOnce = () => Promise.all([...both, ...both].map(({ work }) => work.sweep()))
+  await feedAtOnce()
+  const pilot = await new TestHolder(both[0].dispatcher, alternating()).hello()
+  const granted: string[] = []
+  for (let round = 0; round < 3; round++) {
+    await feedAtOnce()
+    await clean()
+    const window = await lab.redis.zcard(`indraft:{${GROUP}}:queue:${plan.id}|a|class0000001|`)
+    expect(window).toBe(64)
+    granted.push(...(await pilot.pull(30)).grants.map(({ lease }) => lease.tasks))
+  }
+  expect(new Set(granted).size).toBe(90)
+  expect(await counts(plan.id)).toEqual({ queued: 410, assigned: 90, blocked: 3 })
+})
+
 test('a pull that waits at one - is woken by a campaign that the other takes in', async () => {
   await Promise.all(both.map(({ work }) => work.start()))
   const pilot = await new TestHolder(both[0].dispatcher).hello()
@@ -135,42 +151,17 @@ test('one vanishes with a reply under way - the other gives the same leases and 
       const reply = await one(peer, frame)
       if ((await counts(plan.id)).assigned === undefined) return reply
       isGone = true
-      throw new Error('gone with the reply')
+      throw new IndraftError('link.timeout', 'gone with the reply')
     },
   }).hello()
-  await pilot.pull(2).catch(() => pilot.pull(2))
+  await pilot.pull(2)
   expect(isGone).toBe(true)
-  await pilot.verdicts(pilot.allResults())
+  expect(await counts(plan.id)).toEqual({ queued: 2, assigned: 2 })
+  expect(await pilot.verdicts(pilot.allResults())).toEqual(['accepted', 'accepted'])
   await both[0].close()
-  expect((await both[1].store.find(plan.id, [GROUP]))!.counts.done).toBeGreaterThanOrEqual(2)
+  expect((await both[1].store.find(plan.id, [GROUP]))!.counts).toMatchObject({ queued: 2, done: 2 })
   expect(await both[1].store.verify()).toEqual([])
 })
-
-test('two that start at once on an empty folder - agree on every key, and both serve', async () => {
-  const folder = mkdtempSync(join(tmpdir(), 'indraft-two-'))
-  const state = join(folder, 'central')
-  const account = await prepareNatsAccount(join(state, 'nats-account'))
-  const store = await startRedis({ dir: join(folder, 'redis') })
-  const nats = await startNats({ dir: join(folder, 'nats'), configText: account.configText })
-  const args = { state, redis: store.url, nats: nats.url, apiPort: 0, metricsPort: 0, timeScale: 0.1 }
-  const config = loadCentralConfig({ env: {}, args })
-  const started = await Promise.allSettled([startCentral(config, silentLog), startCentral(config, silentLog)])
-  try {
-    expect(started.map(({ status }) => status)).toEqual(['fulfilled', 'fulfilled'])
-    const authorization = `Bearer ${readFileSync(join(state, 'admin.token'), 'utf8').trim()}`
-    for (const one of started) {
-      if (one.status !== 'fulfilled') continue
-      const answer = await fetch(`${one.value.apiUrl}/v1/whoami`, { headers: { authorization } })
-      expect(answer.status).toBe(200)
-    }
-    expect(existsSync(join(state, 'signing-key.pem'))).toBe(true)
-  } finally {
-    for (const one of started) if (one.status === 'fulfilled') await one.value.stop()
-    await nats.stop()
-    await store.stop()
-    rmSync(folder, { recursive: true, force: true })
-  }
-}, 30_000)
 
 test('two processes that start at once on an empty folder - agree on every key and token, and both serve', async () => {
   const folder = mkdtempSync(join(tmpdir(), 'indraft-two-'))

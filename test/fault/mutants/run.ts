@@ -1,54 +1,46 @@
 /**
  * `npm run fault:mutants [-- NAME ...]`: sees every fault test fail once. Each patch beside this file switches one
- * protection off; it is applied to a copy of the committed tree, the run or test that it names is made there, and that
- * has to fail, saying what the patch expects, or hang. A mutant that lives is a failure here, and so is a patch that does
- * not apply any more.
+ * protection off; it is applied to a copy of the committed tree, and each test that it names is run there and has to
+ * fail, or hang. A mutant that lives is a failure here, and so is a patch that does not apply any more.
  *
- * A patch begins with lines `Protection: ...` (what is switched off), `Run: ...` (words of `npm run fault`) or `Test: ...`
- * (a file, and after -t a part of a title), and `Expect: ...` (a regular expression that the output has to match).
+ * A patch begins with a line `Protection: ...` (what is switched off) and lines `Test: FILE -t PART OF A TITLE`, one for
+ * each test that has to notice.
  */
 import { execFileSync, spawn } from 'node:child_process'
 import { mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { basename, join, resolve } from 'node:path'
 
+/** For each test: one that lasts longer waits for ever. */
 const LONGEST_MS = 120_000
 
 const checkout = resolve(import.meta.dirname, '../../..')
+
+export interface Named {
+  file: string
+  /** A part of its title. */
+  title: string
+}
 
 export interface Mutant {
   name: string
   path: string
   protection: string
-  /** Words of vitest, or of the run. */
-  test: string[] | null
-  run: string[] | null
-  expect: RegExp
+  tests: Named[]
 }
 
 /** @throws Error for a patch without its head */
 export function readMutant(path: string): Mutant {
   const head = readFileSync(path, 'utf8').split(/^--- /m)[0]!
-  const said = (key: string) => new RegExp(`^${key}: (.+)$`, 'm').exec(head)?.[1]?.trim()
-  const name = basename(path, '.patch')
-  const [protection, expected, test, run] = ['Protection', 'Expect', 'Test', 'Run'].map(said)
-  if (!protection || !expected || (test === undefined) === (run === undefined)) {
-    throw new Error(`${path}: expected lines Protection, Expect, and one of Test and Run before the patch`)
-  }
-  return {
-    name,
-    path,
-    protection,
-    test: test ? testWords(test) : null,
-    run: run?.split(' ') ?? null,
-    expect: new RegExp(expected),
-  }
-}
-
-/** `file -t part of a title`. */
-function testWords(line: string): string[] {
-  const [file, title] = line.split(' -t ')
-  return title === undefined ? [file!] : [file!, '-t', title]
+  const said = (key: string) => [...head.matchAll(new RegExp(`^${key}: (.+)$`, 'gm'))].map(([, words]) => words!.trim())
+  const [protection] = said('Protection')
+  const tests = said('Test').map((words): Named => {
+    const [file, title] = words.split(' -t ')
+    if (!file || !title) throw new Error(`${path}: expected "Test: FILE -t TITLE", found "${words}"`)
+    return { file, title }
+  })
+  if (!protection || tests.length === 0) throw new Error(`${path}: expected lines Protection and Test before the patch`)
+  return { name: basename(path, '.patch'), path, protection, tests }
 }
 
 export function allMutants(): Mutant[] {
@@ -68,19 +60,34 @@ async function tryMutant(mutant: Mutant): Promise<string | undefined> {
     } catch (error) {
       return `the patch does not apply any more: ${(error as { stderr: Buffer }).stderr.toString().trim()}`
     }
-    const words = mutant.test
-      ? [join(tree, 'node_modules/vitest/vitest.mjs'), 'run', ...mutant.test]
-      : [join(tree, 'test/fault/run.ts'), ...mutant.run!]
-    const { status, output } = await runIn(tree, words)
-    if (/No test files found|Tests +[0-9]+ skipped/.test(plain(output)))
-      return `there is no such test: ${words.join(' ')}`
-    if (status === 0) return 'it lives: nothing failed'
-    if (status !== null && !mutant.expect.test(plain(output)))
-      return `it failed without ${mutant.expect}:\n${output.slice(-2000)}`
-    return undefined
+    return await tryTests(tree, mutant.tests)
   } finally {
     rmSync(tree, { recursive: true, force: true })
   }
+}
+
+/** All in one go; where that hangs, each by itself. */
+async function tryTests(tree: string, tests: readonly Named[]): Promise<string | undefined> {
+  const files = [...new Set(tests.map(({ file }) => file))]
+  const titles = tests.map(({ title }) => title.replace(/[.*+?^${}()|[\]\\]/g, '\\$&')).join('|')
+  const vitest = join(tree, 'node_modules/vitest/vitest.mjs')
+  const { status, output } = await runIn(tree, [vitest, 'run', ...files, '-t', titles], tests.length * LONGEST_MS)
+  if (status === null && tests.length === 1) return undefined
+  if (status === null) {
+    for (const one of tests) {
+      const wrong = await tryTests(tree, [one])
+      if (wrong !== undefined) return wrong
+    }
+    return undefined
+  }
+  const failed = plain(output)
+    .split('\n')
+    .filter((line) => /^ *FAIL /.test(line))
+  const lived = tests.filter(({ file, title }) => !failed.some((line) => line.includes(file) && line.includes(title)))
+  if (lived.length === 0) return undefined
+  if (/No test files found|Tests +[0-9]+ skipped \(/.test(plain(output))) return `there is no such test: ${titles}`
+  const names = lived.map(({ file, title }) => `${file} "${title}"`).join(', ')
+  return `it lives: ${names} did not fail\n${plain(output).slice(-1500)}`
 }
 
 /** Without colours. */
@@ -89,15 +96,22 @@ function plain(output: string): string {
   return output.replace(/\x1b\[[0-9;]*m/g, '')
 }
 
-function runIn(tree: string, words: string[]): Promise<{ status: number | null; output: string }> {
-  const child = spawn(process.execPath, words, { cwd: tree, stdio: ['ignore', 'pipe', 'pipe'] })
-  const end = () => void child.kill('SIGTERM')
+/** Status null: it did not end by itself, and was killed with all that it had started. */
+function runIn(tree: string, words: string[], longestMs: number): Promise<{ status: number | null; output: string }> {
+  const child = spawn(process.execPath, words, { cwd: tree, stdio: ['ignore', 'pipe', 'pipe'], detached: true })
+  const signalAll = (signal: NodeJS.Signals) => {
+    try {
+      process.kill(-child.pid!, signal)
+    } catch {
+      // All are gone.
+    }
+  }
+  const end = () => signalAll('SIGTERM')
   for (const signal of ['SIGINT', 'SIGTERM'] as const) {
     process.on(signal, end)
     child.once('close', () => process.off(signal, end))
   }
-  // A protection whose absence lets a test wait for ever is missed as well; the titles are said at the start of a wait.
-  const late = setTimeout(() => child.kill('SIGKILL'), LONGEST_MS)
+  const late = setTimeout(() => signalAll('SIGKILL'), longestMs)
   child.once('close', () => clearTimeout(late))
   let output = ''
   for (const stream of [child.stdout, child.stderr]) stream.on('data', (bytes: Buffer) => (output += bytes.toString()))
@@ -110,13 +124,18 @@ if (import.meta.main) {
   const missing = wanted.filter((name) => !mutants.some((mutant) => mutant.name === name))
   if (missing.length > 0) throw new Error(`no such mutant: ${missing.join(', ')}`)
   let lived = 0
+  const startMs = performance.now()
   for (const mutant of mutants) {
+    const beganMs = performance.now()
     const wrong = await tryMutant(mutant)
     if (wrong !== undefined) lived++
-    console.log(
-      `${wrong === undefined ? 'noticed' : 'NOT NOTICED'}  ${mutant.name}: without ${mutant.protection}${wrong === undefined ? '' : `\n  ${wrong}`}`,
-    )
+    const verdict = wrong === undefined ? 'noticed' : 'NOT NOTICED'
+    const seconds = Math.round((performance.now() - beganMs) / 1000)
+    console.log(`${verdict}  ${mutant.name}: without ${mutant.protection} (${seconds} s)`)
+    if (wrong !== undefined) console.log(`  ${wrong}`)
   }
-  console.log(`${mutants.length - lived} passed, ${lived} failed`)
+  const tests = mutants.reduce((sum, mutant) => sum + mutant.tests.length, 0)
+  const minutes = Math.round((performance.now() - startMs) / 60_000)
+  console.log(`${mutants.length - lived} passed, ${lived} failed; ${tests} tests, ${minutes} min`)
   process.exitCode = lived === 0 ? 0 : 1
 }
