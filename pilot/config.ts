@@ -63,6 +63,13 @@ export const PILOT_SETTINGS = {
     oneOf: ['none', 'proxy', 'outgoing'],
     meaning: 'What payloads reach outside the site.',
   },
+  ownNetwork: {
+    type: 'text',
+    default: 'possible',
+    oneOf: ['always', 'possible', 'never'],
+    meaning:
+      'Policy: payloads with `network: none` get a network namespace with loopback alone. possible: where the node can make one; always: runtimes that cannot are not used; never: not those of image `host`.',
+  },
   labels: { type: 'list', default: [], meaning: 'Facts about this node as key=value.' },
   runtimeLimit: { type: 'duration', default: null, meaning: 'Leave after this long, whatever the batch system says.' },
   endMargin: {

@@ -11,6 +11,7 @@ import { mkdir, open, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { execa } from 'execa'
 import type { ErrorCode } from '../shared/errors.ts'
+import type { Offline } from './offline.ts'
 import { checkImage, type ImageRefusal, isSif } from './sif.ts'
 import { WRAPPER } from './wrapper.ts'
 
@@ -149,20 +150,21 @@ function spawn(file: string, args: readonly string[], env: Record<string, string
   }
 }
 
-/** @param path search path for payloads that bring none */
-export function hostRuntime(path: string): Runtime {
+/**
+ * @param path search path for payloads that bring none
+ * @param offline where payloads go that ask for no network; null where this node has no such place
+ */
+export function hostRuntime(path: string, offline: Offline | null = null): Runtime {
   return {
     kind: 'host',
     name: 'host',
     refusal: async () => null,
-    start: (launch) =>
-      spawn(
-        '/bin/sh',
-        [join(launch.control, WRAPPER_NAME), join(launch.control, STATUS_NAME), ...launch.argv],
-        { PATH: path, ...launch.env, ...gpuVariables(launch.gpus), ...launch.marker },
-        launch,
-      ),
-    sealing: () => ({ network: 'shared', processes: 'shared' }),
+    start: (launch) => {
+      const wrapper = ['/bin/sh', join(launch.control, WRAPPER_NAME), join(launch.control, STATUS_NAME)]
+      const [file, ...args] = [...(isOffline(launch) ? (offline?.words ?? []) : []), ...wrapper, ...launch.argv]
+      return spawn(file!, args, { PATH: path, ...launch.env, ...gpuVariables(launch.gpus), ...launch.marker }, launch)
+    },
+    sealing: (launch) => ({ network: offline !== null && isOffline(launch) ? 'own' : 'shared', processes: 'shared' }),
     view: ({ work, temporary }) => ({ work, temporary }),
     explain: (said) => ({ reason: 'node.fault', detail: said }),
   }

@@ -58,7 +58,7 @@ const transfer = (more: Partial<Transfer> = {}): Transfer => ({
   capability: null,
   signal: new AbortController().signal,
   giveUpAfterMs: 0,
-  policy: { allowGroups: [], allowImages: [], hostRuntime: true, sharedFolders: [] },
+  policy: { allowGroups: [], allowImages: [], hostRuntime: true, network: 'none', sharedFolders: [] },
   own: [],
   maxBytes: Number.POSITIVE_INFINITY,
   ...more,

@@ -3,9 +3,8 @@
  * Everything it starts ends with it; results that no dispatcher has stay in its folder for the next pilot.
  */
 import { randomUUID } from 'node:crypto'
-import { constants } from 'node:fs'
-import { access, rm, writeFile } from 'node:fs/promises'
-import { isAbsolute, join, resolve } from 'node:path'
+import { rm, writeFile } from 'node:fs/promises'
+import { join, resolve } from 'node:path'
 import { type Clock, systemClock } from '../shared/clock.ts'
 import { IndraftError } from '../shared/errors.ts'
 import { enableFailpoints } from '../shared/failpoint.ts'
@@ -17,8 +16,7 @@ import { VERSION } from '../shared/version.ts'
 import { Access } from './access.ts'
 import { Banned } from './banned.ts'
 import { type BatchEnvironment, credentialPaths, type PilotConfig, readBatchEnvironment } from './config.ts'
-import { hostRuntime, type Runtime } from './container.ts'
-import { probeContainer } from './container-probe.ts'
+import type { Runtime } from './container.ts'
 import type { Gpus } from './gpus.ts'
 import { adoptDead, startGuard, takeHome, takeScratch } from './home.ts'
 import { ImageDigests } from './image-digest.ts'
@@ -26,10 +24,13 @@ import { ImageStore } from './images.ts'
 import { expiryClock, Leases } from './leases.ts'
 import { PipeMaker } from './logs.ts'
 import { lookAround, testScratch } from './node.ts'
+import type { Offline } from './offline.ts'
 import { OomKills } from './oom.ts'
 import { Outbox } from './outbox.ts'
 import type { PayloadAround } from './payload.ts'
+import type { SitePolicy } from './policy.ts'
 import { linuxProcesses } from './processes.ts'
+import { containerBinaries, findRuntimes } from './runtimes.ts'
 import { Session } from './session.ts'
 import { endTeller } from './start/end-record.ts'
 import { TimeLeft } from './time-left.ts'
@@ -87,10 +88,11 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
 
   const timeLeft = new TimeLeft(clock, batch, config)
   await timeLeft.refresh()
-  const runtimes: Runtime[] = config.hostRuntime ? [hostRuntime(batch.path)] : []
+  /** Those that passed the node test. */
+  const runtimes: Runtime[] = []
   const candidates = await containerBinaries(config, batch)
   const expected: NodeFacts['runtimes'] = [
-    ...runtimes.map(({ kind }) => kind),
+    ...(config.hostRuntime ? ['host' as const] : []),
     ...(candidates[0] ? ['container' as const] : []),
   ]
   const sight = { config: { ...config, scratch }, batch, runtimes: expected, timeLeftMs: null, gpus: world.gpus }
@@ -107,6 +109,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
   await banned.refresh()
   const policy = {
     ...config,
+    network: config.network as SitePolicy['network'],
     sharedFolders: config.sharedFolders.map((folder) => resolve(folder)),
     isBanned: (subject: string) => banned.has(subject),
   }
@@ -182,22 +185,24 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     onResult: (result) => end.tally.add(result),
   })
   const living = session
-  log.info({ pilot: name, site: credential.site, ...seen, timeLeftMs: timeLeft.leftMs }, 'pilot.started')
+  let offline: Offline | null = null
+  let isOver = false
+  log.info(
+    { pilot: name, site: credential.site, credential: credentials[0], ...seen, timeLeftMs: timeLeft.leftMs },
+    'pilot.started',
+  )
 
   const testNode = async () => {
     const checks = await testScratch(home.folder)
-    const container = await probeContainer({
-      binaries: candidates,
-      folder: join(home.folder, 'container'),
-      probeImage: config.probeImage,
-      binds: config.binds,
-      own: [home.folder, resolve(config.credential)],
-      registries: config.network === 'outgoing',
-      env: { PATH: batch.path, ...batch.container },
-      log,
+    const found = await findRuntimes({
+      ...{ config, batch, log, candidates, folder: join(home.folder, 'container') },
+      own: [home.folder, ...credentials.map((path) => resolve(path))],
+      onLost: (detail) => living.drain('finish', { code: 500, reason: detail }),
     })
-    if (container) runtimes.push(container)
-    if (runtimes.length === 0) checks.push({ what: 'a runtime works', ok: false, detail: 'neither host nor container' })
+    if (isOver) found.offline?.close()
+    else offline = found.offline
+    runtimes.push(...found.runtimes)
+    checks.push(...found.checks)
     isTested = true
     const bad = checks.find((check) => !check.ok)
     log.info({ pilot: name, checks, runtimes: runtimes.map((runtime) => runtime.name) }, 'node.tested')
@@ -218,6 +223,8 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     const { code, reason } = farewell
     isAbandoned = farewell.isGone === true
     watcher.close()
+    isOver = true
+    offline?.close()
     await guard.dismiss()
     await trace.close()
     await dispatcher.files().client.close()
@@ -261,25 +268,4 @@ async function tellBatchSystem(batch: BatchEnvironment, code: number, reason: st
   await writeFile(join(batch.jobOutputs, 'shutdown_message'), line).catch((error) =>
     log.warn({ err: error }, 'shutdownMessage.notWritten'),
   )
-}
-
-/** Container programs to try, by path. */
-export async function containerBinaries(config: PilotConfig, batch: BatchEnvironment): Promise<string[]> {
-  if (config.containerRuntime === 'none') return []
-  if (config.containerRuntime !== null) return [config.containerRuntime]
-  const found: string[] = []
-  for (const program of ['apptainer', 'singularity']) {
-    for (const folder of batch.path.split(':').filter(isAbsolute)) {
-      const path = join(folder, program)
-      const isThere = await access(path, constants.X_OK).then(
-        () => true,
-        () => false,
-      )
-      if (isThere) {
-        found.push(path)
-        break
-      }
-    }
-  }
-  return found
 }

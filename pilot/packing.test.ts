@@ -103,6 +103,14 @@ describe('the end of an allocation', () => {
   })
 })
 
+test('packing - what is larger than the node is given back, however often it comes, and keeps no pilot', async () => {
+  const pilot = await start({ idleBefore: '700ms' })
+  script.give({ ...sh('true'), needs: { ...needs, cores: 5 } }, '0-2')
+  expect(await pilot.finished).toBe(300)
+  expect([...script.pulls, ...script.byes].flatMap(({ returned }) => returned)).toMatchObject([{ tasks: '0-2' }])
+  expect(script.results).toEqual([])
+})
+
 describe("the site's own word", () => {
   const ran = (who: string) => join(site.folder, `ran-${who}`)
   const long = (who: string) => ({ ...sh(`echo >${join(site.folder, 'ran')}-${who}; sleep 60`), subject: who })

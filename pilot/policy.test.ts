@@ -2,7 +2,7 @@ import { expect, test } from 'vitest'
 import { enforceFolder, enforcePolicy, type SitePolicy } from './policy.ts'
 
 const hex = 'a'.repeat(64)
-const open: SitePolicy = { allowGroups: [], allowImages: [], hostRuntime: true, sharedFolders: [] }
+const open: SitePolicy = { allowGroups: [], allowImages: [], hostRuntime: true, network: 'none', sharedFolders: [] }
 
 test.each<[string, Partial<SitePolicy>, { group: string; image: string }, boolean]>([
   ['an open site takes all', {}, { group: '/vo', image: 'host' }, true],
@@ -55,9 +55,19 @@ test.each<[string, Partial<SitePolicy>, { group: string; image: string }, boolea
   ]),
   ['host beside image prefixes', { allowImages: ['/images/'] }, { group: '/vo', image: 'host' }, true],
 ])('policy - %s', (_what, more, template, allowed) => {
-  const enforce = () => enforcePolicy({ ...open, ...more }, template)
+  const enforce = () => enforcePolicy({ ...open, ...more }, { ...template, needs: { network: 'none' } })
   if (allowed) expect(enforce).not.toThrow()
   else expect(enforce).toThrow(expect.objectContaining({ code: 'policy.refused' }))
+})
+
+test.each(['none', 'proxy', 'outgoing'] as const)('policy - no more network than %s', (network) => {
+  const order = ['none', 'proxy', 'outgoing'] as const
+  for (const wanted of order) {
+    const enforce = () =>
+      enforcePolicy({ ...open, network }, { group: '/vo', image: 'host', needs: { network: wanted } })
+    if (order.indexOf(wanted) <= order.indexOf(network)) expect(enforce).not.toThrow()
+    else expect(enforce).toThrow(expect.objectContaining({ code: 'policy.refused' }))
+  }
 })
 
 test.each<[string, string[], string, boolean]>([

@@ -5,6 +5,7 @@
 import { realpath } from 'node:fs/promises'
 import { posix } from 'node:path'
 import { IndraftError } from '../shared/errors.ts'
+import { reachesNoMore } from '../shared/fit.ts'
 import type { TemplateBody } from '../shared/protocol/work.ts'
 
 export interface SitePolicy {
@@ -16,6 +17,8 @@ export interface SitePolicy {
    */
   allowImages: readonly string[]
   hostRuntime: boolean
+  /** The most that payloads may reach outside the site. */
+  network: TemplateBody['needs']['network']
   /** People whom this site does not serve; see banned.ts. Nobody where not given. */
   isBanned?: (subject: string) => boolean
   /** Absolute folders for file: URLs. Empty allows all that the account can read. */
@@ -25,7 +28,10 @@ export interface SitePolicy {
 /** @throws IndraftError policy.refused */
 export function enforcePolicy(
   policy: SitePolicy,
-  template: Pick<TemplateBody, 'group' | 'image'> & { subject?: string },
+  template: Pick<TemplateBody, 'group' | 'image'> & {
+    subject?: string
+    needs: Pick<TemplateBody['needs'], 'network'>
+  },
 ): void {
   const refuse = (why: string) => {
     throw new IndraftError('policy.refused', why)
@@ -36,6 +42,8 @@ export function enforcePolicy(
   if (policy.allowGroups.length > 0 && !policy.allowGroups.some((group) => isWithin(template.group, group))) {
     refuse(`group ${template.group} may not run here`)
   }
+  const { network } = template.needs
+  if (!reachesNoMore(network, policy.network)) refuse(`network ${network}: payloads have ${policy.network} here`)
   if (template.image === 'host') {
     if (!policy.hostRuntime) refuse('nothing may run here without a container image')
   } else if (policy.allowImages.length > 0 && !policy.allowImages.some((one) => isAllowedImage(template.image, one))) {

@@ -177,6 +177,11 @@ describe('trust', () => {
       'policy.refused',
       () => script.grantOf({ group: '/vo.example/production' }, '0'),
     ],
+    [
+      'more network than the site gives',
+      'policy.refused',
+      () => script.grantOf({ needs: { ...makeTemplate().needs, network: 'outgoing' } }, '0'),
+    ],
   ])('trust - %s is refused with %s and nothing runs', async (_what, reason, make) => {
     await start({ allowGroups: ['/vo.example/prod'] })
     const { grant, template } = make()
@@ -246,8 +251,9 @@ describe('leaving', () => {
 
   test('leaving - SIGTERM from Slurm and from its srun at the same time is one: the payload has its grace', async () => {
     const pilot = await start({ payloadGrace: '20s', drainGrace: '60s' })
-    give(sh(`trap 'sleep 0.5; exit 5' TERM; while :; do sleep 0.05; done`), '0')
-    await until(() => script.beats.some(({ usage }) => usage.length === 1))
+    const ready = join(site.folder, 'ready')
+    give(sh(`trap 'sleep 0.5; exit 5' TERM; echo >${ready}; while :; do sleep 0.05; done`), '0')
+    await until(() => existsSync(ready))
     void pilot.stop('SIGTERM')
     expect(await pilot.stop('SIGTERM')).toBe(700)
     expect(script.results).toMatchObject([{ reason: 'node.ending', exitCode: 5 }])

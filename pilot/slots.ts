@@ -44,6 +44,11 @@ export function canEnd(needs: Pick<Needs, 'walltimeMs'>, timeLeftMs: number | nu
   return timeLeftMs === null || needs.walltimeMs <= timeLeftMs
 }
 
+/** Whether it could run on a node of this shape with nothing beside it. */
+export function fits(needs: Needs, whole: Shape): boolean {
+  return unmetNeeds(needs, whole, null).length === 0
+}
+
 /** Which GPUs are whose: each is one task's or free, and none appears or gets lost. */
 export class Devices {
   readonly #free: string[]

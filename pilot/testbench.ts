@@ -146,7 +146,7 @@ export class TestSite {
       tasksFolder: join(this.folder, 'tasks'),
       blobsFolder: join(this.folder, 'blobs'),
       own: [join(this.folder, 'own')],
-      policy: { allowGroups: [], allowImages: [], hostRuntime: true, sharedFolders: [] },
+      policy: { allowGroups: [], allowImages: [], hostRuntime: true, network: 'outgoing', sharedFolders: [] },
       runtimes: [hostRuntime(PATH)],
       images: new ImageStore({ folder: join(this.folder, 'images'), clock: systemClock, log: this.#log }),
       cvmfs: join(this.folder, 'cvmfs'),

@@ -20,7 +20,7 @@ import type { PilotConfig } from './config.ts'
 import type { Lease, Leases, RefusedGrant } from './leases.ts'
 import type { Outbox } from './outbox.ts'
 import { Attempt, type PayloadAround } from './payload.ts'
-import { type BusyWork, canEnd, Devices, freeShape, nextToStart, roomFor } from './slots.ts'
+import { type BusyWork, canEnd, Devices, fits, freeShape, nextToStart, roomFor } from './slots.ts'
 import type { TimeLeft } from './time-left.ts'
 
 export interface WorkOptions {
@@ -182,8 +182,9 @@ export class Work {
     if (!mayStart()) return
     // What could not end any more goes to a pilot that lives longer, and leaves its room to shorter work.
     const timeLeftMs = timeLeft.leftMs
-    this.giveBack((lease) => lease.waiting > 0 && !canEnd(lease.needs, timeLeftMs))
     const whole = this.#whole()
+    // Nor can what is larger than the node: since a slot was closed, or because a dispatcher gave what was not offered.
+    this.giveBack(({ waiting, needs }) => waiting > 0 && (!canEnd(needs, timeLeftMs) || !fits(needs, whole)))
     // Outputs that are being stored take no core, but there is an end to how many may pile up.
     while (this.#running.size < 4 * whole.cores + 16 && !this.isAtLimit) {
       const nowMs = clock.monotonicMs()

@@ -27,6 +27,11 @@ export interface Unmet {
 
 const NETWORK_RANK = { none: 0, proxy: 1, outgoing: 2 } as const
 
+/** Whether what is wanted of the network is within what is offered. */
+export function reachesNoMore(wanted: Needs['network'], offered: Needs['network']): boolean {
+  return NETWORK_RANK[wanted] <= NETWORK_RANK[offered]
+}
+
 /** Nothing left means it fits. `timeLeftMs` null means no end is known. */
 export function unmetNeeds(needs: Needs, shape: Shape, timeLeftMs: number | null): Unmet[] {
   const unmet: Unmet[] = []
@@ -44,7 +49,7 @@ export function unmetNeeds(needs: Needs, shape: Shape, timeLeftMs: number | null
   if (!shape.runtimes.includes(needs.runtime)) {
     unmet.push({ need: 'runtime', wanted: needs.runtime, offered: shape.runtimes.join(', ') || 'nothing' })
   }
-  if (NETWORK_RANK[shape.network] < NETWORK_RANK[needs.network]) {
+  if (!reachesNoMore(needs.network, shape.network)) {
     unmet.push({ need: 'network', wanted: needs.network, offered: shape.network })
   }
   const missing = needs.software?.filter((one) => !shape.software?.includes(one)) ?? []

@@ -12,10 +12,10 @@ import type { NodeFacts } from '../../shared/protocol/messages.ts'
 import { formatBytes, formatDuration } from '../../shared/quantity.ts'
 import { cgroupLimits } from '../cgroup.ts'
 import { type BatchEnvironment, credentialPaths, type PilotConfig, readBatchEnvironment } from '../config.ts'
-import { probeContainer } from '../container-probe.ts'
 import { takeScratch } from '../home.ts'
-import { containerBinaries, SOFTWARE } from '../main.ts'
+import { SOFTWARE } from '../main.ts'
 import { lookAround, testScratch } from '../node.ts'
+import { containerBinaries, findRuntimes } from '../runtimes.ts'
 import { TimeLeft } from '../time-left.ts'
 import { bad, type Check, good, warn, wordsOf } from './check.ts'
 import { checkPilotCredential } from './connection.ts'
@@ -94,40 +94,47 @@ async function checkRuntimes(
 ): Promise<NodeFacts['runtimes']> {
   const folder = join(scratch, `.doctor-${process.pid}`)
   const binaries = await containerBinaries(config, batch)
-  const container = await probeContainer({
-    binaries,
-    folder,
-    probeImage: config.probeImage,
-    binds: config.binds,
-    own: credentialPaths(config.credential).map((path) => resolve(path)),
-    env: { PATH: batch.path, ...batch.container },
-    log,
-  })
+  const own = credentialPaths(config.credential).map((path) => resolve(path))
+  const found = await findRuntimes({ config, batch, log, candidates: binaries, folder, own })
+  found.offline?.close()
   await rm(folder, { recursive: true, force: true })
+  const container = found.runtimes.find(({ kind }) => kind === 'container')
   const name = 'containers start'
   if (container) {
     checks.push(good(name, container.name))
-    const own = container.sealing({ network: 'none' }).network === 'own'
-    const advice = 'sysctl user.max_net_namespaces is 0? Payloads that ask for no network have the node’s all the same'
     const what = 'payloads without network'
+    const isOwn = container.sealing({ network: 'none' }).network === 'own'
     checks.push(
-      own ? good(what, 'have a loopback of their own') : warn(what, 'no network namespace can be made', advice),
+      isOwn
+        ? good(what, 'have a loopback of their own')
+        : warn(what, 'no network namespace can be made', SHARED_ADVICE),
     )
   } else if (config.containerRuntime === 'none') checks.push(good(name, 'switched off (--container-runtime none)'))
   else {
-    const found = binaries.length === 0 ? 'neither apptainer nor singularity is on PATH' : `${binaries[0]} starts none`
+    const none = binaries.length === 0 ? 'neither apptainer nor singularity is on PATH' : `${binaries[0]} starts none`
     const because =
       binaries.length === 0
         ? 'install Apptainer, or name it: --container-runtime'
         : 'are user namespaces allowed (sysctl user.max_user_namespaces)? A pilot’s log says more: container.probeFailed'
     checks.push(
       config.hostRuntime
-        ? warn(name, `${found}: only tasks with "image: host" come`, because)
-        : bad(name, found, because),
+        ? warn(name, `${none}: only tasks with "image: host" come`, because)
+        : bad(name, none, because),
     )
   }
-  return [...(config.hostRuntime ? ['host' as const] : []), ...(container ? ['container' as const] : [])]
+  if (config.hostRuntime && config.ownNetwork !== 'never') {
+    const what = '"image: host" without network'
+    const { whyShared } = found
+    checks.push(whyShared === null ? good(what, 'has a loopback of its own') : warn(what, whyShared, SHARED_ADVICE))
+  }
+  if (found.runtimes.length === 0 && (container || config.hostRuntime)) {
+    checks.push(bad('a runtime works', found.checks[0]?.detail ?? '', 'ownNetwork: possible, or other nodes'))
+  }
+  return found.runtimes.map(({ kind }) => kind)
 }
+
+const SHARED_ADVICE =
+  'are user and network namespaces allowed (sysctl user.max_user_namespaces, user.max_net_namespaces), and is there util-linux 2.36 with `ip`? Payloads that ask for no network have the node’s all the same, or with ownNetwork: always do not run here'
 
 function checkEnd(batch: BatchEnvironment, leftMs: number | null): Check {
   const name = 'end of the allocation'

@@ -103,17 +103,16 @@ export class PilotBench {
 
   /**
    * @param env besides PATH
-   * @param group folder of a control group that the pilot is to be in
+   * @param before shell text that comes first: it may go into a control group, or put words before the pilot's in "$@"
    */
-  start(args: Record<string, string | number> = {}, env: Record<string, string> = {}, group?: string): PilotProcess {
+  start(args: Record<string, string | number> = {}, env: Record<string, string> = {}, before = ''): PilotProcess {
     const settings = {
       ...{ credential: this.credential, scratch: this.scratch, name: 'pilot1', node: 'node1', cores: 2 },
       ...{ memory: '4GiB', 'container-runtime': 'none', 'watch-every': '100ms', 'payload-grace': '500ms' },
       ...{ 'drain-grace': '6s', 'log-level': 'debug', ...args },
     }
     const words = Object.entries(settings).flatMap(([name, value]) => [`--${name}`, String(value)])
-    const enter = group === undefined ? '' : `echo $$ > ${group}/cgroup.procs; `
-    const child = execa('sh', ['-c', `${enter}exec "$@"`, 'sh', process.execPath, PROGRAM, 'run', ...words], {
+    const child = execa('sh', ['-c', `${before}\nexec "$@"`, 'sh', process.execPath, PROGRAM, 'run', ...words], {
       env: { PATH, ...env },
       extendEnv: false,
       reject: false,

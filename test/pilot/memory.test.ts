@@ -38,7 +38,7 @@ describe.skipIf(trial === null)('memory (needs root and a control group with the
   test('memory - killed by the kernel for the job’s limit: the payload’s own, and the pilot goes on', async () => {
     const { script } = bench
     // Looked at too seldom for the pilot's own watch to see it.
-    const pilot = bench.start({ 'watch-every': '60s' }, {}, group)
+    const pilot = bench.start({ 'watch-every': '60s' }, {}, `echo $$ > ${group}/cgroup.procs`)
     await pilot.said('pilot.ready')
     script.give(sh('head -c 900000000 /dev/zero | tail -n 1 > /dev/null; exit $?'), '0')
     expect(await until('the result', () => script.results[0])).toMatchObject({

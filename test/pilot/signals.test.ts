@@ -1,5 +1,7 @@
 /** What a batch system does to a pilot: SIGTERM (scancel, preemption, requeue), once and twice, with everything in hand. */
+import { existsSync, readFileSync } from 'node:fs'
 import { createServer, type Server } from 'node:net'
+import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { makeTemplate } from '../../pilot/testbench.ts'
 import { systemClock } from '../../shared/clock.ts'
@@ -30,12 +32,13 @@ describe('SIGTERM', () => {
     script.isDeaf = true
     script.give(sh('exit 4'), '0')
     await pilot.said('attempt.ended')
-    const stubborn = sh('trap "" TERM; while :; do sleep 0.1; done')
-    const polite = { ...sh('trap "echo saved; exit 0" TERM; while :; do sleep 0.1; done'), outputs: [] }
+    const ready = join(bench.site.folder, 'ready')
+    const stubborn = sh(`trap "" TERM; echo >>${ready}; while :; do sleep 0.1; done`)
+    const polite = sh(`trap "echo saved; exit 0" TERM; echo >>${ready}; while :; do sleep 0.1; done`)
     const large = { ...sh('true'), needs: { ...makeTemplate().needs, cores: 2 } }
     const made = [script.grantOf(stubborn, '0'), script.grantOf(polite, '0'), script.grantOf(large, '5-7')]
     script.ready.push({ grants: made.map(({ grant }) => grant), templates: made.map(({ template }) => template) })
-    await started(pilot, 3)
+    await until('both have set their traps', () => existsSync(ready) && readFileSync(ready, 'utf8').length === 2)
     pilot.signal('SIGTERM')
     await pilot.said('pilot.draining')
     script.isDeaf = false
