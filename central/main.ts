@@ -31,6 +31,7 @@ import type { SiteShapes } from './matching/nearest.ts'
 import { listenForMetrics, makeMetrics, type StoreCondition } from './metrics.ts'
 import { ALL_GROUPS, ensureAdminToken, openPeople } from './people.ts'
 import { connectRedis, storeRefusal } from './redis.ts'
+import { watchCredentials } from './sites/credentials.ts'
 import { siteFiles } from './sites/files.ts'
 import type { JoinFacts } from './sites/join.ts'
 import { prepareNatsAccount } from './sites/nats-account.ts'
@@ -90,7 +91,7 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
         return (
           site && {
             labels: site.labels,
-            disabled: site.disabled,
+            state: site.state,
             outageMs: site.outageMs ?? undefined,
             shapes: site.shapes,
           }
@@ -122,6 +123,12 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
       if (!isUp()) throw new Error('there is no connection to NATS')
       await nats.flush()
     }
+
+    const ended = watchCredentials({
+      ...{ sites, clock: systemClock, log, nats, natsAccount: paths.natsAccount },
+      ...{ natsUrl: config.nats, natsCa: readOptional(config.natsCa) },
+    })
+    begun.push(() => ended.stop())
 
     const join: JoinFacts = {
       natsAccount: paths.natsAccount,
@@ -159,6 +166,7 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
           sites,
           join,
           joinValidMs: config.joinValid,
+          endCredentials: () => ended.enforce(),
           publicUrl,
           liftHalt: () => opened.liftHalt(),
         }),
@@ -204,7 +212,7 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
 /** Shapes seen and declared, of sites that may take work. */
 async function knownShapes(seen: SeenShapes, sites: SiteRegistry): Promise<SiteShapes[]> {
   const offered = await seen.all()
-  const open = (await sites.list()).filter((site) => !site.disabled)
+  const open = (await sites.list()).filter((site) => site.state !== 'disabled')
   return open.map(({ name, labels, shapes }) => ({
     site: name,
     labels,

@@ -12,19 +12,21 @@ import type { Log } from '../shared/log.ts'
 
 const AGAIN_AFTER_MS = 5_000
 
-export function centralLink(credential: RelayCredential, name: string, clock: Clock, log: Log): Link {
-  const { site, nats } = credential
+/** @param credential asked at each connection: it may be renewed, but stays of the same site */
+export function centralLink(credential: () => RelayCredential, name: string, clock: Clock, log: Log): Link {
+  const { site } = credential()
   const stop = new AbortController()
   let connection: NatsConnection | undefined
   let link: Link | undefined
 
   const keepConnected = async () => {
     while (!stop.signal.aborted) {
+      const { nats } = credential()
       try {
         const made = await connectNats({
           url: nats.url,
           name: `${name}@${site}`,
-          creds: nats.creds,
+          creds: () => credential().nats.creds,
           ...(nats.ca === null ? {} : { ca: nats.ca }),
           inboxPrefix: siteInboxPrefix(site),
         })

@@ -23,8 +23,8 @@ export interface NatsOptions {
   url: string
   /** Shown in the server's connection list. */
   name: string
-  /** NATS credentials file content (a JWT and its seed); or user and password. */
-  creds?: string | undefined
+  /** NATS credentials file content (a JWT and its seed), or what gives it at each connection; or user and password. */
+  creds?: string | (() => string) | undefined
   user?: string | undefined
   password?: string | undefined
   /** PEM of the authority that signed the server's certificate; TLS is used when given. */
@@ -46,7 +46,7 @@ export async function connectNats(options: NatsOptions, waitForServer = true): P
     ...(options.ca === undefined ? {} : { tls: { ca: options.ca } }),
     ...(options.creds === undefined
       ? {}
-      : { authenticator: credsAuthenticator(new TextEncoder().encode(options.creds)) }),
+      : { authenticator: credsAuthenticator(() => new TextEncoder().encode(textOf(options.creds!))) }),
     ...(options.user === undefined ? {} : { user: options.user, pass: options.password ?? '' }),
     ...(options.inboxPrefix === undefined ? {} : { inboxPrefix: options.inboxPrefix }),
   })
@@ -58,6 +58,10 @@ export async function connectNats(options: NatsOptions, waitForServer = true): P
     )
   }
   return connection
+}
+
+function textOf(creds: string | (() => string)): string {
+  return typeof creds === 'string' ? creds : creds()
 }
 
 const RECONNECT_MS = { least: 250, jitter: 250 }

@@ -5,7 +5,7 @@
 import { z } from 'zod'
 import { banSchema } from '../bans.ts'
 import { principalSchema, type Role } from '../people.ts'
-import { siteNameSchema, siteSchema, siteSettingsSchema } from '../sites/registry.ts'
+import { siteNameSchema, siteSchema, siteSettingsSchema, siteStateSchema } from '../sites/registry.ts'
 import {
   campaignViewSchema,
   findingSchema,
@@ -31,6 +31,8 @@ export interface Route {
   reply?: z.ZodType
 }
 
+/** A relay follows its new credential within seconds; people may need minutes to copy a direct site's. */
+const KEEP_OLD_MS = 600_000
 /** A file of 1 MiB and tables of 16 MiB, each character perhaps escaped. */
 const MAX_SUBMISSION_BYTES = 2 * (1 + 16) * 1024 * 1024
 
@@ -240,6 +242,40 @@ export const ROUTES = {
     summary: 'One site.',
     params: z.object({ site: siteNameSchema }),
     reply: siteViewSchema,
+  },
+  setSiteState: {
+    method: 'POST',
+    path: '/v1/sites/:site/state',
+    role: 'admin',
+    summary:
+      'Enables a site; drains it: nothing new is granted, what runs ends there; or disables it: it is not heard, and what it had goes to others.',
+    params: z.object({ site: siteNameSchema }),
+    body: z.object({ state: siteStateSchema }),
+    reply: siteViewSchema,
+  },
+  rotateSite: {
+    method: 'POST',
+    path: '/v1/sites/:site/rotate',
+    role: 'admin',
+    summary: "Makes a join token for a credential in the place of the site's earlier ones. Work goes on.",
+    params: z.object({ site: siteNameSchema }),
+    body: z.object({
+      now: z.boolean().default(false).describe('Earlier credentials open nothing any more, from now on.'),
+      keepOldMs: z
+        .number()
+        .int()
+        .min(0)
+        .max(30 * 24 * 3_600_000)
+        .default(KEEP_OLD_MS)
+        .describe('For so long after the join they still do; without meaning where they end now.'),
+    }),
+    reply: z.object({
+      site: siteSchema,
+      joinToken: z.string(),
+      validMs: z.number(),
+      url: z.string(),
+      ended: z.number().describe('Credentials that were ended now.'),
+    }),
   },
   joinSite: {
     method: 'POST',

@@ -33,6 +33,8 @@ export interface SiteParts {
   joinValidMs: number
   /** As relays reach the API. */
   publicUrl(): string
+  /** Credentials that are over open nothing when it resolves. @throws Error where that could not be had */
+  endCredentials(): Promise<void>
   liftHalt(): Promise<void>
 }
 
@@ -58,8 +60,22 @@ export function siteHandlers(parts: SiteParts): SiteHandlers {
     },
     async showSite({ params }) {
       const site = await sites.get(params.site)
-      if (!site) throw new IndraftError('request.notFound', `there is no site "${params.site}"`, { path: 'site' })
+      if (!site) throw unknownSite(params.site)
       return viewOf(site, await store.holders(), await store.pilots())
+    },
+    async setSiteState({ params, body }) {
+      const site = await sites.setState(params.site, body.state)
+      if (!site) throw unknownSite(params.site)
+      return viewOf(site, await store.holders(), await store.pilots())
+    },
+    async rotateSite({ params, body }) {
+      const site = await sites.get(params.site)
+      if (!site) throw unknownSite(params.site)
+      const { now, keepOldMs } = body
+      const ended = now ? await sites.endCredentials(site.name, Date.now(), null) : 0
+      if (now) await parts.endCredentials()
+      const joinToken = await sites.makeJoinToken(site.name, parts.joinValidMs, now ? undefined : keepOldMs)
+      return { site, joinToken, validMs: parts.joinValidMs, url: parts.publicUrl(), ended }
     },
     async joinSite({ body }) {
       return { credential: { ...(await joinSite(sites, parts.join, body.token)) } }
@@ -73,6 +89,10 @@ export function siteHandlers(parts: SiteParts): SiteHandlers {
       return { lifted: true }
     },
   }
+}
+
+function unknownSite(name: string): IndraftError {
+  return new IndraftError('request.notFound', `there is no site "${name}"`, { path: 'site' })
 }
 
 function viewOf(site: Site, holders: readonly HolderView[], pilots: readonly PilotView[]) {

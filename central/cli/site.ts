@@ -42,7 +42,64 @@ export function registerSite(program: Command): void {
       const reply = await withCentral(options, (client) => client.call('showSite', { params: { site: name } }))
       print(options, reply, siteText)
     })
+
+  for (const [name, state, about, after] of STATES) {
+    withClient(site.command(`${name} <name>`))
+      .description(about)
+      .addHelpText('after', `\n${after}\n\nExamples:\n  indraft site ${name} CSC-LUMI`)
+      .action(async (given: string, options: Options) => {
+        const call = { params: { site: given }, body: { state } }
+        print(options, await withCentral(options, (client) => client.call('setSiteState', call)), siteText)
+      })
+  }
+
+  withClient(site.command('rotate <name>'))
+    .description('make a join token for a new credential in the place of the old one; work goes on')
+    .option('--keep-old <duration>', 'how long after the join the old one still opens anything (10min)', readDuration)
+    .option('--now', 'the old one was stolen: it opens nothing from now on, and the site is cut off until it joins')
+    .addHelpText(
+      'after',
+      `
+A relay follows the new file by itself, and its pilots notice nothing. Of a site with several relays each needs a token of
+its own: this one, and one by "indraft site add NAME" for each of the others.
+
+Examples:
+  indraft site rotate CSC-LUMI
+  indraft site rotate CSC-LUMI --now`,
+    )
+    .action(async (name: string, options: Options) => {
+      if (options.now && options.keepOld !== undefined)
+        throw new InvalidArgumentError('--now keeps nothing: leave --keep-old out')
+      const body = {
+        now: options.now === true,
+        ...(options.keepOld === undefined ? {} : { keepOldMs: options.keepOld as number }),
+      }
+      const reply = await withCentral(options, (client) => client.call('rotateSite', { params: { site: name }, body }))
+      print(options, reply, (given) => [
+        ...(body.now ? [`${given.ended} credentials of ${given.site.name} open nothing any more`] : []),
+        ...addedText(given),
+      ])
+    })
 }
+
+/** Command, state, what it does, what follows. */
+const STATES = [
+  [
+    'drain',
+    'draining',
+    'give a site nothing new; what runs there ends there',
+    `Its relay gives back what no pilot has begun, and tells pilots to finish and leave; it stays and brings results.
+"indraft site enable" ends it.`,
+  ],
+  [
+    'disable',
+    'disabled',
+    'hear a site no more; what it had goes to others at once',
+    `Its credential is refused with site.disabled. What runs there is not ended by this: its results wait at the relay, and
+count where they are still wanted when the site is enabled again.`,
+  ],
+  ['enable', 'enabled', 'give a site work again', 'After drain and after disable. Relays notice by themselves.'],
+] as const
 
 type SiteView = Reply<'showSite'>
 
@@ -51,13 +108,7 @@ function siteCells(site: SiteView): (string | number)[] {
   // Of several the best counts: the site works as long as one does.
   const relay = relays.find(({ state }) => state === 'active') ?? relays[0]
   const labels = Object.entries(site.labels).map(([key, value]) => `${key}=${value}`)
-  return [
-    site.name,
-    site.disabled ? 'disabled' : 'enabled',
-    site.direct ? 'direct' : (relay?.state ?? 'none'),
-    site.pilots,
-    labels.join(' '),
-  ]
+  return [site.name, site.state, site.direct ? 'direct' : (relay?.state ?? 'none'), site.pilots, labels.join(' ')]
 }
 
 function siteText(site: SiteView): string[] {

@@ -34,10 +34,10 @@ export class Beats {
     site: string,
     session: Session,
     beat: Message<'beat'>,
-    is: { halted: boolean; isDisabled: boolean },
+    is: { halted: boolean; isDraining: boolean },
   ): Promise<Order[]> {
     const orders: Order[] = [...session.orders, ...(await this.#cancelled(session))]
-    if (is.isDisabled) orders.push({ kind: 'holder.drain' })
+    if (is.isDraining) orders.push({ kind: 'holder.drain' })
     if (is.halted || (await this.#differs(site, session, beat))) orders.push({ kind: 'holder.inventory' })
     return orders.slice(0, MOST_ORDERS)
   }

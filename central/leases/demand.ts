@@ -9,7 +9,7 @@ import type { MatchIndex } from './match-index.ts'
 
 const MOST_FITS = 64
 
-/** @param site null for a site that is not registered or is disabled */
+/** @param site null for a site that is to get no work now */
 export async function findDemand(
   index: MatchIndex,
   site: { name: string; labels: Record<string, string> } | null,

@@ -58,9 +58,7 @@ export class CentralDispatcher implements Dispatcher {
 
   async onHello(peer: Peer, hello: Message<'hello'>): Promise<ReplyTo<'hello'>> {
     const { options, sessions, leases, mark } = this.#parts
-    const info = await options.siteOf(peer.site)
-    if (!info) throw new IndraftError('site.unknown', `${peer.site} is not registered`)
-    if (info.disabled) throw new IndraftError('site.disabled')
+    const info = await this.#site(peer)
     await mark.check(hello.seen)
     const timings = this.#timings(hello.role, info)
     const welcomed = await sessions.hello(peer.site, hello, timings.lostAfterMs)
@@ -84,17 +82,25 @@ export class CentralDispatcher implements Dispatcher {
     }
   }
 
+  /** @throws IndraftError site.unknown | site.disabled */
+  async #site(peer: Peer): Promise<SiteInfo> {
+    const info = await this.#parts.options.siteOf(peer.site)
+    if (!info) throw new IndraftError('site.unknown', `${peer.site} is not registered`)
+    if (info.state === 'disabled') throw new IndraftError('site.disabled')
+    return info
+  }
+
   #timings(role: 'pilot' | 'relay', info: SiteInfo) {
     return timingsFor(role, this.#parts.options.timeScale, info.outageMs)
   }
 
   /** Results first, then what is given back, then confirmation; only then new work. */
   async onPull(peer: Peer, pull: Message<'pull'>): Promise<ReplyTo<'pull'>> {
-    const { results, leases, sessions, granting, waiting, mark, options } = this.#parts
-    const [{ halted }, session, info] = await Promise.all([
+    const { results, leases, sessions, granting, waiting, mark } = this.#parts
+    const [info, { halted }, session] = await Promise.all([
+      this.#site(peer),
       mark.check(pull.seen),
       sessions.touch(peer.site, pull.session, { sequence: pull.sequence }),
-      options.siteOf(peer.site),
     ])
     return waiting.only(pull.session, async (turn) => {
       if (pull.sequence === session.sequence || !turn.isFirst) {
@@ -106,12 +112,12 @@ export class CentralDispatcher implements Dispatcher {
       await this.#confirm(peer, session, pull.processed, pull.sequence)
       const brings = pull.finished.length + pull.returned.length > 0
       if (halted && !brings) throw new IndraftError('dispatcher.halted', undefined, { retryAfterMs: 10_000 })
-      const stop = halted ? 'halted' : session.state === 'draining' || info?.disabled !== false ? 'draining' : null
-      const waitMs = brings ? 0 : Math.min(pull.waitMs, this.#timings(session.role, info!).pullWaitMs)
+      const stop = halted ? 'halted' : session.state === 'draining' ? 'draining' : null
+      const waitMs = brings ? 0 : Math.min(pull.waitMs, this.#timings(session.role, info).pullWaitMs)
       const granted: Granted =
         stop !== null
           ? { leases: [], reason: stop }
-          : await this.#findWork(peer, session, pull, info!, verdicts.length, waitMs, turn)
+          : await this.#findWork(peer, session, pull, verdicts.length, waitMs, turn)
       return this.#reply(peer, session, pull, granted, verdicts, info)
     })
   }
@@ -121,7 +127,6 @@ export class CentralDispatcher implements Dispatcher {
     peer: Peer,
     session: Session,
     pull: Message<'pull'>,
-    info: SiteInfo,
     verdicts: number,
     waitMs: number,
     turn: Turn,
@@ -134,17 +139,19 @@ export class CentralDispatcher implements Dispatcher {
         return { leases: repeated, reason: null }
       }
     }
-    const confirmMs = this.#timings(session.role, info).confirmMs
     const deadlineMs = this.#clock.monotonicMs() + waitMs
     for (;;) {
       const startMs = performance.now()
+      // Each time: it may have been told to drain while this pull waited.
+      const info = await this.#site(peer)
+      if (info.state !== 'enabled') return { leases: [], reason: 'draining' }
       const granted = await granting.grant({
         site: peer.site,
         labels: info.labels,
         session,
         sequence: pull.sequence,
         offer: pull.offer,
-        confirmMs,
+        confirmMs: this.#timings(session.role, info).confirmMs,
         bytes: REPLY_BYTES - VERDICT_BYTES * verdicts,
         knows: pull.knows,
       })
@@ -161,10 +168,10 @@ export class CentralDispatcher implements Dispatcher {
     pull: Message<'pull'>,
     granted: Granted,
     verdicts: Verdict[],
-    info: SiteInfo | null,
+    info: SiteInfo,
   ): Promise<ReplyTo<'pull'>> {
     const { envelopes, mark, sessions } = this.#parts
-    const leaseMs = info ? this.#timings(session.role, info).leaseMs : 0
+    const { leaseMs } = this.#timings(session.role, info)
     const grants: Grant[] = []
     for (const lease of granted.leases) {
       const grant = await envelopes.grant(peer.site, lease, leaseMs)
@@ -194,6 +201,7 @@ export class CentralDispatcher implements Dispatcher {
   }
 
   async onReport(peer: Peer, report: Message<'report'>): Promise<ReplyTo<'report'>> {
+    await this.#site(peer)
     // What a holder knew would be forgotten with this answer's mark.
     await this.#parts.mark.check(report.seen ?? null)
     await this.#parts.sessions.touch(peer.site, report.session)
@@ -202,7 +210,8 @@ export class CentralDispatcher implements Dispatcher {
   }
 
   async onBeat(peer: Peer, beat: Message<'beat'>): Promise<ReplyTo<'beat'>> {
-    const { sessions, leases, mark, beats, options } = this.#parts
+    const { sessions, leases, mark, beats } = this.#parts
+    const { state } = await this.#site(peer)
     const { halted, mark: current } = await mark.check(beat.seen)
     const session = await sessions.touch(peer.site, beat.session, {
       orders: true,
@@ -215,16 +224,14 @@ export class CentralDispatcher implements Dispatcher {
     await this.#confirm(peer, session, beat.processed, null)
     await leases.start(peer.site, beat.started)
     await sessions.notePilots(peer.site, session.holder, beat.pilots, this.#clock.wallMs())
-    const info = await options.siteOf(peer.site)
-    const orders = await beats.orders(peer.site, session, beat, {
-      halted: halted !== null,
-      isDisabled: info?.disabled !== false,
-    })
+    const is = { halted: halted !== null, isDraining: state !== 'enabled' }
+    const orders = await beats.orders(peer.site, session, beat, is)
     const wrote = beat.started.length > 0 || beat.processed > session.processed
     return { mark: wrote ? await mark.advance() : current, orders }
   }
 
   async onInventory(peer: Peer, inventory: Message<'inventory'>): Promise<ReplyTo<'inventory'>> {
+    await this.#site(peer)
     const session = await this.#parts.sessions.touch(peer.site, inventory.session)
     await this.#parts.beats.onInventory(peer.site, session, inventory)
     return { mark: await this.#parts.mark.advance(), orders: [] }
@@ -232,6 +239,7 @@ export class CentralDispatcher implements Dispatcher {
 
   async onBye(peer: Peer, bye: Message<'bye'>): Promise<ReplyTo<'bye'>> {
     const { leases, sessions, mark } = this.#parts
+    await this.#site(peer)
     await leases.giveBack(peer.site, bye.returned)
     const groups = await sessions.end(peer.site, bye.session, 'left', { fields: { code: String(bye.code) } })
     if (groups) await leases.bury(peer.site, bye.session, groups.map(groupBase), 'node.ending')
@@ -242,7 +250,7 @@ export class CentralDispatcher implements Dispatcher {
   async onDemand(peer: Peer, demand: Message<'demand'>): Promise<ReplyTo<'demand'>> {
     const { options, index } = this.#parts
     const info = await options.siteOf(peer.site)
-    const site = info && !info.disabled ? { name: peer.site, labels: info.labels } : null
+    const site = info?.state === 'enabled' ? { name: peer.site, labels: info.labels } : null
     const nowMs = this.#clock.wallMs()
     return { ...(await findDemand(index, site, demand, nowMs)), nowMs }
   }

@@ -39,10 +39,13 @@ import { Tasks } from './tasks.ts'
 import { Verifier } from './verify.ts'
 import { Waiting } from './waiting.ts'
 
+/** Whether it gets work: draining, nothing new; disabled, it is not heard at all, and what it had goes to others. */
+export type SiteState = 'enabled' | 'draining' | 'disabled'
+
 /** What the registry of sites says about one. */
 export interface SiteInfo {
   labels: Record<string, string>
-  disabled: boolean
+  state: SiteState
   /** How long the site's link may be cut before its work goes to others, milliseconds; undefined: the usual. */
   outageMs?: number | undefined
   /** Node shapes that the site declared. */
@@ -129,7 +132,7 @@ export async function openStore(options: StoreOptions): Promise<OpenStore> {
   const manifests = new Manifests(plans, results, blobs)
   const feeder = new Feeder({ scripts, plans, index, mark, manifests, log })
   const compactor = new Compactor(scripts, plans, results, blobs)
-  const reaper = new Reaper(scripts, sessions, leases, log, timeScale, options.hears)
+  const reaper = new Reaper(scripts, sessions, leases, log, timeScale, options.siteOf, options.hears)
   const work = new Work(
     {
       connect: () => connect('patient'),

@@ -41,7 +41,7 @@ export async function findStarved(parts: StarvationParts): Promise<Starved[]> {
     if (bundles.length === 0) continue
     for (const session of waiting) {
       const info = await parts.siteOf(session.site)
-      if (!info || info.disabled || siteRefusal(queue.needs, session.site, info.labels)) continue
+      if (info?.state !== 'enabled' || siteRefusal(queue.needs, session.site, info.labels)) continue
       const fitting = bundles.filter((bundle) => session.unfedOffer.some((entry) => fits(queue, entry, bundle.nodes)))
       if (fitting.length === 0) continue
       found.push({

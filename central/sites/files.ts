@@ -36,7 +36,7 @@ export function siteFiles(parts: SiteFilesParts): FileService {
       const name = await sites.siteOfFileToken(token)
       const site = name === null ? null : await sites.get(name)
       if (!site) throw new IndraftError('auth.invalid')
-      if (site.disabled) throw new IndraftError('site.disabled')
+      if (site.state === 'disabled') throw new IndraftError('site.disabled')
       if (wanted.kind !== 'attempt' || isCovered(wanted, site, capability)) return
       if (site.direct || !(await wasLeased(site.name, wanted.attempt))) throw new IndraftError('capability.invalid')
     },

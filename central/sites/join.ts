@@ -26,9 +26,10 @@ export async function joinSite(
   facts: JoinFacts,
   token: string,
 ): Promise<RelayCredential | PilotCredential> {
-  const site = await registry.redeemJoinToken(token)
-  const creds = await mintSiteCreds(facts.natsAccount, site.name)
-  const fileToken = await registry.makeFileToken(site.name)
+  const { site, keepOldMs } = await registry.redeemJoinToken(token)
+  const { creds, user } = await mintSiteCreds(facts.natsAccount, site.name)
+  const fileToken = await registry.addCredential(site.name, user)
+  if (keepOldMs !== null) await registry.endCredentials(site.name, Date.now() + keepOldMs, user)
   const { keys, natsUrl, natsCa, filesCa } = facts
   if (site.direct) {
     const inboxPrefix = siteInboxPrefix(site.name)

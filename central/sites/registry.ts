@@ -1,6 +1,7 @@
 /**
- * The sites that may take work, in Redis: labels, outage, declared shapes, whether disabled. Also their one-time join
- * tokens and file tokens, of which only hashes are kept. What a site is doing now is the store's to know.
+ * The sites that may take work, in Redis: labels, outage, declared shapes, whether they get work. Also their one-time
+ * join tokens and the credentials that those were exchanged for, of whose secrets only hashes are kept. What a site is
+ * doing now is the store's to know; that what is over opens nothing is credentials.ts's to see to.
  */
 import type { Redis } from 'ioredis'
 import { z } from 'zod'
@@ -10,6 +11,7 @@ import { makeToken, tokenHash } from '../people.ts'
 
 const SITES = 'indraft:sites'
 const FILE_TOKENS = 'indraft:site-file-tokens'
+const CREDENTIALS = 'indraft:site-credentials'
 const joinKey = (token: string) => `indraft:join:${tokenHash(token)}`
 
 /** Part of NATS subjects, inbox names and paths: no dots, no wildcards. */
@@ -35,24 +37,51 @@ export type SiteSettings = z.infer<typeof siteSettingsSchema>
 
 const UNSAID: SiteSettings = { labels: {}, outageMs: null, shapes: [], direct: false }
 
+export const siteStateSchema = z.enum(['enabled', 'draining', 'disabled'])
+
 export const siteSchema = siteSettingsSchema.extend({
   name: siteNameSchema,
-  disabled: z.boolean(),
+  state: siteStateSchema,
   addedAtMs: z.number().int(),
 })
 export type Site = z.infer<typeof siteSchema>
 
+/** What one join gave. */
+const credentialSchema = z.object({
+  site: z.string(),
+  /** Hash of its file token. */
+  tokenHash: z.string(),
+  madeAtMs: z.number().int(),
+  /** Opens nothing any more from then on; null: no end. */
+  endsAtMs: z.number().int().nullable(),
+})
+/** `user` is its public key at the centre's NATS. */
+export type SiteCredential = z.infer<typeof credentialSchema> & { user: string }
+
+/** @property keepOldMs for how long after the join earlier credentials open anything; null: they are not touched */
+const joinTokenSchema = z.object({ site: z.string(), keepOldMs: z.number().nullable() })
+
 export interface SiteRegistry {
   /** Adds a site, or changes the settings given of one that is there. */
-  put(name: string, settings: Partial<SiteSettings> & { disabled?: boolean }): Promise<Site>
+  put(name: string, settings: Partial<SiteSettings>): Promise<Site>
+  /** Null where there is no such site. */
+  setState(name: string, state: Site['state']): Promise<Site | null>
   get(name: string): Promise<Site | null>
   list(): Promise<Site[]>
-  /** @param validMs how long it can be used, once */
-  makeJoinToken(name: string, validMs: number): Promise<string>
-  /** The site of a join token, which is used up by this. @throws IndraftError join.invalid */
-  redeemJoinToken(token: string): Promise<Site>
-  /** Opens the centre's files for this site. */
-  makeFileToken(name: string): Promise<string>
+  /**
+   * @param validMs how long it can be used, once
+   * @param keepOldMs it replaces the site's credentials of before: those end so long after it was used
+   */
+  makeJoinToken(name: string, validMs: number, keepOldMs?: number): Promise<string>
+  /** The site of a join token, which is used up by this. @throws IndraftError join.invalid | site.disabled */
+  redeemJoinToken(token: string): Promise<{ site: Site; keepOldMs: number | null }>
+  /** Notes the credential of a NATS user. @returns its file token, which opens the centre's files for this site */
+  addCredential(name: string, user: string): Promise<string>
+  /** Gives an end to all credentials of a site that have none, but that of `except`. @returns how many */
+  endCredentials(name: string, endsAtMs: number, except: string | null): Promise<number>
+  credentials(): Promise<SiteCredential[]>
+  /** What it says opens nothing any more; it stays listed, because its NATS user has to stay known. */
+  takeFileToken(credential: SiteCredential): Promise<void>
   siteOfFileToken(token: string): Promise<string | null>
 }
 
@@ -61,12 +90,23 @@ export function openSiteRegistry(redis: Redis): SiteRegistry {
     const found = await redis.hget(SITES, name)
     return found === null ? null : siteSchema.parse(JSON.parse(found))
   }
+  const credentials = async (): Promise<SiteCredential[]> => {
+    const all = Object.entries(await redis.hgetall(CREDENTIALS))
+    return all.map(([user, text]) => ({ user, ...credentialSchema.parse(JSON.parse(text)) }))
+  }
   return {
     get,
     async put(name, settings) {
-      const existing = (await get(name)) ?? { ...UNSAID, disabled: false, addedAtMs: Date.now() }
+      const existing = (await get(name)) ?? { ...UNSAID, state: 'enabled', addedAtMs: Date.now() }
       const given = Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== undefined))
       const site = siteSchema.parse({ ...existing, ...given, name })
+      await redis.hset(SITES, name, JSON.stringify(site))
+      return site
+    },
+    async setState(name, state) {
+      const existing = await get(name)
+      if (!existing) return null
+      const site = { ...existing, state }
       await redis.hset(SITES, name, JSON.stringify(site))
       return site
     },
@@ -74,22 +114,44 @@ export function openSiteRegistry(redis: Redis): SiteRegistry {
       const all = Object.values(await redis.hgetall(SITES)).map((text) => siteSchema.parse(JSON.parse(text)))
       return all.sort((a, b) => (a.name < b.name ? -1 : 1))
     },
-    async makeJoinToken(name, validMs) {
+    async makeJoinToken(name, validMs, keepOldMs) {
       const token = makeToken('join')
-      await redis.set(joinKey(token), name, 'PX', Math.max(1, Math.round(validMs)))
+      const what: z.infer<typeof joinTokenSchema> = { site: name, keepOldMs: keepOldMs ?? null }
+      await redis.set(joinKey(token), JSON.stringify(what), 'PX', Math.max(1, Math.round(validMs)))
       return token
     },
     async redeemJoinToken(token) {
-      const name = await redis.getdel(joinKey(token))
-      const site = name === null ? null : await get(name)
+      const found = await redis.getdel(joinKey(token))
+      if (found === null) throw new IndraftError('join.invalid')
+      const { site: name, keepOldMs } = joinTokenSchema.parse(JSON.parse(found))
+      const site = await get(name)
       if (!site) throw new IndraftError('join.invalid')
-      if (site.disabled) throw new IndraftError('site.disabled')
-      return site
+      if (site.state === 'disabled') throw new IndraftError('site.disabled')
+      return { site, keepOldMs }
     },
-    async makeFileToken(name) {
+    async addCredential(name, user) {
       const token = makeToken('files')
-      await redis.hset(FILE_TOKENS, tokenHash(token), name)
+      const credential = { site: name, tokenHash: tokenHash(token), madeAtMs: Date.now(), endsAtMs: null }
+      // Listed first: one that opens something is never unknown.
+      await redis
+        .multi()
+        .hset(CREDENTIALS, user, JSON.stringify(credential))
+        .hset(FILE_TOKENS, credential.tokenHash, name)
+        .exec()
       return token
+    },
+    credentials,
+    async endCredentials(name, endsAtMs, except) {
+      const open = (await credentials()).filter(
+        ({ site, user, endsAtMs: end }) => site === name && user !== except && (end === null || end > endsAtMs),
+      )
+      for (const { user, ...credential } of open) {
+        await redis.hset(CREDENTIALS, user, JSON.stringify({ ...credential, endsAtMs }))
+      }
+      return open.length
+    },
+    async takeFileToken({ tokenHash: hash }) {
+      await redis.hdel(FILE_TOKENS, hash)
     },
     siteOfFileToken: (token) => redis.hget(FILE_TOKENS, tokenHash(token)),
   }

@@ -7,8 +7,9 @@ import type { Log } from '../../shared/log.ts'
 import { GRACE_AFTER_RESTART, timingsFor } from '../../shared/timings.ts'
 import { GLOBAL, groupBase } from '../leases/keys.ts'
 import type { Leases } from '../leases/leases.ts'
+import type { SiteInfo } from '../leases/open.ts'
 import type { Scripts } from '../leases/scripts.ts'
-import type { Sessions } from '../leases/sessions.ts'
+import type { SessionRecord, Sessions } from '../leases/sessions.ts'
 
 /** Longer than this between two sweeps means that holders could not reach us, not scaled. */
 const OWN_SILENCE_MS = 15_000
@@ -22,6 +23,7 @@ export class Reaper {
   readonly #log: Log
   readonly #scale: number
   readonly #confirmMs: number
+  readonly #siteOf: (site: string) => Promise<SiteInfo | null>
   readonly #hears: () => boolean
 
   constructor(
@@ -30,8 +32,10 @@ export class Reaper {
     leases: Leases,
     log: Log,
     scale: number,
+    siteOf: (site: string) => Promise<SiteInfo | null>,
     hears: () => boolean = () => true,
   ) {
+    this.#siteOf = siteOf
     this.#hears = hears
     this.#scripts = scripts
     this.#sessions = sessions
@@ -45,8 +49,14 @@ export class Reaper {
     if (!this.#hears()) return
     const nowMs = await this.#nowMs()
     const graceMs = await this.#noteSweep(nowMs)
-    for (const session of await this.#sessions.listed()) {
+    const listed = await this.#sessions.listed()
+    const shut = await this.#disabled(new Set(listed.map(({ site }) => site)))
+    for (const session of listed) {
       const isLive = session.state === 'active' || session.state === 'draining'
+      if (shut.has(session.site)) {
+        await this.#expel(session)
+        continue
+      }
       const silentSinceMs = Math.max(session.seenMs, graceMs + (GRACE_AFTER_RESTART - 1) * session.lostAfterMs)
       if (isLive && nowMs - silentSinceMs <= session.lostAfterMs) continue
       const groups = await this.#sessions.end(session.site, session.id, 'dead', { before: nowMs - session.lostAfterMs })
@@ -68,6 +78,20 @@ export class Reaper {
       }
       await this.#forgetDead(base, nowMs)
     }
+  }
+
+  async #disabled(sites: ReadonlySet<string>): Promise<Set<string>> {
+    const states = await Promise.all([...sites].map(async (site) => (await this.#siteOf(site))?.state))
+    return new Set([...sites].filter((_, i) => states[i] === 'disabled'))
+  }
+
+  /** A disabled site is not heard any more: what it holds is others' at once, whatever it does meanwhile. */
+  async #expel(session: SessionRecord): Promise<void> {
+    const groups = await this.#sessions.end(session.site, session.id, 'dead')
+    if (!groups) return
+    const { site, holder, id } = session
+    this.#log.warn({ site, holder, session: id, why: 'site.disabled' }, `${session.role}.lost`)
+    await this.#leases.bury(site, id, groups.map(groupBase), 'node.lost')
   }
 
   async #nowMs(): Promise<number> {

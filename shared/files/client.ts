@@ -17,8 +17,8 @@ import { checksumFile, sameChecksum } from './checksum.ts'
 export interface FileClientOptions {
   /** PEM of the only authority that servers may come from; null for the system's authorities. */
   ca: string | null
-  /** Sent as `Authorization: Bearer`; null for none. */
-  token: string | null
+  /** Sent as `Authorization: Bearer`; null for none. A function is asked for each request. */
+  token: string | (() => string) | null
   clock?: Clock
   /** Most connections to one server at a time. */
   connections?: number
@@ -65,7 +65,7 @@ export const fileAddress = {
 
 export class FileClient {
   readonly #options: FileClientOptions
-  readonly #token: string | null
+  readonly #token: FileClientOptions['token']
   readonly #clock: Clock
   readonly #closed = new AbortController()
   #agent: Promise<Dispatcher> | undefined
@@ -205,7 +205,7 @@ export class FileClient {
       dispatcher,
       headers: {
         ...headers,
-        ...(this.#token === null ? {} : { authorization: `Bearer ${this.#token}` }),
+        ...(this.#token === null ? {} : { authorization: `Bearer ${tokenOf(this.#token)}` }),
         ...(options.capability ? { 'indraft-capability': options.capability } : {}),
       },
       ...(body === undefined ? {} : { body }),
@@ -315,4 +315,8 @@ async function writeBody(
     }
     position += chunk.length
   }
+}
+
+function tokenOf(token: string | (() => string)): string {
+  return typeof token === 'string' ? token : token()
 }

@@ -48,7 +48,7 @@ test('demand - what is queued and fits is told with how much of it a node takes,
 test('demand - a site that is disabled or unknown is told to start nothing', async () => {
   await lab.store.create(planOf('wanted', { run: { size: 5 } }))
   await lab.settle()
-  lab.sites.set('ALPHA', { labels: {}, disabled: true })
+  lab.sites.set('ALPHA', { labels: {}, state: 'draining' })
   expect(await ask()).toMatchObject({ fits: [], reason: 'draining' })
   expect(await ask(8, 'NOWHERE')).toMatchObject({ fits: [], reason: 'draining' })
 })

@@ -228,7 +228,7 @@ test('duplicate result - in one message, in the next, and of a failure, it count
 })
 
 test('stale fence - a result under a fence that was never given, or of another site, changes nothing', async () => {
-  lab.sites.set('BETA', { labels: {}, disabled: false })
+  lab.sites.set('BETA', { labels: {}, state: 'enabled' })
   const id = await seed(2)
   const pilot = await new TestHolder(lab.dispatcher).hello()
   const thief = await new TestHolder(lab.dispatcher, { site: 'BETA', name: 'thief' }).hello()

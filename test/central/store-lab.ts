@@ -51,7 +51,7 @@ export async function openStoreLab(
   const folder = mkdtempSync(join(tmpdir(), 'indraft-store-'))
   const redis = new Redis(url)
   await redis.flushall()
-  const sites = new Map<string, SiteInfo>([['ALPHA', { labels: {}, disabled: false }]])
+  const sites = new Map<string, SiteInfo>([['ALPHA', { labels: {}, state: 'enabled' }]])
   const hearing = { hears: true }
   const open = () =>
     openStore({

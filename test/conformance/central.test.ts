@@ -67,7 +67,7 @@ function makeCentral(role: 'pilot' | 'relay') {
       log: silentLog,
       timeScale: TIME_SCALE,
       outputsDir: join(folder, 'outputs'),
-      siteOf: async (site) => (site === SITE ? { labels: {}, disabled: false, outageMs: 60_000 * TIME_SCALE } : null),
+      siteOf: async (site) => (site === SITE ? { labels: {}, state: 'enabled', outageMs: 60_000 * TIME_SCALE } : null),
       siteNames: async () => [SITE],
       filesUrl: () => null,
     })
