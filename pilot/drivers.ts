@@ -21,6 +21,8 @@ import { type Manifest, manifestSchema } from '../shared/protocol/work.ts'
 import type { FileServer } from './access.ts'
 import { enforceFolder, type SitePolicy } from './policy.ts'
 
+const TRANSFERS_AT_ONCE = 4
+
 export interface Transfer {
   /** The dispatcher's file server, as of now. */
   files: () => FileServer
@@ -111,6 +113,15 @@ export async function fetchWinner(
     }
   }
   await fetchInput(entry.url, target, entry.checksum, transfer)
+}
+
+/** Several transfers, a few at a time. @throws what the first that fails throws */
+export async function transferAll<T>(items: readonly T[], act: (item: T, i: number) => Promise<void>): Promise<void> {
+  let next = 0
+  const worker = async () => {
+    for (let i = next++; i < items.length; i = next++) await act(items[i]!, i)
+  }
+  await Promise.all(Array.from({ length: Math.min(TRANSFERS_AT_ONCE, items.length) }, worker))
 }
 
 /** @throws IndraftError stage.outFailed | policy.refused */

@@ -1,0 +1,115 @@
+/**
+ * From signed work to a payload that can be started: what it runs, as whom it is spoken to (its environment), in which
+ * image, with which software at hand. First what can be said without touching anything, then the rest.
+ */
+import { writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { IndraftError } from '../shared/errors.ts'
+import { expand, type Values, valuesOf } from '../shared/expand.ts'
+import type { AttemptFolder } from './attempt-folder.ts'
+import type { Launch, Runtime } from './container.ts'
+import type { Transfer } from './drivers.ts'
+import type { AttemptWork, PayloadAround } from './payload.ts'
+import { enforceImagePath } from './policy.ts'
+import { ATTEMPT_VARIABLE, RUN_VARIABLE } from './processes.ts'
+import { repositoriesOf, softwareScript, touchSoftware } from './software.ts'
+import { type WantedOutput, wantedOutputs } from './stage-out.ts'
+
+export interface Plan {
+  runtime: Runtime
+  values: Values
+  argv: string[]
+  env: Record<string, string>
+  outputs: WantedOutput[]
+}
+
+/** Everything of a launch but where its output goes. */
+export type Prepared = Omit<Launch, 'stdout' | 'stderr'>
+
+/** @throws IndraftError where nothing could come of it: no runtime, a name that is none, a path that leaves its folder */
+export function plan(work: AttemptWork, around: PayloadAround, folder: AttemptFolder): Plan {
+  const { template, bundle, ref } = work
+  if (around.expiryNowMs() > bundle.expiresAtMs) throw new IndraftError('signature.expired')
+  const kind = template.image === 'host' ? 'host' : 'container'
+  const runtime = around.runtimes.find((one) => one.kind === kind)
+  if (!runtime) throw new IndraftError('container.failed', 'this node has no runtime for the image')
+  const values = valuesOf(template, bundle, ref.index, work.earlierAttempts)
+  const argv = template.command.map((argument) => expand(argument, values))
+  const env = environment(work, around, values, runtime.view(folder))
+  return { runtime, values, argv, env, outputs: wantedOutputs(template.outputs, values) }
+}
+
+function environment(
+  { template, ref }: AttemptWork,
+  { site, node, pilot }: PayloadAround,
+  values: Values,
+  view: ReturnType<Runtime['view']>,
+): Record<string, string> {
+  const env: Record<string, string> = {
+    LANG: 'C.UTF-8',
+    OMP_NUM_THREADS: String(template.needs.cores),
+  }
+  for (const [name, value] of Object.entries(template.env)) {
+    if (!/^[A-Za-z_][A-Za-z0-9_]*$/.test(name)) throw new IndraftError('campaign.invalid', `env name "${name}"`)
+    env[name] = expand(value, values)
+  }
+  return Object.assign(env, {
+    HOME: view.work,
+    TMPDIR: view.temporary,
+    INDRAFT_CAMPAIGN: template.campaignName,
+    INDRAFT_CAMPAIGN_ID: ref.campaign,
+    INDRAFT_STEP: ref.step,
+    INDRAFT_INDEX: String(ref.index),
+    INDRAFT_CORES: String(template.needs.cores),
+    INDRAFT_MEMORY_BYTES: String(template.needs.memoryBytes),
+    INDRAFT_SITE: site,
+    INDRAFT_NODE: node,
+    INDRAFT_PILOT: pilot,
+  })
+}
+
+/**
+ * Makes the attempt's folder and finds its image; inputs come after, because an image that cannot be had or run makes
+ * them useless. @throws IndraftError image.* | container.failed | software.failed | policy.refused
+ */
+export async function prepare(
+  { runtime, argv, env }: Plan,
+  work: AttemptWork,
+  path: string,
+  around: PayloadAround,
+  folder: AttemptFolder,
+  transfer: Transfer,
+): Promise<Prepared> {
+  const { template, gpus = null, cpus = null } = work
+  await folder.make()
+  const image = runtime.kind === 'host' ? template.image : await around.images.locate(template.image, transfer)
+  if (image.startsWith('/')) await enforceImagePath(image, around.own)
+  const refused = await runtime.refusal(image)
+  if (refused) throw new IndraftError(refused.reason, refused.detail)
+  const binds = await prepareSoftware(runtime, template.software, around.cvmfs, folder)
+  return {
+    ...{ image, argv, env, gpus, cpus, binds },
+    marker: { [ATTEMPT_VARIABLE]: path, [RUN_VARIABLE]: around.run },
+    work: folder.work,
+    temporary: folder.temporary,
+    control: folder.control,
+    unpack: folder.unpack,
+    network: template.needs.network,
+  }
+}
+
+/** CVMFS and EESSI, where the step asks for them. @returns what a container is to see @throws IndraftError software.failed */
+async function prepareSoftware(
+  runtime: Runtime,
+  software: AttemptWork['template']['software'],
+  cvmfs: string,
+  folder: AttemptFolder,
+): Promise<string[]> {
+  if (!software) return []
+  const missing = await touchSoftware(cvmfs, repositoriesOf(software))
+  if (missing.length > 0) throw new IndraftError('software.failed', `${missing.join(', ')} cannot be read in ${cvmfs}`)
+  const isContainer = runtime.kind === 'container'
+  const script = softwareScript(software, isContainer ? '/cvmfs' : cvmfs)
+  if (script !== null) await writeFile(join(folder.control, 'software'), script, { mode: 0o400 })
+  return isContainer ? [`${cvmfs}:/cvmfs`] : []
+}
