@@ -2,6 +2,7 @@
  * Hands results from the outbox to the dispatcher, in batches that fit a message, until each is acknowledged. Never
  * waits for anything but its own answers, and nothing waits for it.
  */
+import { Bell } from '../shared/bell.ts'
 import type { Clock } from '../shared/clock.ts'
 import { IndraftError } from '../shared/errors.ts'
 import { failpoint } from '../shared/failpoint.ts'
@@ -29,17 +30,16 @@ export interface ReportsOptions {
 
 export class Reports {
   readonly #options: ReportsOptions
-  #wakers: (() => void)[] = []
+  readonly #changes: Bell
 
   constructor(options: ReportsOptions) {
     this.#options = options
+    this.#changes = new Bell(options.clock)
   }
 
   /** There may be something to report. */
   wake(): void {
-    const wakers = this.#wakers
-    this.#wakers = []
-    for (const wake of wakers) wake()
+    this.#changes.ring()
   }
 
   /** Until the pilot stops. @throws IndraftError what the dispatcher refused for good */
@@ -49,9 +49,7 @@ export class Reports {
     while (!stopped.aborted) {
       const results = outbox.batch(most, REPORT_BYTES)
       if (results.length === 0) {
-        await new Promise<void>((resolve) => {
-          this.#wakers.push(resolve)
-        })
+        await this.#changes.next()
         continue
       }
       try {

@@ -1,15 +1,17 @@
 /**
  * A pilot's life with its dispatcher: hello, then four loops that never wait for each other (beat, pull, report, and a
  * tick that looks at clocks), and at the end bye with a code of Vac's classes. What is in hand and what runs is work.ts's,
- * when to drain and to leave is decided in lifetime.ts; here are the messages, the orders and the timers.
+ * what the pilot sees by itself lookout.ts's, the course of leaving drain.ts's, and when to leave is decided in
+ * lifetime.ts; here are the messages, the orders and the timers.
  *
  * What always holds: the beat waits for nothing but its answer; a result is on disk before it is reported and until it
  * is acknowledged; while the disk refuses results no work is taken.
  */
-import { access } from 'node:fs/promises'
+import { Bell } from '../shared/bell.ts'
 import type { Clock } from '../shared/clock.ts'
 import { ERRORS, IndraftError, isIndraftError } from '../shared/errors.ts'
 import { failpoint } from '../shared/failpoint.ts'
+import { inventoryParts } from '../shared/held.ts'
 import { Holder } from '../shared/holder.ts'
 import { type AttemptRef, attemptPath } from '../shared/ids.ts'
 import type { Link } from '../shared/link.ts'
@@ -18,8 +20,10 @@ import type { LeasePart, Message, NodeFacts, Order, Result } from '../shared/pro
 import type { Banned } from './banned.ts'
 import { beatBody } from './beat.ts'
 import type { PilotConfig } from './config.ts'
+import { Drain, type DrainKind } from './drain.ts'
 import type { Lease, Leases } from './leases.ts'
-import { type Draining, type Farewell, nextStep } from './lifetime.ts'
+import { type Farewell, nextStep } from './lifetime.ts'
+import { Lookout } from './lookout.ts'
 import type { Outbox } from './outbox.ts'
 import type { PayloadAround } from './payload.ts'
 import { Reports } from './reports.ts'
@@ -45,24 +49,15 @@ export interface SessionOptions {
   onResult?: ((result: Result) => void) | undefined
 }
 
-const STOP_EVERY_MS = 5000
 const TICK_MS = 500
 const DRAIN_TICK_MS = 50
 /** Between pulls that brought nothing, whatever the dispatcher says. */
 const LEAST_PAUSE_MS = 50
 const MOST_PAUSE_MS = 60_000
-const HURRIED_MS = 2000
-/** Slurm tells a step that it ends, and its srun passes the same on: within this they are one. */
-const SAME_END_MS = 1000
-/** Kept of drainGrace for what comes after the deadline: payloads that are killed then, and the bye. */
-const LEAVING = { mostMs: 3000, part: 1 / 3, payloadsMs: 1000, byeMs: 1000 } as const
+/** Of payloads that are ended when the pilot leaves, and of a bye that is in a hurry. */
+const LEAVING = { payloadsMs: 1000, byeMs: 1000 } as const
 /** Parts given back in one message. */
 const MOST_NAMED = 256
-/** A gap of so many beats between two ticks means that the pilot stood still. */
-const SUSPENDED_BEATS = 3
-const REFRESH_TIME_LEFT_MS = 60_000
-/** How often a disk that refused is tried again. */
-const MEND_EVERY_MS = 2000
 /** Before the first welcome nothing but the tick runs; it needs some beat to measure gaps by. */
 const TIMINGS_BEFORE_WELCOME = { beatMs: 5000, lostAfterMs: 60_000, leaseMs: 60_000, confirmMs: 60_000, pullWaitMs: 0 }
 
@@ -71,6 +66,8 @@ export class Session {
   readonly #holder: Holder
   readonly #work: Work
   readonly #reports: Reports
+  readonly #drain: Drain
+  readonly #lookout: Lookout
   readonly #bornAtMs: number
   readonly #over = Promise.withResolvers<Farewell>()
   readonly #stopped = new AbortController()
@@ -78,27 +75,17 @@ export class Session {
   readonly #drained = new AbortController()
   #isTested = false
   #sessions = 0
-  #draining: Draining = 'no'
-  #drainReason: Farewell = { code: 200, reason: 'told to drain' }
-  /** From here on the pilot leaves, whatever is not done yet. */
-  #deadlineMs = Number.POSITIVE_INFINITY
-  #endAskedAtMs = Number.NEGATIVE_INFINITY
-  /** SIGUSR1: payloads may finish until then. */
-  #noticeEndsAtMs = Number.POSITIVE_INFINITY
   #idleSinceMs: number
-  #lookForStopAtMs = 0
-  readonly #suspended = { times: 0, ms: 0 }
-  /** When it last began to run: silence is not counted while it stood still. */
-  #awakeSinceMs: number
-  #disk: { sinceMs: number; triedAtMs: number } | null = null
-  #wakers: (() => void)[] = []
+  /** There may be work to ask for, or something to give back. */
+  readonly #changes: Bell
 
   constructor(options: SessionOptions) {
     this.#options = options
-    const { link, clock, log, name, incarnation, software, outbox } = options
+    const { link, clock, log, name, incarnation, software, outbox, config } = options
     this.#bornAtMs = clock.monotonicMs()
     this.#idleSinceMs = this.#bornAtMs
-    this.#awakeSinceMs = this.#bornAtMs
+    this.#changes = new Bell(clock)
+    this.#drain = new Drain(config)
     this.#holder = new Holder({
       link,
       clock,
@@ -112,7 +99,7 @@ export class Session {
     })
     this.#work = new Work({
       ...options,
-      taskLimit: options.config.taskLimit,
+      taskLimit: config.taskLimit,
       mayStart: () => this.#mayTake,
       onChanged: () => {
         this.#idleSinceMs = clock.monotonicMs()
@@ -125,6 +112,13 @@ export class Session {
       ...{ holder: this.#holder, outbox, work: this.#work, clock, log },
       stopped: this.#stopped.signal,
       isPassing: (error) => this.#isPassing(error),
+    })
+    this.#lookout = new Lookout({
+      ...options,
+      banEvery: config.banEvery,
+      beatMs: () => this.#timings.beatMs,
+      onBanned: () => this.#endBanned(),
+      onDisk: (refuses) => (refuses ? this.#work.giveBack() : this.#wake()),
     })
   }
 
@@ -153,36 +147,21 @@ export class Session {
     this.#work.closeSlot(attemptName)
   }
 
-  /**
-   * finish: take nothing more, let what runs end. notice: the same, but no longer than noticeTime. end: payloads get
-   * SIGTERM and a grace, and the pilot is gone within drainGrace. Asked to end again later, it hurries.
-   */
-  drain(how: 'finish' | 'notice' | 'end', farewell: Farewell): void {
-    const { clock, log, config } = this.#options
-    const nowMs = clock.monotonicMs()
-    if (how === 'end') {
-      if (nowMs - this.#endAskedAtMs < SAME_END_MS) return
-      this.#endAskedAtMs = nowMs
-    }
-    if (this.#draining === 'no') {
-      this.#drainReason = farewell
-      this.#draining = 'finishing'
-      this.#work.giveBack()
-    }
-    if (how === 'notice') this.#noticeEndsAtMs = Math.min(this.#noticeEndsAtMs, nowMs + config.noticeTime)
-    if (how === 'end') {
-      const isHurried = this.#draining === 'ending' || this.#draining === 'hurried'
-      this.#draining = isHurried ? 'hurried' : 'ending'
-      const leavingMs = Math.min(LEAVING.mostMs, config.drainGrace * LEAVING.part)
-      this.#deadlineMs = Math.min(this.#deadlineMs, nowMs + (isHurried ? HURRIED_MS : config.drainGrace - leavingMs))
-      const graceMs = isHurried ? 0 : config.payloadGrace
+  /** See drain.ts. */
+  drain(kind: DrainKind, farewell: Farewell): void {
+    const { clock, log } = this.#options
+    const act = this.#drain.ask(kind, farewell, clock.monotonicMs())
+    if (!act) return
+    if (act.isFirst) this.#work.giveBack()
+    if (act.end) {
+      const { isHurried, graceMs } = act.end
       // Outputs that are being stored have until the deadline.
       const isMeant = (attempt: { takesRoom: boolean }) => attempt.takesRoom || isHurried
       if (this.#work.end(isMeant, 'node.ending', farewell.reason, graceMs)) {
-        this.#drainReason = { code: 700, reason: `${farewell.reason}; payloads were ended` }
+        this.#drain.reason = { code: 700, reason: `${farewell.reason}; payloads were ended` }
       }
     }
-    log.info({ how: this.#draining, running: this.#work.running, reason: farewell.reason }, 'pilot.draining')
+    log.info({ how: this.#drain.state, running: this.#work.running, reason: farewell.reason }, 'pilot.draining')
     this.#drained.abort()
     this.#wake()
   }
@@ -190,7 +169,7 @@ export class Session {
   /** New work is asked for, and what was granted starts. */
   get #mayTake(): boolean {
     const { outbox, config } = this.#options
-    return this.#draining === 'no' && this.#isTested && outbox.trouble === null && outbox.bytes < config.outboxMemory
+    return !this.#drain.isOn && this.#isTested && outbox.trouble === null && outbox.bytes < config.outboxMemory
   }
 
   // --- hello
@@ -267,9 +246,9 @@ export class Session {
     const { clock, facts, leases, outbox } = this.#options
     return beatBody({
       ...{ welcome: this.#holder.welcome!, facts: facts(), started, leases, outbox, work: this.#work },
-      isDraining: this.#draining !== 'no',
+      isDraining: this.#drain.isOn,
       upMs: clock.monotonicMs() - this.#bornAtMs,
-      suspended: this.#suspended,
+      suspended: this.#lookout.suspended,
     })
   }
 
@@ -290,7 +269,7 @@ export class Session {
         break
       }
       case 'holder.drain':
-        if (this.#draining === 'no') this.drain('finish', { code: 200, reason: 'told to drain by the dispatcher' })
+        if (!this.#drain.isOn) this.drain('finish', { code: 200, reason: 'told to drain by the dispatcher' })
         break
       case 'holder.inventory':
         void this.#sendInventory()
@@ -304,15 +283,11 @@ export class Session {
 
   async #sendInventory(): Promise<void> {
     const session = this.#holder.welcome!.session
-    const all = [...this.#options.leases.held]
-      .filter((lease) => lease.session === session)
-      .map((lease) => lease.part(lease.open))
-    const size = 128
-    const parts = Math.max(1, Math.ceil(all.length / size))
+    const held = [...this.#options.leases.held].filter((lease) => lease.session === session)
+    const parts = inventoryParts(held.map((lease) => lease.part(lease.open)))
     try {
-      for (let part = 0; part < parts; part++) {
-        const leases = all.slice(part * size, (part + 1) * size)
-        const { orders } = await this.#holder.inventory({ part, parts, leases })
+      for (const [part, leases] of parts.entries()) {
+        const { orders } = await this.#holder.inventory({ part, parts: parts.length, leases })
         for (const order of orders) this.#onOrder(order)
       }
     } catch (error) {
@@ -329,7 +304,7 @@ export class Session {
       const returned = this.#work.toReturn.slice(0, MOST_NAMED)
       if (!entry && returned.length === 0) {
         // What fits also changes with time, as work in hand runs down.
-        await this.#changed(Math.min(TICK_MS, Math.max(50, config.ahead / 4)))
+        await this.#changes.next(Math.min(TICK_MS, Math.max(50, config.ahead / 4)))
         continue
       }
       try {
@@ -371,98 +346,59 @@ export class Session {
   // --- the clock
 
   async #tickLoop(): Promise<void> {
-    const { clock, timeLeft } = this.#options
-    let lastMs = clock.monotonicMs()
-    let refreshAtMs = lastMs + REFRESH_TIME_LEFT_MS
-    let banAtMs = lastMs + this.#options.config.banEvery
+    const { clock, log } = this.#options
     while (!this.#stopped.signal.aborted) {
-      await (this.#draining === 'no'
-        ? clock.sleep(TICK_MS, this.#drained.signal)
-        : clock.sleep(DRAIN_TICK_MS, this.#stopped.signal))
+      await (this.#drain.isOn
+        ? clock.sleep(DRAIN_TICK_MS, this.#stopped.signal)
+        : clock.sleep(TICK_MS, this.#drained.signal))
       const nowMs = clock.monotonicMs()
-      this.#noticeSuspension(nowMs, nowMs - lastMs)
-      lastMs = nowMs
-      if (nowMs > refreshAtMs) {
-        refreshAtMs = nowMs + REFRESH_TIME_LEFT_MS
-        void timeLeft.refresh()
-      }
-      if (nowMs > banAtMs) {
-        banAtMs = nowMs + this.#options.config.banEvery
-        void this.#endBanned()
-      }
+      const stoodMs = this.#lookout.look(nowMs)
+      this.#idleSinceMs += stoodMs
+      if (stoodMs > 0) log.warn({ gapMs: Math.round(stoodMs), running: this.#work.running }, 'pilot.suspended')
       await this.#tick(nowMs)
     }
   }
 
   /** The site's own word, with no dispatcher asked. */
-  async #endBanned(): Promise<void> {
+  #endBanned(): void {
     const { banned } = this.#options
-    if (!(await banned.refresh())) return
     const why = 'the subject is banned at this site'
     this.#work.end(({ work }) => banned.has(work.template.subject), 'policy.refused', why)
     this.#work.giveBack(({ template }) => banned.has(template.subject))
     this.#wake()
   }
 
-  /** Leases are not shifted: the dispatcher did not stand still. Payloads' limits are, in watch.ts. */
-  #noticeSuspension(nowMs: number, gapMs: number): void {
-    if (gapMs < Math.max(SUSPENDED_BEATS * this.#timings.beatMs, 10 * TICK_MS)) return
-    this.#options.log.warn({ gapMs: Math.round(gapMs), running: this.#work.running }, 'pilot.suspended')
-    this.#suspended.times++
-    this.#suspended.ms += gapMs
-    this.#idleSinceMs += gapMs
-    this.#awakeSinceMs = nowMs
-    if (this.#disk) this.#disk.sinceMs += gapMs
-  }
-
   async #tick(nowMs: number): Promise<void> {
-    const { config, leases, outbox, timeLeft, stopFile } = this.#options
+    const { config, leases, outbox, timeLeft } = this.#options
     const session = this.#holder.welcome?.session
     if (session !== undefined) leases.renew(session, this.#holder.renewedAtMs)
-    this.#watchDisk(nowMs)
     this.#work.startWhatFits()
     const { running } = this.#work
     if (running > 0) this.#idleSinceMs = nowMs
-    if (this.#work.isAtLimit && this.#draining === 'no') {
+    if (this.#work.isAtLimit && !this.#drain.isOn) {
       this.drain('finish', { code: 200, reason: 'it has started as many tasks as it was to' })
     }
     const decided = nextStep(
       {
         nowMs,
-        draining: this.#draining,
-        drainReason: this.#drainReason,
-        deadlineMs: this.#deadlineMs,
-        noticeEndsAtMs: this.#noticeEndsAtMs,
+        draining: this.#drain.state,
+        drainReason: this.#drain.reason,
+        deadlineMs: this.#drain.deadlineMs,
+        noticeEndsAtMs: this.#drain.noticeEndsAtMs,
         timeLeftMs: timeLeft.leftMs,
-        hasStopFile: this.#draining === 'no' && (await this.#isStopped(nowMs, stopFile)),
+        hasStopFile: !this.#drain.isOn && (await this.#lookout.hasStopFile(nowMs)),
         running,
         undelivered: outbox.size,
         unstarted: leases.unstarted,
         hasWorked: this.#work.hasWorked,
         idleMs: nowMs - this.#idleSinceMs,
-        silentMs: nowMs - Math.max(this.#holder.renewedAtMs, this.#awakeSinceMs),
-        diskTrouble:
-          this.#disk && outbox.trouble !== null ? { forMs: nowMs - this.#disk.sinceMs, message: outbox.trouble } : null,
+        silentMs: nowMs - Math.max(this.#holder.renewedAtMs, this.#lookout.awakeSinceMs),
+        diskTrouble: this.#lookout.diskTrouble(nowMs),
       },
       { ...config, silentMs: Math.max(60_000, this.#timings.lostAfterMs) },
     )
     if (decided.step === 'drain') this.drain(decided.how, decided.farewell)
     else if (decided.step === 'leave') this.#over.resolve(decided.farewell)
-  }
-
-  /** While the disk refuses results nothing is begun, and it is tried again and again. */
-  #watchDisk(nowMs: number): void {
-    const { outbox } = this.#options
-    if (outbox.trouble === null) {
-      if (this.#disk) this.#wake()
-      this.#disk = null
-      return
-    }
-    if (!this.#disk) this.#work.giveBack()
-    this.#disk ??= { sinceMs: nowMs, triedAtMs: nowMs }
-    if (nowMs - this.#disk.triedAtMs < MEND_EVERY_MS) return
-    this.#disk.triedAtMs = nowMs
-    void outbox.mend()
   }
 
   get #timings(): Message<'welcome'>['timings'] {
@@ -488,7 +424,7 @@ export class Session {
     this.#reports.wake()
     failpoint('bye.begun')
     const bye = { code, reason: reason.slice(0, 500), returned }
-    const isHurried = this.#draining === 'ending' || this.#draining === 'hurried' || code === 700
+    const isHurried = this.#drain.isEnding || code === 700
     if (isHurried) await this.#holder.bye(bye, 1, LEAVING.byeMs)
     else await this.#holder.bye(bye)
     await link.close().catch((error) => log.warn({ err: error }, 'link.closeFailed'))
@@ -497,30 +433,8 @@ export class Session {
   }
 
   #wake(): void {
-    const wakers = this.#wakers
-    this.#wakers = []
-    for (const wake of wakers) wake()
+    this.#changes.ring()
     // Not within the caller: an attempt that changes its state is in the middle of something.
     queueMicrotask(() => this.#work.startWhatFits())
   }
-
-  async #changed(atMostMs: number): Promise<void> {
-    const woken = new AbortController()
-    this.#wakers.push(() => woken.abort())
-    await this.#options.clock.sleep(atMostMs, woken.signal)
-  }
-
-  /** Asked now and then only: the STOP file of a site lies on the file system that all its nodes share. */
-  async #isStopped(nowMs: number, stopFile: string): Promise<boolean> {
-    if (nowMs < this.#lookForStopAtMs) return false
-    this.#lookForStopAtMs = nowMs + STOP_EVERY_MS
-    return await exists(stopFile)
-  }
-}
-
-async function exists(path: string): Promise<boolean> {
-  return await access(path).then(
-    () => true,
-    () => false,
-  )
 }
