@@ -38,7 +38,7 @@ export function folderBlobs(folder: string): BlobStore {
       const digest = digestOf(bytes)
       if (await has(digest)) return digest
       const target = path(digest)
-      await mkdir(dirname(target), { recursive: true })
+      await makeFolder(dirname(target))
       const temporary = `${target}.${randomBytes(6).toString('hex')}`
       try {
         const file = await open(temporary, 'wx')
@@ -55,6 +55,17 @@ export function folderBlobs(folder: string): BlobStore {
       }
       return digest
     },
+  }
+}
+
+/** Its parent is mostly there: asked for `recursive` at once, Node says ENOENT where the disk is read-only. */
+async function makeFolder(folder: string): Promise<void> {
+  try {
+    await mkdir(folder)
+  } catch (error) {
+    const code = (error as NodeJS.ErrnoException).code
+    if (code === 'ENOENT') await mkdir(folder, { recursive: true })
+    else if (code !== 'EEXIST') throw error
   }
 }
 

@@ -17,6 +17,7 @@ import { type NodeHandler, serveFile } from '../../shared/files/server.ts'
 import type { Log } from '../../shared/log.ts'
 import { type People, type Principal, requireRole } from '../people.ts'
 import { storeRefusal } from '../redis.ts'
+import { diskRefusal } from '../state-disk.ts'
 import { CampaignRefused } from './campaigns.ts'
 import { type DataRoute, type FileRoute, type Given, type Reply, ROUTES, type Route, type RouteName } from './routes.ts'
 import { type ErrorReply, errorSchema } from './views.ts'
@@ -232,7 +233,8 @@ async function mountFiles(app: FastifyInstance, files: NodeHandler): Promise<voi
 
 function refuse(error: FastifyError, request: FastifyRequest, reply: FastifyReply, parts: ServerParts): void {
   const body = refusalOf(error)
-  if (body.code === 'internal.error') parts.log.error({ err: error, url: request.url }, 'api.requestFailed')
+  if (body.code === 'internal.error' || diskRefusal(error))
+    parts.log.error({ err: error, url: request.url }, 'api.requestFailed')
   else parts.log.info({ code: body.code, url: request.url, detail: body.message }, 'api.requestRefused')
   parts.onRefused?.(body.code)
   if (body.retryAfterMs !== undefined) reply.header('retry-after', String(Math.ceil(body.retryAfterMs / 1000)))
@@ -240,7 +242,7 @@ function refuse(error: FastifyError, request: FastifyRequest, reply: FastifyRepl
 }
 
 function refusalOf(thrown: FastifyError): ErrorReply {
-  const error = storeRefusal(thrown) ?? thrown
+  const error = storeRefusal(thrown) ?? diskRefusal(thrown) ?? thrown
   if (error instanceof IndraftError) {
     return {
       code: error.code,

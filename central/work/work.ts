@@ -15,6 +15,7 @@ import { readCounts } from '../leases/read.ts'
 import { BLOCK_TASKS, mustPublish, type Results } from '../leases/results.ts'
 import type { Scripts } from '../leases/scripts.ts'
 import { publishOutputs } from '../publishing/publish.ts'
+import { storeRefusal } from '../redis.ts'
 import type { Compactor } from './compact.ts'
 import type { Reaper } from './reaper.ts'
 
@@ -166,11 +167,11 @@ export class Work {
   }
 
   async #sweepOnce(): Promise<void> {
-    const { scripts, reaper, feeder, plans } = this.#parts
+    const { scripts, reaper, feeder, plans, log } = this.#parts
     await reaper.sweep()
     for (const group of await scripts.redis.smembers(GLOBAL.groups)) {
       const base = groupBase(group)
-      for (const campaign of await scripts.redis.smembers(`${base}:active`)) {
+      const sweepCampaign = async (campaign: string) => {
         const isOpen = await feeder.advance(campaign)
         let results = 0
         const known = await plans.get(campaign)
@@ -187,6 +188,15 @@ export class Work {
         if (!isOpen && results === 0) {
           const steps = known?.plan.steps.map((step) => step.name) ?? []
           await scripts.run('end', base, { campaign, steps, retire: true })
+        }
+      }
+      for (const campaign of await scripts.redis.smembers(`${base}:active`)) {
+        try {
+          await sweepCampaign(campaign)
+        } catch (error) {
+          // What one campaign meets (a full disk, a blob that is gone) must not hold up the others.
+          if (storeRefusal(error)) throw error
+          log.warn({ err: error, campaign }, 'work.campaignNotSwept')
         }
       }
       const waiting = await scripts.redis.srandmember(`${base}:publish`)

@@ -188,14 +188,19 @@ function refuse(
     response.destroy()
     return
   }
-  const full = (error as NodeJS.ErrnoException | null)?.code === 'ENOSPC'
-  const refused = error instanceof IndraftError ? error : new IndraftError(full ? 'store.full' : 'internal.error')
+  const refused = error instanceof IndraftError ? error : new IndraftError(codeOfDisk(error) ?? 'internal.error')
   if (refused !== error) log.error({ err: error, path: request.url }, 'file.requestFailed')
   else log.warn({ code: refused.code, path: request.url, detail: refused.message }, 'file.requestRefused')
   events.onRefused?.(refused.code)
   // A body that is still coming is not read: the connection cannot be used again.
   if (!request.complete) response.setHeader('connection', 'close')
   sendJson(response, ERRORS[refused.code].status || 500, { code: refused.code, message: refused.message })
+}
+
+function codeOfDisk(error: unknown): ErrorCode | undefined {
+  const code = (error as NodeJS.ErrnoException | null)?.code
+  if (code === 'ENOSPC' || code === 'EDQUOT') return 'store.full'
+  return code === 'EROFS' ? 'dispatcher.busy' : undefined
 }
 
 function sendJson(response: ServerResponse, status: number, body: unknown): void {

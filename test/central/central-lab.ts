@@ -15,6 +15,10 @@ export interface CentralLab {
   config: CentralConfig
   natsUrl: string
   redisUrl: string
+  /** Resolves when the Redis of now has ended. */
+  redisExited(): Promise<unknown>
+  /** In its folder, at its port. */
+  startRedisAgain(): Promise<void>
   adminToken: string
   /** As the administrator. */
   admin: Client
@@ -29,24 +33,29 @@ export interface CentralLab {
   stop(): Promise<void>
 }
 
-export async function startCentralLab(settings: Record<string, unknown> = {}): Promise<CentralLab> {
+/** @param places folders elsewhere, as on a file system that is to fill up */
+export async function startCentralLab(
+  settings: Record<string, unknown> = {},
+  places: { state?: string; redis?: string } = {},
+): Promise<CentralLab> {
   const folder = mkdtempSync(join(tmpdir(), 'indraft-central-'))
   const ends: (() => Promise<unknown>)[] = [async () => rmSync(folder, { recursive: true, force: true })]
   const stopAll = async () => {
     for (const end of ends.reverse().splice(0)) await end()
   }
   try {
-    const account = await prepareNatsAccount(join(folder, 'central', 'nats-account'))
-    const redis = await startRedis({ dir: join(folder, 'redis') })
+    const { state = join(folder, 'central'), redis: redisDir = join(folder, 'redis') } = places
+    const account = await prepareNatsAccount(join(state, 'nats-account'))
+    let redis = await startRedis({ dir: redisDir })
     ends.push(() => redis.stop())
     const natsOptions = { dir: join(folder, 'nats'), configText: account.configText }
     let nats = await startNats(natsOptions)
     ends.push(() => nats.stop())
-    const args = { state: join(folder, 'central'), redis: redis.url, nats: nats.url, apiPort: 0, metricsPort: 0 }
+    const args = { state, redis: redis.url, nats: nats.url, apiPort: 0, metricsPort: 0 }
     const config = loadCentralConfig({ env: {}, args: { ...args, timeScale: 0.1, ...settings } })
     let central = await startCentral(config, silentLog)
     ends.push(() => central.stop())
-    const adminToken = readFileSync(join(folder, 'central', 'admin.token'), 'utf8').trim()
+    const adminToken = readFileSync(join(state, 'admin.token'), 'utf8').trim()
     const clients: Client[] = []
     ends.push(() => Promise.all(clients.map((client) => client.close())))
     const as = (token: string | null): Client => {
@@ -73,6 +82,10 @@ export async function startCentralLab(settings: Record<string, unknown> = {}): P
         }
       },
       redisUrl: redis.url,
+      redisExited: () => redis.exited,
+      async startRedisAgain() {
+        redis = await startRedis({ dir: redisDir, port: redis.port })
+      },
       adminToken,
       as,
       async person(subject, groups, role = 'submit') {

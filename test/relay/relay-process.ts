@@ -1,6 +1,6 @@
 /** A relay as a process of its own, in a folder that may lie on a file system of its own; and what it logs. */
 import { type ChildProcess, spawn } from 'node:child_process'
-import { mkdirSync } from 'node:fs'
+import { closeSync, mkdirSync, openSync, rmSync, writeFileSync, writeSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 
@@ -24,6 +24,8 @@ export interface SmallDisk {
   /** A path below `folder`, as this process reaches it. */
   path(inside?: string): string
   remount(option: 'ro' | 'rw'): Promise<void>
+  /** Takes all room but so many bytes; what it returns makes room again. */
+  fill(freeBytes: number): () => void
   close(): void
 }
 
@@ -46,6 +48,20 @@ export async function smallDisk(folder: string, size: string): Promise<SmallDisk
       const [program, ...args] = [...enter, 'mount', '-o', `remount,${option}`, folder]
       const code = await new Promise((resolve) => spawn(program!, args, { stdio: 'inherit' }).once('exit', resolve))
       if (code !== 0) throw new Error(`remount ${option} ended with ${code}`)
+    },
+    fill(freeBytes) {
+      const ballast = `/proc/${keeper.pid}/root${folder}/ballast`
+      const file = openSync(ballast, 'w')
+      const chunk = Buffer.alloc(64 * 1024, 1)
+      let written = 0
+      try {
+        for (;;) written += writeSync(file, chunk)
+      } catch {
+        // Full.
+      }
+      closeSync(file)
+      if (freeBytes > 0) writeFileSync(ballast, Buffer.alloc(Math.max(0, written - freeBytes), 1))
+      return () => rmSync(ballast, { force: true })
     },
     close: () => void keeper.kill('SIGKILL'),
   }
