@@ -2,6 +2,7 @@
  * What was acknowledged, at both hops, as those say to whom it was said: a pilot logs what its relay has taken from it, a
  * relay what central has. Read from their logs while they run.
  */
+import { basename, dirname } from 'node:path'
 import { FileTail } from './ledger.ts'
 import type { World } from './world.ts'
 
@@ -9,6 +10,8 @@ export interface Ack {
   /** Who acknowledged. */
   hop: 'relay' | 'central'
   site: string
+  /** That acknowledged it, or that was told so. */
+  relay: string
   /** Of the pilot; null at the hop to central. */
   node: string | null
   attempt: string
@@ -21,32 +24,36 @@ export interface Ack {
 
 export class Acks {
   readonly all: Ack[] = []
-  readonly #tails: { tail: FileTail; hop: Ack['hop']; site: string; node: string | null }[] = []
+  readonly #tails: { tail: FileTail; hop: Ack['hop']; site: string; relay: string; node: string | null }[] = []
   onAck: (ack: Ack) => void = () => {}
 
   constructor(world: World) {
-    for (const { name: site, nodes } of world.sites.values()) {
-      for (const relay of world
-        .names()
-        .filter((name) => name === `relay-${site}` || name.startsWith(`relay-${site}-`))) {
-        this.#tails.push({ tail: new FileTail(world.logOf(relay)), hop: 'central', site, node: null })
-      }
-      for (const node of nodes) {
-        this.#tails.push({ tail: new FileTail(world.logOf(`pilot-${node}`)), hop: 'relay', site, node })
-      }
+    for (const { name: relay, site } of world.relays.values()) {
+      this.#tails.push({ tail: new FileTail(world.logOf(`relay-${relay}`)), hop: 'central', site, relay, node: null })
+    }
+    for (const [node, site] of world.nodes) {
+      this.#tails.push({ tail: new FileTail(world.logOf(`pilot-${node}`)), hop: 'relay', site, relay: '', node })
     }
   }
 
   read(): void {
     const atMs = performance.now()
-    for (const { tail, hop, site, node } of this.#tails) {
+    for (const at of this.#tails) {
+      const { tail, hop, site, node } = at
       for (const line of tail.lines()) {
+        if (line.includes('"pilot.started"'))
+          at.relay = relayOf((JSON.parse(line) as { credential: string }).credential)
         if (!line.includes('"result.acknowledged"')) continue
         const { attempt, verdict, end = null } = JSON.parse(line) as Pick<Ack, 'attempt' | 'verdict'> & Partial<Ack>
-        const ack: Ack = { hop, site, node, attempt, verdict, end, atMs }
+        const ack: Ack = { hop, site, relay: at.relay, node, attempt, verdict, end, atMs }
         this.all.push(ack)
         this.onAck(ack)
       }
     }
   }
+}
+
+/** Whose folder a pilot's credential lies in (world.ts). */
+function relayOf(credential: string): string {
+  return basename(dirname(credential))
 }

@@ -43,18 +43,19 @@ export function holds(fault: Fault): string[] {
       return [nameOf(fault.target)]
     case 'link':
     case 'delay':
-      return [`link-${fault.site}`]
+      return [`link-${fault.relay}`]
     case 'replay':
-      return [`tap-${fault.site}-${fault.hop}`]
+      return [`tap-${fault.relay}-${fault.hop}`]
     case 'failpoint':
     case 'error':
       return [fault.name]
     case 'disk':
-      return ['site' in fault.on ? `relay-${fault.on.site}` : `pilot@${fault.on.node}`]
+      return ['relay' in fault.on ? `relay-${fault.on.relay}` : `pilot@${fault.on.node}`]
     case 'clock':
       return [`clock-${nameOf(fault.target)}`]
     case 'journal':
-      return [`relay-${fault.site}`, `relay-nats-${fault.site}`]
+    case 'away':
+      return [`relay-${fault.relay}`, `relay-nats-${fault.relay}`]
     case 'node':
       return [`pilot@${fault.node}`]
   }
@@ -62,11 +63,11 @@ export function holds(fault: Fault): string[] {
 
 /** Whether a result that was acknowledged went through what the fault touched. */
 export function touches(fault: Fault, ack: Ack): boolean {
-  const atSite = (site: string) => ack.hop === 'central' && ack.site === site
+  const through = (relay: string) => ack.hop === 'central' && ack.relay === relay
   const onNode = (node: string) => ack.hop === 'relay' && ack.node === node
   const target = (of: Target): boolean => {
-    if (of.part === 'relay-nats') return ack.hop === 'relay' && ack.site === of.site
-    if ('site' in of) return atSite(of.site)
+    if (of.part === 'relay-nats') return ack.hop === 'relay' && ack.relay === of.relay
+    if ('relay' in of) return through(of.relay)
     if ('node' in of) return onNode(of.node)
     return ack.hop === 'central'
   }
@@ -78,17 +79,20 @@ export function touches(fault: Fault, ack: Ack): boolean {
     case 'link':
     case 'delay':
     case 'journal':
-      return atSite(fault.site)
+      return through(fault.relay)
+    // Its pilots', which is the other relay's to make possible.
+    case 'away':
+      return ack.hop === 'relay' && ack.site === fault.site
     case 'replay':
-      return ack.hop === fault.hop && ack.site === fault.site
+      return ack.hop === fault.hop && ack.relay === fault.relay
     case 'failpoint':
     case 'error': {
       const program = programOf(fault.name)
       if (program === 'central') return ack.hop === 'central'
-      return program === 'relay' ? atSite(fault.site) : ack.hop === 'relay' && ack.site === fault.site
+      return program === 'relay' ? through(fault.relay) : ack.hop === 'relay' && ack.site === fault.site
     }
     case 'disk':
-      return 'site' in fault.on ? atSite(fault.on.site) : onNode(fault.on.node)
+      return 'relay' in fault.on ? through(fault.on.relay) : onNode(fault.on.node)
     case 'node':
       return onNode(fault.node)
   }
@@ -103,7 +107,7 @@ export async function make(fault: Fault, tools: Tools): Promise<Ended> {
       return onProcess(fault, tools)
     case 'link': {
       onBegun()
-      const { nats, api } = siteOf(world, fault.site)
+      const { nats, api } = edgeAt(world, fault.relay)
       await Promise.all([nats.set({ mode: fault.mode }), api.set({ mode: fault.mode })])
       await sleep(fault.forMs)
       // What was on its way when a connection breaks never arrives.
@@ -113,7 +117,7 @@ export async function make(fault: Fault, tools: Tools): Promise<Ended> {
     }
     case 'delay': {
       onBegun()
-      const { nats, api } = siteOf(world, fault.site)
+      const { nats, api } = edgeAt(world, fault.relay)
       await Promise.all([nats.set({ delayMs: fault.delayMs }), api.set({ delayMs: fault.delayMs })])
       await sleep(fault.forMs)
       await Promise.all([nats.set({ delayMs: 0 }), api.set({ delayMs: 0 })])
@@ -121,7 +125,7 @@ export async function make(fault: Fault, tools: Tools): Promise<Ended> {
     }
     case 'replay': {
       onBegun()
-      const sent = await tools.taps.replay(fault.site, fault.hop, fault.copies, fault.forMs, fault.number)
+      const sent = await tools.taps.replay(fault.relay, fault.hop, fault.copies, fault.forMs, fault.number)
       return sent > 0 ? {} : { nothing: 'no message came by' }
     }
     case 'failpoint':
@@ -131,8 +135,8 @@ export async function make(fault: Fault, tools: Tools): Promise<Ended> {
     case 'disk': {
       if (!tools.disks) return { nothing: 'no private mounts here' }
       const on =
-        'site' in fault.on
-          ? { part: `relay-${fault.on.site}`, path: siteOf(world, fault.on.site).state }
+        'relay' in fault.on
+          ? { part: `relay-${fault.on.relay}`, path: edgeAt(world, fault.on.relay).state }
           : { part: `pilot-${fault.on.node}`, path: join(world.folder, 'node', fault.on.node) }
       onBegun()
       return tools.disks.make(fault.how, on.path, fault.forMs, world.part(on.part))
@@ -146,6 +150,15 @@ export async function make(fault: Fault, tools: Tools): Promise<Ended> {
       )
       return {}
     }
+    case 'away': {
+      onBegun()
+      await world.part(`relay-${fault.relay}`).whileDown(async () => {
+        const pid = world.pidOf({ part: 'relay-nats', site: fault.site, relay: fault.relay })
+        if (pid !== undefined) signal(pid, 'SIGKILL')
+        await sleep(fault.forMs)
+      })
+      return {}
+    }
     case 'journal':
       return onJournal(fault, tools)
     case 'node': {
@@ -157,10 +170,10 @@ export async function make(fault: Fault, tools: Tools): Promise<Ended> {
   }
 }
 
-function siteOf(world: World, name: string) {
-  const site = world.sites.get(name)
-  if (!site) throw new Error(`no site ${name}`)
-  return site
+function edgeAt(world: World, name: string) {
+  const edge = world.relays.get(name)
+  if (!edge) throw new Error(`no relay ${name}`)
+  return edge
 }
 
 async function onProcess(fault: Extract<Fault, { kind: 'kill' | 'stop' }>, tools: Tools): Promise<Ended> {
@@ -219,7 +232,7 @@ async function atMoment(
   { world, onBegun, isWorkOver }: Tools,
 ): Promise<Ended> {
   const program = programOf(fault.name)
-  const folder = world.failpoints(program, program === 'central' ? undefined : fault.site)
+  const folder = world.failpoints(program, fault)
   const armed = join(folder, fault.name)
   writeFileSync(`${armed}.new`, `${action}\n`)
   renameSync(`${armed}.new`, armed)
@@ -243,13 +256,13 @@ async function atMoment(
 }
 
 async function onJournal(fault: Extract<Fault, { kind: 'journal' }>, { world, onBegun }: Tools): Promise<Ended> {
-  const site = siteOf(world, fault.site)
-  const path = join(site.state, 'journal.sqlite')
+  const edge = edgeAt(world, fault.relay)
+  const path = join(edge.state, 'journal.sqlite')
   onBegun()
-  await world.part(`relay-${fault.site}`).whileDown(async () => {
+  await world.part(`relay-${fault.relay}`).whileDown(async () => {
     if (fault.how === 'disk lost') {
-      empty(site.state)
-      await site.join()
+      empty(edge.state)
+      await edge.join()
       return
     }
     for (const file of [path, `${path}-wal`]) {

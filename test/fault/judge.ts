@@ -8,7 +8,7 @@ import type { CampaignView, Finding, TaskRow, TaskView } from '../../central/cam
 import { ENDED_TASK_STATES, TASK_STATES } from '../../shared/lifecycle.ts'
 import type { Ack } from './acks.ts'
 import { type Ledger, taskOf } from './ledger.ts'
-import { resultValue, type Wave } from './work.ts'
+import { finalPath, resultValue, type Wave } from './work.ts'
 import { until, type World } from './world.ts'
 
 const ENDED: ReadonlySet<string> = new Set(ENDED_TASK_STATES)
@@ -34,8 +34,10 @@ export interface JudgeOptions {
   ledger: Ledger
   waves: Wave[]
   seed: number
+  /** As planWork was told. */
+  final: string
   acks: () => readonly Ack[]
-  /** When a site's relay last lost its journal on purpose: what only that held may be gone, and is run again. */
+  /** When a relay last lost its journal on purpose: what only that held may be gone, and is run again. */
   forgetful: ReadonlyMap<string, number>
   /** Wait this long for results that are acknowledged and still on their way. */
   settleMs?: number
@@ -112,11 +114,15 @@ function judgeCounts(wave: Wave, { view, rows }: Seen, blame: (figure: 'doubleCo
 
 /** A done task has its published output, which is what one successful attempt in the ledger wrote. */
 async function judgeOutputs(
-  { world, ledger, waves, seed }: JudgeOptions,
+  { world, ledger, waves, seed, final }: JudgeOptions,
   campaigns: ReadonlyMap<string, Seen>,
   blame: (figure: 'tasksLost', what: string) => void,
 ): Promise<void> {
-  const published = (id: string, task: string) => join(world.centralState, 'outputs/published', id, task, 'out.txt')
+  const published = (id: string, task: string) => {
+    const [step, index] = task.split('/')
+    if (step === 'second') return finalPath(final, id, Number(index))
+    return join(world.centralState, 'outputs/published', id, task, 'out.txt')
+  }
   for (const wave of waves) {
     const [id, { rows }] = [...campaigns].find(([, { view }]) => view.name === wave.name)!
     const done = [...rows].filter(([task, row]) => row.state === 'done' && !task.startsWith('fails/'))
@@ -192,13 +198,13 @@ async function judgeAcks(
       return hop === 'relay' && verdict === 'accepted' && !arrived.has(attempt) && campaigns.has(attempt.split('/')[0]!)
     })
   }
-  const isForgiven = ({ site, atMs }: Ack) => atMs < (forgetful.get(site) ?? Number.NEGATIVE_INFINITY)
+  const isForgiven = ({ relay, atMs }: Ack) => atMs < (forgetful.get(relay) ?? Number.NEGATIVE_INFINITY)
   await until('results are at central', () => missing().every(isForgiven), settleMs).catch(() => {})
   // A relay that died before it could log the answer, or forgot that it had asked.
   for (const { attempt } of judgedByCentral(world)) arrived.add(attempt)
   const gone = missing()
-  for (const { attempt, site, node } of gone.filter((ack) => !isForgiven(ack))) {
-    blame('acknowledgedLost', `${attempt}: ${site} acknowledged it to ${node}, and it never came to central`)
+  for (const { attempt, relay, node } of gone.filter((ack) => !isForgiven(ack))) {
+    blame('acknowledgedLost', `${attempt}: relay ${relay} acknowledged it to ${node}, and it never came to central`)
   }
   const accepted = acks()
     .filter(({ hop, verdict, end }) => hop === 'central' && verdict === 'accepted' && end === 'done')

@@ -20,7 +20,7 @@ import { Ledger } from './ledger.ts'
 import { isInside, runInside } from './namespace.ts'
 import { type RunOptions, readOptions } from './options.ts'
 import { buildPrograms } from './programs.ts'
-import { type Doing, describeFault, drawSchedule, type Fault, kindOf, type Schedule } from './schedule.ts'
+import { type Doing, describeFault, drawSchedule, edgesOf, type Fault, kindOf, type Schedule } from './schedule.ts'
 import { openTaps } from './taps.ts'
 import { planWork, type Wave } from './work.ts'
 import { startWorld, type World } from './world.ts'
@@ -29,6 +29,7 @@ const SITES = {
   alpha: Array.from({ length: 6 }, (_, i) => `alpha-${i + 1}`),
   beta: Array.from({ length: 6 }, (_, i) => `beta-${i + 1}`),
 }
+const RELAYS = { alpha: ['alpha', 'alpha-second'] }
 const CENTRALS = 2
 const SLOTS = 2
 const TIME_SCALE = 0.1
@@ -53,7 +54,7 @@ interface Outcome {
 async function main(): Promise<number> {
   const options = readOptions(process.argv.slice(2))
   if (options.schedule) {
-    const { schedule } = plan(options, '/ledger', { clock: true, disk: true })
+    const { schedule } = plan(options, '/run', { clock: true, disk: true })
     for (const fault of schedule.faults) console.log(`${fault.number}. at ${fault.at}: ${describeFault(fault)}`)
     return 0
   }
@@ -81,31 +82,40 @@ async function main(): Promise<number> {
 
 function plan(
   options: RunOptions,
-  ledger: string,
+  folder: string,
   able: { clock: boolean; disk: boolean },
 ): { waves: Wave[]; schedule: Schedule } {
   const { seed, tasks, faults } = options
   const payload = join(import.meta.dirname, 'payload.sh')
-  const waves = planWork({ seed, tasks, waves: Math.max(2, Math.round(tasks / WAVE_TASKS)), ledger, payload })
+  const waves = planWork({
+    seed,
+    tasks,
+    waves: Math.max(2, Math.round(tasks / WAVE_TASKS)),
+    payload,
+    ...workFolders(folder),
+  })
   return {
     waves,
-    schedule: drawSchedule({ seed, tasks, faults, waves, sites: SITES, centrals: CENTRALS, able }),
+    schedule: drawSchedule({ seed, tasks, faults, waves, sites: SITES, relays: RELAYS, centrals: CENTRALS, able }),
   }
 }
 
+/** Outside of every folder of the product. */
+function workFolders(folder: string) {
+  return { ledger: join(folder, 'ledger'), final: join(folder, 'final') }
+}
+
 async function run(options: RunOptions, folder: string, disks: Disks | null): Promise<Outcome> {
-  const ledgerFolder = join(folder, 'ledger')
-  mkdirSync(join(ledgerFolder, 'met'), { recursive: true })
+  const { ledger: ledgerFolder, final } = workFolders(folder)
+  for (const path of [join(ledgerFolder, 'met'), final]) mkdirSync(path, { recursive: true })
   const library = await locateFaketime(say)
   if (library === null) say('no libfaketime here: clocks are not stepped')
   const clocks = library === null ? null : openClocks(join(folder, 'clocks'), library)
   if (disks) {
-    for (const [site, nodes] of Object.entries(SITES)) {
-      disks.mount(join(folder, 'relay', site), DISK_BYTES.relay)
-      for (const node of nodes) disks.mount(join(folder, 'node', node), DISK_BYTES.node)
-    }
+    for (const { relay } of edgesOf(SITES, RELAYS)) disks.mount(join(folder, 'relay', relay), DISK_BYTES.relay)
+    for (const node of Object.values(SITES).flat()) disks.mount(join(folder, 'node', node), DISK_BYTES.node)
   }
-  const { waves, schedule } = plan(options, ledgerFolder, { clock: clocks !== null, disk: disks !== null })
+  const { waves, schedule } = plan(options, folder, { clock: clocks !== null, disk: disks !== null })
   writeFileSync(join(folder, 'schedule.json'), JSON.stringify(schedule, null, 1))
   const programs = buildPrograms(join(folder, 'programs'))
   const starting = performance.now()
@@ -113,6 +123,7 @@ async function run(options: RunOptions, folder: string, disks: Disks | null): Pr
     folder,
     programs,
     sites: SITES,
+    relays: RELAYS,
     centrals: CENTRALS,
     timeScale: TIME_SCALE,
     outageMs: OUTAGE_MS,
@@ -139,6 +150,7 @@ async function run(options: RunOptions, folder: string, disks: Disks | null): Pr
       ledger,
       waves,
       seed: options.seed,
+      final,
       acks: () => acks.all,
       forgetful: going.forgetful,
     }
@@ -153,7 +165,7 @@ async function run(options: RunOptions, folder: string, disks: Disks | null): Pr
 /** The run between the first submission and the end of the last campaign. */
 class Going {
   readonly made: Made[] = []
-  /** When a site's journal was last destroyed. */
+  /** When a relay's journal was last destroyed. */
   readonly forgetful = new Map<string, number>()
   readonly #world: World
   readonly #waves: Wave[]
@@ -282,7 +294,7 @@ class Going {
       })
       .catch((error) => say(`fault ${fault.number} could not be made: ${(error as Error).stack}`))
       .finally(() => {
-        if (fault.kind === 'journal') this.forgetful.set(fault.site, performance.now())
+        if (fault.kind === 'journal') this.forgetful.set(fault.relay, performance.now())
         this.#active.delete(fault)
         this.#armed.delete(fault)
         for (const name of needed) this.#held.delete(name)
@@ -314,6 +326,10 @@ class Going {
     say(`user: ${what} ${name}`)
     await this.#world.ask(async (client): Promise<unknown> => {
       if (what === 'submit') return client.call('submitCampaign', { body: { source: yaml, tables } })
+      if (what === 'retry') {
+        const body = { states: ['failed' as const], request: `again-${wave}` }
+        return client.call('retryTasks', { params: { campaign: name }, body })
+      }
       const desired = what === 'pause' ? 'paused' : what === 'resume' ? 'run' : 'cancelled'
       return client.call('setDesired', { params: { campaign: name }, body: { desired } })
     })

@@ -8,6 +8,7 @@ const options: ScheduleOptions = {
   faults: 60,
   waves: [500, 500, 500, 500, 60].map((tasks) => ({ tasks, isCancelled: tasks === 60 })),
   sites: { alpha: ['alpha-1', 'alpha-2'], beta: ['beta-1'] },
+  relays: { alpha: ['alpha', 'alpha-second'] },
   centrals: 2,
   able: { clock: true, disk: true },
 }
@@ -29,7 +30,7 @@ test('schedule - sixty faults hold every kind that is drawn, in the order of the
     expect(killed).toContain(`stop ${part}`)
   }
   const kinds = new Set(faults.map(({ kind }) => kind))
-  for (const kind of ['link', 'delay', 'replay', 'failpoint', 'error', 'disk', 'clock', 'journal', 'node']) {
+  for (const kind of ['link', 'delay', 'replay', 'failpoint', 'error', 'disk', 'clock', 'journal', 'node', 'away']) {
     expect(kinds).toContain(kind)
   }
 })

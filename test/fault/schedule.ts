@@ -6,24 +6,31 @@
 import { FAILPOINTS, type Failpoint } from '../../shared/failpoint.ts'
 import { type Seeded, seeded } from '../seeded.ts'
 
+/** A relay, by its name, which no other one has, and its site. */
+export interface Edge {
+  site: string
+  relay: string
+}
+
 /** Who can be killed or stopped. `centre` parts are one for all sites. */
 export type Target =
   | { part: 'central'; number: number }
   | { part: 'redis' | 'nats' }
-  | { part: 'relay' | 'relay-nats'; site: string }
+  | ({ part: 'relay' | 'relay-nats' } & Edge)
   | { part: 'pilot' | 'payload'; node: string }
 
 export type FaultDoing =
   | { kind: 'kill'; target: Target; downMs: number }
   | { kind: 'stop'; target: Target; forMs: number }
-  | { kind: 'link'; site: string; mode: 'cut' | 'half-open' | 'one-way'; forMs: number; loses: boolean }
-  | { kind: 'delay'; site: string; delayMs: number; forMs: number }
-  | { kind: 'replay'; site: string; hop: 'relay' | 'central'; copies: number; forMs: number }
-  | { kind: 'failpoint'; name: Failpoint; site: string; action: 'kill' | 'stop'; forMs: number }
-  | { kind: 'error'; name: Failpoint; site: string; code: 'ENOSPC' | 'EROFS' }
-  | { kind: 'disk'; on: { site: string } | { node: string }; how: 'full' | 'read-only'; forMs: number }
+  | ({ kind: 'link'; mode: 'cut' | 'half-open' | 'one-way'; forMs: number; loses: boolean } & Edge)
+  | ({ kind: 'delay'; delayMs: number; forMs: number } & Edge)
+  | ({ kind: 'away'; forMs: number } & Edge)
+  | ({ kind: 'replay'; hop: 'relay' | 'central'; copies: number; forMs: number } & Edge)
+  | ({ kind: 'failpoint'; name: Failpoint; action: 'kill' | 'stop'; forMs: number } & Edge)
+  | ({ kind: 'error'; name: Failpoint; code: 'ENOSPC' | 'EROFS' } & Edge)
+  | { kind: 'disk'; on: Edge | { node: string }; how: 'full' | 'read-only'; forMs: number }
   | { kind: 'clock'; target: Target; stepS: number }
-  | { kind: 'journal'; site: string; how: 'tail cut' | 'overwritten' | 'disk lost' }
+  | ({ kind: 'journal'; how: 'tail cut' | 'overwritten' | 'disk lost' } & Edge)
   | { kind: 'node'; node: string; how: 'scratch lost' }
 
 export type Fault = FaultDoing & {
@@ -36,7 +43,7 @@ export type Fault = FaultDoing & {
 /** What a user does meanwhile; repeated until it is answered. */
 export interface Doing {
   at: number
-  what: 'submit' | 'pause' | 'resume' | 'cancel'
+  what: 'submit' | 'pause' | 'resume' | 'cancel' | 'retry'
   wave: number
 }
 
@@ -47,6 +54,9 @@ export interface Schedule {
   doings: Doing[]
 }
 
+/** Names of relays by site, for those that have not just one, of the site's own name. */
+export type Relays = Record<string, string[]>
+
 export interface ScheduleOptions {
   seed: number
   /** That will be settled all in all. */
@@ -54,7 +64,9 @@ export interface ScheduleOptions {
   faults: number
   /** Tasks of each wave, in their order; a cancelled one comes beside the others. */
   waves: { tasks: number; isCancelled: boolean }[]
+  /** Nodes by site. */
   sites: Record<string, string[]>
+  relays: Relays
   centrals: number
   /** What this machine can do; the others are not drawn. */
   able: { clock: boolean; disk: boolean }
@@ -67,8 +79,18 @@ function skewed(random: Seeded, least: number, most: number): number {
   return Math.round(least * (most / least) ** random.next())
 }
 
-const site: (random: Seeded, options: ScheduleOptions) => string = (random, { sites }) =>
-  random.pick(Object.keys(sites))
+/** Every relay of these sites. */
+export function edgesOf(sites: Record<string, unknown>, relays: Relays): Edge[] {
+  return Object.keys(sites).flatMap((site) => (relays[site] ?? [site]).map((relay) => ({ site, relay })))
+}
+
+const edge = (random: Seeded, { sites, relays }: ScheduleOptions): Edge => random.pick(edgesOf(sites, relays))
+/** One that another one of its site can stand in for; any, where there is none. */
+const pairedEdge = (random: Seeded, { sites, relays }: ScheduleOptions): Edge => {
+  const all = edgesOf(sites, relays)
+  const paired = all.filter(({ site }) => all.filter((one) => one.site === site).length > 1)
+  return random.pick(paired.length > 0 ? paired : all)
+}
 const node: (random: Seeded, options: ScheduleOptions) => string = (random, { sites }) =>
   random.pick(Object.values(sites).flat())
 
@@ -76,8 +98,8 @@ const parts: Record<Target['part'], (random: Seeded, options: ScheduleOptions) =
   central: (random, { centrals }) => ({ part: 'central', number: 1 + random.below(centrals) }),
   redis: () => ({ part: 'redis' }),
   nats: () => ({ part: 'nats' }),
-  relay: (random, options) => ({ part: 'relay', site: site(random, options) }),
-  'relay-nats': (random, options) => ({ part: 'relay-nats', site: site(random, options) }),
+  relay: (random, options) => ({ part: 'relay', ...edge(random, options) }),
+  'relay-nats': (random, options) => ({ part: 'relay-nats', ...edge(random, options) }),
   pilot: (random, options) => ({ part: 'pilot', node: node(random, options) }),
   payload: (random, options) => ({ part: 'payload', node: node(random, options) }),
 }
@@ -109,9 +131,26 @@ const failpointIn =
   (random, options) => ({
     kind: 'failpoint',
     name: random.pick(failpointsOf(program)),
-    site: site(random, options),
+    ...edge(random, options),
     action: random.chance(0.8) ? 'kill' : 'stop',
     forMs: skewed(random, 500, 10_000),
+  })
+
+/** Moments at which a helper of the centre has done a half of what it does, by what that is. */
+export const HALFWAY = {
+  feeding: ['retries.fed'],
+  releasing: ['step.prepared', 'step.partReleased'],
+  publishing: ['output.published'],
+} as const satisfies Record<string, readonly Failpoint[]>
+
+const halfway =
+  (what: keyof typeof HALFWAY): Draw =>
+  (random, options) => ({
+    kind: 'failpoint',
+    name: random.pick(HALFWAY[what]),
+    ...edge(random, options),
+    action: 'kill',
+    forMs: 0,
   })
 
 /** How often each is drawn, beside the others. Every row comes at least once where there are faults enough. */
@@ -134,17 +173,26 @@ const ROWS: Record<string, { weight: number; needs?: 'clock' | 'disk'; mayMiss?:
     weight: 5,
     draw: (random, options) => ({
       kind: 'link',
-      site: site(random, options),
+      ...edge(random, options),
       mode: random.pick(['cut', 'half-open', 'one-way']),
       forMs: skewed(random, 500, 16_000),
       loses: random.chance(0.7),
+    }),
+  },
+  // Long enough for its pilots to change over, and for the centre to give its work to others.
+  away: {
+    weight: 1,
+    draw: (random, options) => ({
+      kind: 'away',
+      ...pairedEdge(random, options),
+      forMs: skewed(random, 12_000, 25_000),
     }),
   },
   delay: {
     weight: 2,
     draw: (random, options) => ({
       kind: 'delay',
-      site: site(random, options),
+      ...edge(random, options),
       delayMs: skewed(random, 50, 2500),
       forMs: skewed(random, 2000, 12_000),
     }),
@@ -153,13 +201,16 @@ const ROWS: Record<string, { weight: number; needs?: 'clock' | 'disk'; mayMiss?:
     weight: 4,
     draw: (random, options) => ({
       kind: 'replay',
-      site: site(random, options),
+      ...edge(random, options),
       hop: random.pick(['relay', 'central']),
       copies: 1 + random.below(3),
       forMs: skewed(random, 2000, 10_000),
     }),
   },
   'failpoint central': { weight: 6, mayMiss: true, draw: failpointIn('central') },
+  'half-way feeding': { weight: 1, mayMiss: true, draw: halfway('feeding') },
+  'half-way releasing': { weight: 1, mayMiss: true, draw: halfway('releasing') },
+  'half-way publishing': { weight: 1, mayMiss: true, draw: halfway('publishing') },
   'failpoint relay': { weight: 5, mayMiss: true, draw: failpointIn('relay') },
   'failpoint pilot': { weight: 5, mayMiss: true, draw: failpointIn('pilot') },
   error: {
@@ -168,7 +219,7 @@ const ROWS: Record<string, { weight: number; needs?: 'clock' | 'disk'; mayMiss?:
     draw: (random, options) => ({
       kind: 'error',
       name: random.pick(throwingFailpoints()),
-      site: site(random, options),
+      ...edge(random, options),
       code: random.pick(['ENOSPC', 'EROFS']),
     }),
   },
@@ -177,7 +228,7 @@ const ROWS: Record<string, { weight: number; needs?: 'clock' | 'disk'; mayMiss?:
     needs: 'disk',
     draw: (random, options) => ({
       kind: 'disk',
-      on: { site: site(random, options) },
+      on: edge(random, options),
       how: random.pick(['full', 'full', 'read-only']),
       forMs: skewed(random, 1000, 8000),
     }),
@@ -205,7 +256,7 @@ const ROWS: Record<string, { weight: number; needs?: 'clock' | 'disk'; mayMiss?:
     weight: 2,
     draw: (random, options) => ({
       kind: 'journal',
-      site: site(random, options),
+      ...edge(random, options),
       how: random.pick(['tail cut', 'overwritten', 'disk lost']),
     }),
   },
@@ -231,8 +282,8 @@ export function drawSchedule(options: ScheduleOptions): Schedule {
 }
 
 /**
- * Each wave is submitted when half of what came before is settled; every third is paused for a while. Those that are
- * cancelled are spread over the run.
+ * Each wave is submitted when half of what came before is settled; every third is paused for a while, and of every third
+ * what failed is tried again when it is nearly over. Those that are cancelled are spread over the run.
  */
 function drawDoings({ waves, tasks }: ScheduleOptions, random: Seeded): Doing[] {
   const doings: Doing[] = []
@@ -246,6 +297,7 @@ function drawDoings({ waves, tasks }: ScheduleOptions, random: Seeded): Doing[] 
       doings.push({ at: paused, what: 'pause', wave }, { at: paused + Math.floor(size / 8), what: 'resume', wave })
     }
     before += size
+    if (place % 3 === 0) doings.push({ at: Math.floor(before - size / 20), what: 'retry', wave })
   }
   const cancelled = [...waves.entries()].filter(([, { isCancelled }]) => isCancelled)
   for (const [place, [wave, { tasks: size }]] of cancelled.entries()) {
@@ -275,18 +327,25 @@ export function kindOf(fault: FaultDoing): string {
     case 'replay':
       return `replay to ${fault.hop}`
     case 'failpoint':
-      return `failpoint ${programOf(fault.name)}`
+      return halfwayOf(fault.name) ?? `failpoint ${programOf(fault.name)}`
     case 'error':
       return `disk error ${fault.name}`
     case 'disk':
-      return `disk ${fault.how} ${'site' in fault.on ? 'relay' : 'pilot'}`
+      return `disk ${fault.how} ${'relay' in fault.on ? 'relay' : 'pilot'}`
     case 'clock':
       return `clock ${fault.target.part}`
     case 'journal':
       return `journal ${fault.how}`
     case 'node':
       return fault.how
+    case 'away':
+      return 'relay away'
   }
+}
+
+function halfwayOf(name: Failpoint): string | undefined {
+  const found = Object.entries(HALFWAY).find(([, names]) => (names as readonly Failpoint[]).includes(name))
+  return found && `half-way ${found[0]}`
 }
 
 /** One line, as it is printed. */
@@ -300,7 +359,7 @@ export function describeFault(fault: FaultDoing): string {
 
 export function nameOf(target: Target): string {
   if (target.part === 'central') return `central-${target.number}`
-  if ('site' in target) return `${target.part}-${target.site}`
+  if ('relay' in target) return `${target.part}-${target.relay}`
   if ('node' in target) return `${target.part}@${target.node}`
   return target.part
 }

@@ -10,20 +10,20 @@ import type { NatsConnection } from '@nats-io/transport-node'
 import { readPilotCredential } from '../../shared/credentials.ts'
 import { connectNats, siteInboxPrefix, siteSubject } from '../../shared/link-nats.ts'
 import { seeded } from '../seeded.ts'
-import type { World } from './world.ts'
+import type { Relay, World } from './world.ts'
 
 const MOST_FRAMES = 2000
 
 export interface Taps {
   /** Listens for half of the time, then sends what it heard again. @returns how many messages were sent */
-  replay(site: string, hop: 'relay' | 'central', copies: number, forMs: number, seed: number): Promise<number>
+  replay(relay: string, hop: 'relay' | 'central', copies: number, forMs: number, seed: number): Promise<number>
   close(): Promise<void>
 }
 
 export function openTaps(world: World): Taps {
   const open = new Set<NatsConnection>()
   const tap = async (
-    site: string,
+    { site, state }: Relay,
     hop: 'relay' | 'central',
   ): Promise<{ connection: NatsConnection; inbox: string }> => {
     if (hop === 'central') {
@@ -39,7 +39,6 @@ export function openTaps(world: World): Taps {
       })
       return { connection, inbox: siteInboxPrefix(site) }
     }
-    const { state } = world.sites.get(site)!
     const { nats } = readPilotCredential(join(state, 'pilot.json'))
     const identity = JSON.parse(readFileSync(join(state, 'identity.json'), 'utf8')) as { relayPassword: string }
     const connection = await connectNats({
@@ -52,9 +51,11 @@ export function openTaps(world: World): Taps {
     return { connection, inbox: nats.inboxPrefix }
   }
   return {
-    async replay(site, hop, copies, forMs, seed) {
+    async replay(name, hop, copies, forMs, seed) {
       const late = sleep(forMs).then(() => undefined)
-      const connecting = tap(site, hop)
+      const relay = world.relays.get(name)!
+      const { site } = relay
+      const connecting = tap(relay, hop)
       const at = await Promise.race([connecting, late])
       if (!at) {
         // It may come to stand later, and nobody wants it then.

@@ -8,7 +8,7 @@ import { seeded } from '../seeded.ts'
  * - good: succeeds; log: the same, with a log of some 100 kB
  * - once: exits 3 the first time that it runs at all, then succeeds
  * - always: exits 4 each time, so that its task fails for good
- * - first, second: succeed; second checks and joins what every first has written
+ * - first, second: succeed; second checks and joins what every first has written, and its own goes to the shared folder
  */
 export type Kind = 'good' | 'log' | 'once' | 'always' | 'first' | 'second'
 
@@ -36,6 +36,8 @@ export interface WorkOptions {
   /** Where payloads keep their ledger, and the payload's path. */
   ledger: string
   payload: string
+  /** Folder on the file system that all share, for outputs that do not go to the centre. */
+  final: string
   /** The longest sleep of a payload. */
   longestS?: number
 }
@@ -58,13 +60,18 @@ export function planWork(options: WorkOptions): Wave[] {
   return [...plain, ...cancelled]
 }
 
+/** Where an output of step `second` comes to lie. */
+export function finalPath(final: string, campaign: string, index: number): string {
+  return `${final}/${campaign}-${index}.txt`
+}
+
 /** What an output's first three words have to be. */
 export function resultValue(seed: number, index: number): number {
   return (index * 7919 + seed) % 1_000_003
 }
 
 export function planWave(options: WorkOptions, name: string, seed: number, size: number, isCancelled = false): Wave {
-  const { ledger, payload, longestS = 1 } = options
+  const { ledger, payload, final, longestS = 1 } = options
   const random = seeded(seed)
   const fails = Math.max(1, Math.round(size * SHARE.always))
   const plain = size - fails - FIRSTS - SECONDS
@@ -101,7 +108,7 @@ steps:
     count: ${SECONDS}
     command: ${command('second', '0.1')}
     inputs: [{from: first, path: parts/, list: list.txt}]
-    outputs: [{path: out.txt}]
+    outputs: [{path: out.txt, url: "file://${final}/$(campaign_id)-$(index).txt"}]
 `
   const one = (kind: Kind): Expected => ({
     kind,

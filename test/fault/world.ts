@@ -1,7 +1,7 @@
 /**
- * Everything that a fault run needs, as real processes: a Redis, a nats-server, two centrals, a relay for each site behind
- * wide-area links of its own, and pilots that a stand-in for the batch system starts again whenever they end. Each part
- * can be reached by name, to do something bad to it. All of it lies in one folder and ends with this process.
+ * Everything that a fault run needs, as real processes: a Redis, a nats-server, two centrals, one relay or more for each
+ * site, each behind wide-area links of its own, and pilots that a stand-in for the batch system starts again whenever they
+ * end. Each part can be reached by name, to do something bad to it. All of it lies in one folder and ends with this process.
  */
 import { existsSync, mkdirSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -19,7 +19,7 @@ import { type Address, WanProxy } from '../wan-link.ts'
 import type { Clocks } from './clocks.ts'
 import { Kept, type Life, spawnLogged } from './kept.ts'
 import type { Programs } from './programs.ts'
-import { nameOf, type Target } from './schedule.ts'
+import { type Edge, edgesOf, nameOf, type Relays, type Target } from './schedule.ts'
 
 const HOST = '127.0.0.1'
 const PATIENCE_MS = 120_000
@@ -29,6 +29,7 @@ export interface WorldOptions {
   programs: Programs
   /** Nodes by site. */
   sites: Record<string, string[]>
+  relays?: Relays
   centrals: number
   timeScale: number
   /** How long a site's link may be cut before its work goes to others. */
@@ -38,10 +39,10 @@ export interface WorldOptions {
   say: (line: string) => void
 }
 
-export interface Site {
+export interface Relay {
   name: string
-  nodes: string[]
-  /** The relay's state folder. */
+  site: string
+  /** Its state folder, of its own name. */
   state: string
   nats: WanProxy
   api: WanProxy
@@ -52,7 +53,9 @@ export interface Site {
 export interface World {
   folder: string
   adminToken: string
-  sites: Map<string, Site>
+  relays: Map<string, Relay>
+  /** The site of each node. */
+  nodes: Map<string, string>
   /** The NATS of the centre, past the links. */
   natsUrl: string
   ca: string
@@ -64,8 +67,8 @@ export interface World {
   logOf(name: string): string
   /** Whether its log has a line with this message. */
   saidOf(name: string, message: string): boolean
-  /** Folder in which moments of a program are armed; relays and pilots have one for each site. */
-  failpoints(program: 'central' | 'relay' | 'pilot', site?: string): string
+  /** Folder in which moments of a program are armed; each relay has one, and the pilots of each site. */
+  failpoints(program: 'central' | 'relay' | 'pilot', at: Edge): string
   /** Asks one central and then the other until one answers. */
   ask<T>(what: (client: Client) => Promise<T>): Promise<T>
   redisDir: string
@@ -177,8 +180,8 @@ export async function startWorld(options: WorldOptions): Promise<World> {
       }
     }
 
-    const sites = new Map<string, Site>()
-    for (const [name, nodes] of Object.entries(options.sites)) {
+    const relays = new Map<string, Relay>()
+    for (const { site, relay: name } of edgesOf(options.sites, options.relays ?? {})) {
       const state = place('relay', name)
       const links = {
         nats: new WanProxy(HOST, { host: HOST, port: nats.port }),
@@ -190,8 +193,8 @@ export async function startWorld(options: WorldOptions): Promise<World> {
         links.api.close()
       })
       const join_ = async () => {
-        await ask((client) => client.call('addSite', { body: { name, outageMs: options.outageMs } }))
-        const { joinToken } = await ask((client) => client.call('addSite', { body: { name } }))
+        await ask((client) => client.call('addSite', { body: { name: site, outageMs: options.outageMs } }))
+        const { joinToken } = await ask((client) => client.call('addSite', { body: { name: site } }))
         const { credential } = await ask((client) => client.call('joinSite', { body: { token: joinToken } }))
         const known = relayCredentialSchema.parse(credential)
         mkdirSync(state, { recursive: true, mode: 0o700 })
@@ -203,7 +206,7 @@ export async function startWorld(options: WorldOptions): Promise<World> {
         readRelayCredential(join(state, 'relay.json'))
       }
       await join_()
-      sites.set(name, { name, nodes, state, ...links, join: join_ })
+      relays.set(name, { name, site, state, ...links, join: join_ })
       const relay = `relay-${name}`
       const start = () =>
         program(relay, programs.indraft, ['relay', 'run'], {
@@ -219,37 +222,49 @@ export async function startWorld(options: WorldOptions): Promise<World> {
         })
       await keep(relay, start)
       await until(`${relay} is ready`, () => said(logOf(relay), 'relay.ready'))
-      for (const node of nodes) {
+    }
+    const nodes = new Map<string, string>()
+    for (const [site, names] of Object.entries(options.sites)) {
+      const known = [...relays.values()].filter((relay) => relay.site === site)
+      for (const [place_, node] of names.entries()) {
+        nodes.set(node, site)
+        // Each relay is the preferred one of as many pilots.
+        const first = place_ % known.length
+        const credentials = [...known.slice(first), ...known.slice(0, first)].map(({ state }) =>
+          join(state, 'pilot.json'),
+        )
         const start = () =>
           program(`pilot-${node}`, programs.pilot, ['run'], {
-            CREDENTIAL: join(state, 'pilot.json'),
+            CREDENTIAL: credentials.join(','),
             SCRATCH: place('node', node),
             NODE: node,
             CORES: String(options.slots),
             MEMORY: '4GiB',
             IDLE_BEFORE: '30s',
             IDLE_AFTER: '15s',
-            GONE_AFTER: '25s',
+            ...(known.length > 1
+              ? { GONE_AFTER: '8s', STAGE_TIMEOUT: '10s' }
+              : { GONE_AFTER: '25s', STAGE_TIMEOUT: '2min' }),
             AHEAD: '3s',
             PAYLOAD_GRACE: '1s',
             DRAIN_GRACE: '4s',
-            STAGE_TIMEOUT: '2min',
             CONTAINER_RUNTIME: 'none',
-            FAILPOINTS: place('failpoints', `pilot-${name}`),
+            FAILPOINTS: place('failpoints', `pilot-${site}`),
             LOG_LEVEL: 'debug',
           })
         await keep(`pilot-${node}`, start, { restartMs: 500, graceMs: 8000 })
       }
     }
 
-    const natsPid = (site: string): number | undefined => {
-      const path = join(folder, 'relay', site, 'nats', 'nats.pid')
+    const natsPid = (relay: string): number | undefined => {
+      const path = join(folder, 'relay', relay, 'nats', 'nats.pid')
       return existsSync(path) ? (JSON.parse(readFileSync(path, 'utf8')) as { pid: number }).pid : undefined
     }
     return {
       folder,
       adminToken,
-      sites,
+      relays,
+      nodes,
       natsUrl: nats.url,
       ca: authority.ca,
       part(name) {
@@ -259,13 +274,14 @@ export async function startWorld(options: WorldOptions): Promise<World> {
       },
       names: () => [...parts.keys()],
       pidOf(target) {
-        if (target.part === 'relay-nats') return natsPid(target.site)
+        if (target.part === 'relay-nats') return natsPid(target.relay)
         if (target.part === 'pilot') return parts.get(`pilot-${target.node}`)?.pid
         return parts.get(nameOf(target))?.pid
       },
       logOf,
       saidOf: (name, message) => said(logOf(name), message),
-      failpoints: (which, site) => place('failpoints', site === undefined ? which : `${which}-${site}`),
+      failpoints: (which, { site, relay }) =>
+        place('failpoints', which === 'central' ? which : `${which}-${which === 'relay' ? relay : site}`),
       ask,
       redisDir: join(folder, 'redis'),
       centralState: join(folder, 'central'),

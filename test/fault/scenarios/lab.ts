@@ -29,9 +29,9 @@ export interface SmallWorld {
   /** Resolves when so many tasks are settled by the ledger. */
   settled(tasks: number): Promise<void>
   over(wave: Wave): Promise<CampaignView>
-  arm(name: Failpoint, action: string, site?: string): void
+  arm(name: Failpoint, action: string, relay?: string): void
   /** Resolves with the process id of who passed the moment. */
-  passed(name: Failpoint, site?: string): Promise<number>
+  passed(name: Failpoint, relay?: string): Promise<number>
   /** Whether a part's log has a line with this message. */
   said(part: string, message: string): boolean
   judge(forgetful?: JudgeOptions['forgetful']): Promise<Verdict>
@@ -41,6 +41,7 @@ export interface SmallWorld {
 export interface SmallOptions {
   centrals?: number
   sites?: Record<string, string[]>
+  relays?: Record<string, string[]>
   timeScale?: number
   outageMs?: number
   slots?: number
@@ -52,7 +53,8 @@ export const NOTHING_LOST = { tasksLost: 0, doubleCounted: 0, acknowledgedLost: 
 export async function startSmallWorld(options: SmallOptions = {}): Promise<SmallWorld> {
   const folder = mkdtempSync(join(tmpdir(), 'indraft-scenario-'))
   const ledgerFolder = join(folder, 'ledger')
-  mkdirSync(join(ledgerFolder, 'met'), { recursive: true })
+  const final = join(folder, 'final')
+  for (const path of [join(ledgerFolder, 'met'), final]) mkdirSync(path, { recursive: true })
   const world = await startWorld({
     folder,
     programs: buildPrograms(join(folder, 'programs')),
@@ -72,8 +74,8 @@ export async function startSmallWorld(options: SmallOptions = {}): Promise<Small
     ledger.read()
     acks.read()
   }, 50)
-  const folderOf = (name: Failpoint, site = 'alpha') =>
-    world.failpoints(programOf(name), programOf(name) === 'central' ? undefined : site)
+  const folderOf = (name: Failpoint, relay = 'alpha') =>
+    world.failpoints(programOf(name), { relay, site: world.relays.get(relay)!.site })
   const show = async ({ name }: Wave) =>
     (await world.ask((client) => client.call('showCampaign', { params: { campaign: name } }))) as CampaignView
   return {
@@ -83,7 +85,7 @@ export async function startSmallWorld(options: SmallOptions = {}): Promise<Small
     show,
     async submit(tasks, { longestS = 0.3, name = `wave-${waves.length + 1}` } = {}) {
       const payload = resolve(import.meta.dirname, '../payload.sh')
-      const work = { seed: SEED, tasks, waves: 1, ledger: ledgerFolder, payload, longestS }
+      const work = { seed: SEED, tasks, waves: 1, ledger: ledgerFolder, payload, final, longestS }
       const wave = planWave(work, name, SEED + waves.length, tasks)
       waves.push(wave)
       await world.ask((client) => client.call('submitCampaign', { body: { source: wave.yaml, tables: wave.tables } }))
@@ -98,20 +100,21 @@ export async function startSmallWorld(options: SmallOptions = {}): Promise<Small
       })
       return view
     },
-    arm(name, action, site) {
-      const path = join(folderOf(name, site), name)
+    arm(name, action, relay) {
+      const path = join(folderOf(name, relay), name)
       writeFileSync(`${path}.new`, `${action}\n`)
       renameSync(`${path}.new`, path)
     },
-    async passed(name, site) {
-      const hit = () => listed(folderOf(name, site)).find((file) => file.startsWith(`${name}.hit.`))
+    async passed(name, relay) {
+      const hit = () => listed(folderOf(name, relay)).find((file) => file.startsWith(`${name}.hit.`))
       await until(`somebody passes ${name}`, () => hit() !== undefined)
       const file = hit()!
-      rmSync(join(folderOf(name, site), file))
+      rmSync(join(folderOf(name, relay), file))
       return Number(file.slice(`${name}.hit.`.length))
     },
     said: (part, message) => world.saidOf(part, message),
-    judge: (forgetful = new Map()) => judge({ world, ledger, waves, seed: SEED, acks: () => acks.all, forgetful }),
+    judge: (forgetful = new Map()) =>
+      judge({ world, ledger, waves, seed: SEED, final, acks: () => acks.all, forgetful }),
     async stop() {
       clearInterval(reading)
       await world.stop()

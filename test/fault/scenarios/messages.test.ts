@@ -48,7 +48,7 @@ test(
     small = await startSmallWorld({ sites: { alpha: ['alpha-1'], beta: ['beta-1'] }, outageMs: 2000, slots: 2 })
     const wave = await small.submit(40, { longestS: 1 })
     await small.settled(6)
-    const { nats, api } = small.world.sites.get('alpha')!
+    const { nats, api } = small.world.relays.get('alpha')!
     await Promise.all([nats.set({ mode: 'cut' }), api.set({ mode: 'cut' })])
     // Whatever alpha had is done by beta alone.
     await small.over(wave)

@@ -38,12 +38,12 @@ test('fault - Redis lost acknowledged writes: granting stops and says so, and go
 test("fault - an edge's disk is lost: its living pilots follow the new relay, what only it held runs again", async () => {
   small = await startSmallWorld({ outageMs: 2000 })
   const { world } = small
-  const site = world.sites.get('alpha')!
+  const relay = world.relays.get('alpha')!
   const wave = await small.submit(60, { longestS: 0.5 })
   await small.settled(15)
   await world.part('relay-alpha').whileDown(async () => {
-    for (const name of readdirSync(site.state)) rmSync(join(site.state, name), { recursive: true, force: true })
-    await site.join()
+    for (const name of readdirSync(relay.state)) rmSync(join(relay.state, name), { recursive: true, force: true })
+    await relay.join()
   })
   const lostAtMs = performance.now()
   await until('the pilot follows', () => small.said('pilot-alpha-1', 'credential.renewed'))
