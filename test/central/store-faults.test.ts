@@ -438,6 +438,28 @@ test('starvation - work that fits a waiting holder and is granted to nobody is f
   expect(await lab.store.starved()).toEqual([])
 })
 
+test('a relay that is silent for less than its site may be cut off - keeps its leases, for longer it does not', async () => {
+  const outageMs = 600_000
+  lab.sites.set('ALPHA', { ...lab.sites.get('ALPHA')!, outageMs })
+  const id = await seed(2)
+  const relay = await new TestHolder(lab.dispatcher, { role: 'relay', name: 'edge' }).hello()
+  expect(relay.holder.welcome!.timings).toMatchObject({ lostAfterMs: outageMs, leaseMs: outageMs })
+  await relay.pull(2)
+  await relay.startAll()
+  const silentFor = async (ms: number) => {
+    const [seconds] = await lab.redis.time()
+    const seenMs = String(Number(seconds) * 1000 - ms)
+    await lab.redis.hset(`indraft:{site:ALPHA}:session:${relay.holder.welcome!.session}`, 'seenMs', seenMs)
+    await lab.redis.hset('indraft:mark', 'graceMs', 1000)
+    await lab.settle()
+  }
+  await silentFor(outageMs - 60_000)
+  expect(await counts(id)).toEqual({ running: 2 })
+  await silentFor(outageMs + 1000)
+  expect(await counts(id)).toEqual({ queued: 2 })
+  await clean()
+})
+
 test('a centre that cannot hear holders - declares nobody dead, and gives them their time when it hears again', async () => {
   const id = await seed(2)
   const pilot = await new TestHolder(lab.dispatcher).hello()
@@ -446,9 +468,12 @@ test('a centre that cannot hear holders - declares nobody dead, and gives them t
   lab.hearing.hears = false
   const session = `indraft:{site:ALPHA}:session:${pilot.holder.welcome!.session}`
   await lab.redis.hset(session, 'seenMs', '1000')
-  await lab.redis.hset('indraft:mark', 'sweptMs', 1000, 'graceMs', 1000)
+  const [seconds] = await lab.redis.time()
+  await lab.redis.hset('indraft:mark', 'sweptMs', Number(seconds) * 1000, 'graceMs', 1000)
   await lab.work.sweep()
   expect(await counts(id)).toEqual({ assigned: 2 })
+  // By now it has heard nobody for long.
+  await lab.redis.hset('indraft:mark', 'sweptMs', 1000)
   lab.hearing.hears = true
   await lab.work.sweep()
   expect(await counts(id)).toEqual({ assigned: 2 })
