@@ -84,6 +84,8 @@ test('retry of held tasks - fresh credit; a late success of a held one makes it 
   const plan = planOf('held', { a: { size: 2, retries: { ...RETRIES, payload: 1 } }, b: { after: after('a') } })
   await lab.store.create(plan)
   const pilot = await new TestHolder(lab.dispatcher).hello()
+  // They have used their credit when they are held.
+  await work(pilot, 2, EXIT_3)
   await work(pilot, 2, { ...EXIT_3, exitCode: 2 })
   expect(await counts(plan.id)).toEqual({ a: { held: 2 }, b: { blocked: 1 } })
   expect((await view(plan.id)).state).toBe('held')
