@@ -13,6 +13,9 @@ import type { Log } from '../shared/log.ts'
 import {
   containerArguments,
   containerRuntime,
+  covering,
+  GPU_OPTIONS,
+  type GpuShare,
   ISOLATIONS,
   OFFLINE,
   type Runtime,
@@ -35,6 +38,8 @@ export interface ProbeOptions {
   limits?: { tryMs: number; testMs: number }
   /** Whether this node reaches registries; default: it does not. */
   registries?: boolean
+  /** On a node with several GPUs: the option for them is tried with this device file covered. */
+  gpus?: { vendor: GpuShare['vendor']; file: string } | null
   /** PATH, and what of the pilot's environment the runtime is to know of caches and registries. */
   env: Readonly<Record<string, string>>
   log: Log
@@ -113,9 +118,28 @@ export async function probeContainer(options: ProbeOptions): Promise<Runtime | n
       log.info({ binary, version, isolation, ms: tried.ms, sif: sif.how, why: sif.why, network }, 'container.found')
       const offline = alone.ok ? OFFLINE : null
       const registries = options.registries ?? false
-      return containerRuntime({ binary, version, isolation, offline, sif, binds, registries, env })
+      const cover = options.gpus
+        ? await coverFor(folder, options.gpus, log, (...more) => call(isolation, first, ...more))
+        : null
+      return containerRuntime({ binary, version, isolation, offline, cover, sif, binds, registries, env })
     }
   }
+  return null
+}
+
+/** An empty file that nobody can read, where it can be put over device files in containers; null where it cannot. */
+async function coverFor(
+  folder: string,
+  { vendor, file }: NonNullable<ProbeOptions['gpus']>,
+  log: Log,
+  call: (...more: string[]) => Promise<Tried>,
+): Promise<string | null> {
+  const cover = join(folder, 'covered')
+  await rm(cover, { force: true })
+  await writeFile(cover, '', { mode: 0 })
+  const tried = await call(GPU_OPTIONS[vendor], ...covering(cover, [file]))
+  if (tried.ok) return cover
+  log.warn({ file, detail: complaintOf(tried.said) }, 'container.gpusNotCovered')
   return null
 }
 

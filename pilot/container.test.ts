@@ -260,6 +260,30 @@ describe('payloads', () => {
     },
   )
 
+  test("container - the device files of others' GPUs are covered where the node can, and the attempt says which", async () => {
+    const gpus = { vendor: 'nvidia', file: '/dev/nvidia1' } as const
+    const share = {
+      vendor: 'nvidia',
+      ids: ['GPU-a'],
+      covered: ['/dev/nvidia1', '/dev/nvidia2'],
+      isAlone: true,
+    } as const
+    const launch = { image, argv: ['true'], env: {}, marker: {}, ...(await folders()) }
+    const cover = join(site.folder, 'container/covered')
+    const able = (await probe(standIn('apptainer version 1.4.5'), { gpus }))!
+    await able.start({ ...launch, gpus: share }).ended
+    expect(called()).toEqual(expect.arrayContaining([`${cover}:/dev/nvidia1:ro`, `${cover}:/dev/nvidia2:ro`]))
+    expect(readFileSync(cover)).toHaveLength(0)
+    expect(able.sealing({ gpus: share }).gpus).toBe('own')
+    expect(able.sealing({ gpus: { ...share, isAlone: false } }).gpus).toBe('shared')
+    expect(able.sealing({ gpus: null })).not.toHaveProperty('gpus')
+    const unable = (await probe(standIn('apptainer version 1.4.5', `${cover}:/dev/nvidia1:ro`), { gpus }))!
+    await unable.start({ ...launch, gpus: share }).ended
+    expect(called()).toContain('--nv')
+    expect(called().join(' ')).not.toContain('/dev/nvidia')
+    expect(unable.sealing({ gpus: share }).gpus).toBe('shared')
+  })
+
   test('container - that never starts ends as the container’s fault, by its walltime or before', async () => {
     const runtime = (await probe(standIn('apptainer version 1.4.5', '--nothing', 'exec sleep 60')))!
     const run = (walltimeMs: number, stageTimeoutMs: number) =>

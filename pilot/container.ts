@@ -20,6 +20,9 @@ export interface GpuShare {
   vendor: 'nvidia' | 'amd'
   /** As the vendor's tools name them: numbers, or UUIDs. */
   ids: readonly string[]
+  /** Device files of others that a container is not to see, and whether it is then alone with its own; see gpu-devices.ts. */
+  covered?: readonly string[]
+  isAlone?: boolean
 }
 
 /** How far a payload is kept from what it shares the node with; said in the attempt's log line and in the trace. */
@@ -28,6 +31,8 @@ export interface Sealing {
   network: 'own' | 'shared'
   /** own: it sees and signals its own processes only, and all of them end with its first one. */
   processes: 'own' | 'shared'
+  /** own: no other GPU of the node can be opened. Not said of payloads without GPUs. */
+  gpus?: 'own' | 'shared'
 }
 
 export interface Launch {
@@ -79,7 +84,7 @@ export interface Runtime {
   refusal(image: string): Promise<ImageRefusal | null>
   start(launch: Launch): Started
   /** What start() will do about the rest of the node. */
-  sealing(launch: Pick<Launch, 'network'>): Sealing
+  sealing(launch: Pick<Launch, 'network' | 'gpus'>): Sealing
   /** Folders as the payload sees them. */
   view(launch: Pick<Launch, 'work' | 'temporary'>): { work: string; temporary: string }
   /** Why the wrapper left no word, from what the runtime said and the status it ended with. */
@@ -164,7 +169,11 @@ export function hostRuntime(path: string, offline: Offline | null = null): Runti
       const [file, ...args] = [...(isOffline(launch) ? (offline?.words ?? []) : []), ...wrapper, ...launch.argv]
       return spawn(file!, args, { PATH: path, ...launch.env, ...gpuVariables(launch.gpus), ...launch.marker }, launch)
     },
-    sealing: (launch) => ({ network: offline !== null && isOffline(launch) ? 'own' : 'shared', processes: 'shared' }),
+    sealing: (launch) => ({
+      network: offline !== null && isOffline(launch) ? 'own' : 'shared',
+      processes: 'shared',
+      ...(hasGpus(launch) ? { gpus: 'shared' } : {}),
+    }),
     view: ({ work, temporary }) => ({ work, temporary }),
     explain: (said) => ({ reason: 'node.fault', detail: said }),
   }
@@ -178,6 +187,8 @@ export interface ContainerOptions {
   isolation: readonly string[]
   /** Options that give a payload a network of its own, with loopback alone; null where none can be had here. */
   offline: readonly string[] | null
+  /** An empty file that can be put over device files; null where none can. */
+  cover?: string | null
   /** How image files are run here, and why so. */
   sif: SifWay
   binds: readonly string[]
@@ -207,7 +218,7 @@ export const ISOLATIONS: readonly (readonly string[])[] = [
 /** Without CNI, without privileges: a network namespace in which loopback is up. */
 export const OFFLINE = ['--net', '--network', 'none'] as const
 
-const GPU_OPTIONS: Readonly<Record<GpuShare['vendor'], string>> = { nvidia: '--nv', amd: '--rocm' }
+export const GPU_OPTIONS: Readonly<Record<GpuShare['vendor'], string>> = { nvidia: '--nv', amd: '--rocm' }
 
 const INSIDE = { work: '/work', control: '/indraft', temporary: '/tmp' } as const
 
@@ -243,7 +254,7 @@ export function containerRuntime(options: ContainerOptions): Runtime {
         'exec',
         ...containerArguments(options),
         ...(isOffline(launch) ? (options.offline ?? []) : []),
-        ...(launch.gpus && launch.gpus.ids.length > 0 ? [GPU_OPTIONS[launch.gpus.vendor]] : []),
+        ...(hasGpus(launch) ? [GPU_OPTIONS[launch.gpus.vendor], ...covering(options.cover, launch.gpus.covered)] : []),
         ...(options.sif.how === 'unsquash' ? ['--unsquash'] : []),
         '--workdir',
         launch.temporary,
@@ -265,6 +276,7 @@ export function containerRuntime(options: ContainerOptions): Runtime {
     sealing: (launch) => ({
       network: options.offline !== null && isOffline(launch) ? 'own' : 'shared',
       processes: options.isolation.includes('--containall') ? 'own' : 'shared',
+      ...(hasGpus(launch) ? { gpus: options.cover && launch.gpus.isAlone ? 'own' : 'shared' } : {}),
     }),
     view: () => ({ work: INSIDE.work, temporary: INSIDE.temporary }),
     explain: (said, exitCode) => {
@@ -277,6 +289,15 @@ export function containerRuntime(options: ContainerOptions): Runtime {
 
 function isOffline(launch: Pick<Launch, 'network'>): boolean {
   return launch.network === 'none'
+}
+
+function hasGpus<T extends Pick<Launch, 'gpus'>>(launch: T): launch is T & { gpus: GpuShare } {
+  return (launch.gpus?.ids.length ?? 0) > 0
+}
+
+/** Options that put an empty file over device files: what is mounted there nobody inside can take away. */
+export function covering(cover: string | null | undefined, devices: readonly string[] = []): string[] {
+  return cover ? devices.flatMap((device) => ['--bind', `${cover}:${device}:ro`]) : []
 }
 
 /** The option that names the working directory goes by two names. */

@@ -7,18 +7,23 @@
  */
 import { access } from 'node:fs/promises'
 import { execa } from 'execa'
+import type { GpuFiles } from './gpu-devices.ts'
 
 export interface Gpu {
   /** As CUDA_VISIBLE_DEVICES or ROCR_VISIBLE_DEVICES take it. */
   id: string
   model: string
   memoryBytes: number
+  /** Of a MIG instance: the GPU that it is a part of. */
+  part?: string
 }
 
 export interface Gpus {
   vendor: 'nvidia' | 'amd'
   driver: string | null
   devices: readonly Gpu[]
+  /** Where it was looked for which device files are whose. */
+  files?: GpuFiles
 }
 
 /** What batch systems say about GPUs; null where a variable is not set, which is not the same as empty. */
@@ -111,7 +116,10 @@ export function narrow(listing: Listing, env: GpuEnvironment): Gpus {
   const plain = (devices: readonly Listed[]): Gpus => ({
     vendor,
     driver,
-    devices: devices.map(({ id, model, memoryBytes }) => ({ id, model, memoryBytes })),
+    devices: devices.map(({ id, model, memoryBytes, parent }) => ({
+      ...{ id, model, memoryBytes },
+      ...(parent === null ? {} : { part: parent }),
+    })),
   })
   const visible = vendor === 'nvidia' ? env.cudaVisible : env.rocrVisible
   if (visible !== null) {

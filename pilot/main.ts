@@ -185,6 +185,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     onResult: (result) => end.tally.add(result),
   })
   const living = session
+  end.whenAsked((why) => living.drain('end', { code: 500, reason: `the site asks: ${why}` }))
   let offline: Offline | null = null
   let isOver = false
   log.info(
@@ -195,7 +196,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
   const testNode = async () => {
     const checks = await testScratch(home.folder)
     const found = await findRuntimes({
-      ...{ config, batch, log, candidates, folder: join(home.folder, 'container') },
+      ...{ config, batch, log, candidates, gpus, folder: join(home.folder, 'container') },
       own: [home.folder, ...credentials.map((path) => resolve(path))],
       onLost: (detail) => living.drain('finish', { code: 500, reason: detail }),
     })

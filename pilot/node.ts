@@ -13,6 +13,7 @@ import type { NodeFacts } from '../shared/protocol/messages.ts'
 import { cgroupLimits, cpusOf } from './cgroup.ts'
 import type { BatchEnvironment, PilotConfig } from './config.ts'
 import { TASKSET } from './container.ts'
+import { findGpuFiles } from './gpu-devices.ts'
 import { findGpus, type Gpus } from './gpus.ts'
 import { jobFeatures } from './machine-features.ts'
 import { architecture, ownProcessorLevel } from './processor.ts'
@@ -81,7 +82,8 @@ export async function lookAround({ config, batch, runtimes, timeLeftMs, gpus: gi
     memory: config.memory,
     scratchSpace: config.scratchSpace,
   })
-  const gpus = limitGpus(search.gpus, config.gpus)
+  const own = limitGpus(search.gpus, config.gpus)
+  const gpus = own && { ...own, files: own.files ?? (await findGpuFiles(own)) }
   const facts: NodeFacts = {
     node: config.node,
     cores,

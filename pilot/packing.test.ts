@@ -7,8 +7,11 @@ import { frameHandler } from '../shared/dispatcher.ts'
 import { memoryLink } from '../shared/link.ts'
 import { silentLog } from '../shared/log.ts'
 import { loadPilotConfig, readBatchEnvironment } from './config.ts'
+import type { Launch } from './container.ts'
+import { GpuFiles } from './gpu-devices.ts'
 import type { Gpus } from './gpus.ts'
 import { type Pilot, startPilot } from './main.ts'
+import { Attempt } from './payload.ts'
 import { ScriptedDispatcher } from './scripted-dispatcher.ts'
 import { makeTemplate, PATH, TestSite } from './testbench.ts'
 import { readTrace } from './trace-reader.ts'
@@ -177,6 +180,23 @@ describe('GPUs', () => {
     expect(held.size).toBe(0)
     expect(text(log)).toMatch(/^\+ $/m)
     expect(text(log)).toMatch(/^\+ GPU-.,GPU-.$/m)
+  })
+
+  test('packing - what is said of a payload’s GPUs names the device files of all others', async () => {
+    const own = new Map(gpus.devices.map(({ id }, minor) => [id, [`/dev/nvidia${minor}`]]))
+    const files = new GpuFiles(['/dev/nvidia0', '/dev/nvidia1', '/dev/nvidia2', '/dev/nvidia3'], own, new Set())
+    const seen: Launch['gpus'][] = []
+    const start_ = Attempt.prototype.run
+    vi.spyOn(Attempt.prototype, 'run').mockImplementation(function (this: Attempt) {
+      seen.push(this.work.gpus)
+      return start_.call(this)
+    })
+    await start({}, {}, { ...gpus, files })
+    script.give({ ...sh('true'), needs: { ...tiny, gpus: 2 } }, '0')
+    await until(() => script.results.length === 1)
+    expect(seen).toEqual([
+      { vendor: 'nvidia', ids: ['GPU-a', 'GPU-b'], covered: ['/dev/nvidia2', '/dev/nvidia3'], isAlone: true },
+    ])
   })
 
   test('packing - hello and offer say how many GPUs there are, of what kind, and with how much memory', async () => {

@@ -106,10 +106,12 @@ async function prepareSoftware(
   folder: AttemptFolder,
 ): Promise<string[]> {
   if (!software) return []
-  const missing = await touchSoftware(cvmfs, repositoriesOf(software))
+  const repositories = repositoriesOf(software)
+  const missing = await touchSoftware(cvmfs, repositories)
   if (missing.length > 0) throw new IndraftError('software.failed', `${missing.join(', ')} cannot be read in ${cvmfs}`)
   const isContainer = runtime.kind === 'container'
   const script = softwareScript(software, isContainer ? '/cvmfs' : cvmfs)
   if (script !== null) await writeFile(join(folder.control, 'software'), script, { mode: 0o400 })
-  return isContainer ? [`${cvmfs}:/cvmfs`] : []
+  // Each by itself: a container sees the repositories that its step names, whatever else the node has mounted.
+  return isContainer ? repositories.map((repository) => `${cvmfs}/${repository}:/cvmfs/${repository}`) : []
 }

@@ -11,6 +11,7 @@ import type { Log } from '../shared/log.ts'
 import type { BatchEnvironment, PilotConfig } from './config.ts'
 import { hostRuntime, type Runtime } from './container.ts'
 import { probeContainer } from './container-probe.ts'
+import type { Gpus } from './gpus.ts'
 import type { Check } from './node.ts'
 import { makeOffline, type Offline } from './offline.ts'
 
@@ -24,6 +25,8 @@ export interface RuntimesSought {
   folder: string
   /** What no bind may show to payloads. */
   own: readonly string[]
+  /** As found on this node. */
+  gpus: Gpus | null
   /** The place for host payloads without network is gone: the node is no good any more. */
   onLost?: (detail: string) => void
 }
@@ -40,6 +43,8 @@ export interface RuntimesFound {
 
 export async function findRuntimes(sought: RuntimesSought): Promise<RuntimesFound> {
   const { config, batch, log, onLost } = sought
+  const file = sought.gpus?.files?.example ?? null
+  const gpus = sought.gpus && file !== null ? { vendor: sought.gpus.vendor, file } : null
   const [host, container] = await Promise.all([
     findHost(config, batch, log, onLost),
     probeContainer({
@@ -49,6 +54,7 @@ export async function findRuntimes(sought: RuntimesSought): Promise<RuntimesFoun
       binds: config.binds,
       own: sought.own,
       registries: config.network === 'outgoing',
+      gpus,
       env: { PATH: batch.path, ...batch.container },
       log,
     }),

@@ -205,7 +205,7 @@ export class Work {
       bundle,
       earlierAttempts: grant.tries[String(index)] ?? 0,
       capability: grant.capability,
-      gpus: gpus && ids.length > 0 ? { vendor: gpus.vendor, ids } : null,
+      gpus: gpus && ids.length > 0 ? { vendor: gpus.vendor, ids, ...gpus.files?.foreignTo(ids) } : null,
       cpus: cpus?.join(',') ?? null,
     }
     const attempt = new Attempt(work, this.#options.around)

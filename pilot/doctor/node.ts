@@ -95,7 +95,7 @@ async function checkRuntimes(
   const folder = join(scratch, `.doctor-${process.pid}`)
   const binaries = await containerBinaries(config, batch)
   const own = credentialPaths(config.credential).map((path) => resolve(path))
-  const found = await findRuntimes({ config, batch, log, candidates: binaries, folder, own })
+  const found = await findRuntimes({ config, batch, log, candidates: binaries, folder, own, gpus: null })
   found.offline?.close()
   await rm(folder, { recursive: true, force: true })
   const container = found.runtimes.find(({ kind }) => kind === 'container')

@@ -9,9 +9,11 @@
  */
 import { spawnSync } from 'node:child_process'
 import {
+  closeSync,
   existsSync,
   lstatSync,
   mkdirSync,
+  openSync,
   readdirSync,
   readFileSync,
   readlinkSync,
@@ -115,10 +117,17 @@ function processes() {
 async function look({ marks, ports, paths, secrets: backwards }) {
   const secrets = backwards.map((text) => [...text].reverse().join(''))
   const all = processes()
+  const status = readFileSync('/proc/self/status', 'latin1')
   const known = (text) => secrets.some((secret) => text.includes(secret))
   const seen = {
     uid: process.getuid(),
     groups: process.getgroups(),
+    // No privilege, none to be gained by a program's mode or file, and no core of it on anybody's disk.
+    privileges: /^CapEff:\s+(\S+)/m.exec(status)?.[1],
+    noNewPrivileges: /^NoNewPrivs:\s+(\d)/m.exec(status)?.[1],
+    coreBytes: /^Max core file size\s+\S+\s+(\S+)/m.exec(readFileSync('/proc/self/limits', 'latin1'))?.[1],
+    keys: tryIt(() => readFileSync('/proc/keys', 'latin1').trim().split('\n').filter(Boolean)),
+    devices: asList(list('/dev')),
     processes: all.map(({ argv }) => argv),
     marksInProcesses: all.filter(({ environment }) => environment.includes('STAY_MS')).length,
     secretsInProcesses: all.filter(({ argv, environment }) => known(argv + environment)).length,
@@ -168,6 +177,8 @@ async function look({ marks, ports, paths, secrets: backwards }) {
     '/opt',
     '/sys',
     '/proc/sys/kernel',
+    '/proc/sys/net',
+    '/sys/fs/cgroup',
     '/dev',
     '/run',
   ]) {
@@ -186,6 +197,9 @@ async function look({ marks, ports, paths, secrets: backwards }) {
   seen.gained.hostRoot = inNamespace('mount --rbind /proc/1/root host && ls host/shared/home').status === 0
   seen.gained.kernelSetting = inNamespace('echo x >/proc/sys/kernel/core_pattern').status === 0
   seen.gained.device = inNamespace('mknod disk b 8 0 && head -c 1 disk').status === 0
+  // Opened, not written.
+  seen.gained.kernelTrigger = tryIt(() => closeSync(openSync('/proc/sysrq-trigger', 'w'))) === undefined
+  seen.gained.kernelLog = tryIt(() => closeSync(openSync('/dev/kmsg'))) === undefined
   // Lies about its end; the wrapper's own word comes after it, and is about this task alone.
   tryIt(() => writeFileSync('/indraft/run', '#!/bin/sh\nexit 0\n'))
   seen.gained.wrapper = tryIt(() => readFileSync('/indraft/run', 'utf8')).length < 50

@@ -27,6 +27,8 @@ interface Step {
   output?: string
   input?: string
   resources?: string
+  /** As JSON. */
+  software?: object
 }
 
 /** What hostile-payload.mjs writes. */
@@ -45,6 +47,38 @@ const webServer = `require('node:http').createServer((request, response) => {
   if (request.url.startsWith('/half')) response.writeHead(200, {'content-length': 1000}).write('x', () => response.destroy())
   else if (request.url.startsWith('/private')) response.writeHead(302, {location: 'http://${addresses.edgeLan}:80/x.sif'}).end()
 }).listen(8080, process.argv[1], () => console.log('listening'))`
+
+/** The product's own container code on the node: a payload with two of three GPUs tries to read all of them. */
+const coveredGpus = `
+import { mkdirSync, openSync, readFileSync } from 'node:fs'
+import { prepareControl } from '${inside.checkout}/pilot/container.ts'
+import { probeContainer } from '${inside.checkout}/pilot/container-probe.ts'
+import { silentLog } from '${inside.checkout}/shared/log.ts'
+const [image, folder] = process.argv.slice(1)
+const own = (name) => folder + '/' + name
+mkdirSync(own('container'), { recursive: true })
+const runtime = await probeContainer({
+  binaries: ['/usr/bin/apptainer'], folder: own('container'), probeImage: null, binds: [], env: { PATH: process.env.PATH },
+  log: silentLog, gpus: { vendor: 'nvidia', file: '/dev/nvidia0' },
+})
+for (const name of ['work', 'temporary', 'unpack']) mkdirSync(own(name))
+await prepareControl(own('control'))
+const read = (what, path) => 'echo "read ' + what + ': $(head -c 3 ' + path + ' 2>/dev/null | wc -c)"'
+const script = [
+  ...[0, 1, 2].map((minor) => read('/dev/nvidia' + minor, '/dev/nvidia' + minor)),
+  "unshare -Urm sh -c '" + [
+    'umount -l /dev/nvidia2', read('unmounted /dev/nvidia2', '/dev/nvidia2'),
+    'mkdir dev; mount --rbind /dev dev', read('bound /dev/nvidia2', 'dev/nvidia2'),
+    'mknod made c 1 5', read('made', 'made'),
+  ].join('; ') + "' 2>&1",
+].join('; ')
+const gpus = { vendor: 'nvidia', ids: ['GPU-a', 'GPU-b'], covered: ['/dev/nvidia2'], isAlone: true }
+const out = openSync(own('said'), 'w')
+const paths = { work: own('work'), temporary: own('temporary'), control: own('control'), unpack: own('unpack') }
+const launch = { image, argv: ['sh', '-c', script], env: {}, marker: {}, ...paths, gpus, stdout: out, stderr: out }
+await runtime.start(launch).ended
+console.log(JSON.stringify({ sealing: runtime.sealing(launch), said: readFileSync(own('said'), 'utf8') }))
+`
 
 describe.skipIf(whyNoLab() !== null)('hostile payloads', () => {
   let centre: Centre
@@ -70,6 +104,7 @@ describe.skipIf(whyNoLab() !== null)('hostile payloads', () => {
       APPTAINER_WRITABLE_TMPFS: '1',
       LEAK: 'c',
     }
+    await mountRepositories()
     pilot = centre.spawn('n1', 'pilot', argv, { user: 'alice', env })
     await pilot.waitFor(/"msg":"node.tested"/)
   })
@@ -77,13 +112,26 @@ describe.skipIf(whyNoLab() !== null)('hostile payloads', () => {
     await centre?.stop()
   })
 
+  /** Stand-ins for CVMFS repositories on the node: file systems of their own, mounted where CVMFS mounts them. */
+  const mountRepositories = async () => {
+    const stack = `software.eessi.io/versions/2025.06`
+    const init = 'module() { echo "LOADED=$2" >&2; export LOADED=$2; }'
+    const script = `cd /; mkdir -p cvmfs && mount -t tmpfs -o mode=755 cvmfs cvmfs && cd cvmfs
+      for name in data.vo.example secret.vo.example gone.vo.example software.eessi.io; do
+        mkdir $name && mount -t tmpfs -o mode=755 $name $name && echo "of $name" >$name/file
+      done
+      mkdir -p ${stack}/init ${stack}/compat/linux/$(uname -m) && printf '%s\\n' '${init}' >${stack}/init/bash`
+    await centre.check('n1', ['sh', '-ec', script])
+  }
+
   const submit = async (name: string, steps: Readonly<Record<string, Step>>) => {
     const text = Object.entries(steps).map(([step, { image = busybox, run, network = 'outgoing', ...more }]) => {
-      const { output, input, env = {}, resources = 'memory: 200MB, walltime: 2min' } = more
+      const { output, input, env = {}, resources = 'memory: 200MB, walltime: 2min', software } = more
       const inputs = input ? `, inputs: [{url: "file://${input}", path: payload.mjs}]` : ''
       const outputs = output ? `, outputs: [{path: ${output}}]` : ''
       const command = JSON.stringify(['sh', '-c', run.replaceAll('$(', () => '$$(')])
-      const rest = `resources: {cores: 1, ${resources}}${inputs}${outputs}`
+      const needs = software ? `, software: ${JSON.stringify(software)}` : ''
+      const rest = `resources: {cores: 1, ${resources}}${inputs}${outputs}${needs}`
       return `  ${step}: {image: ${JSON.stringify(image)}, network: ${network}, command: ${command}, env: ${JSON.stringify(env).replaceAll('$(', () => '$$(')}, ${rest}}`
     })
     const head = `indraft: 1\nname: ${name}\ngroup: /lab\ndefaults: {retries: {payload: 0, infrastructure: 0}}\nsteps:\n`
@@ -194,7 +242,10 @@ describe.skipIf(whyNoLab() !== null)('hostile payloads', () => {
         descriptors: [],
         sysv: 0,
         sysvShm: 0,
-        gained: { hostRoot: false, kernelSetting: false, device: false },
+        privileges: '0000000000000000',
+        noNewPrivileges: '1',
+        coreBytes: '0',
+        gained: { hostRoot: false, kernelSetting: false, device: false, kernelTrigger: false, kernelLog: false },
       })
       expect(seen.processes.every((argv) => !/leave|indraft-pilot/.test(argv))).toBe(true)
       // /dev is a small file system of its own.
@@ -221,6 +272,44 @@ describe.skipIf(whyNoLab() !== null)('hostile payloads', () => {
     await product.indraft('campaign', 'cancel', 'victims')
     await outcome('victims')
     await decoy.stop()
+  })
+
+  test('software - a step sees the repositories that it names and no others, and one that names none sees none', {
+    timeout: 600_000,
+  }, async () => {
+    await centre.check('n1', ['umount', '/cvmfs/gone.vo.example'])
+    const look = 'cat /cvmfs/*/file; ls /cvmfs; echo x 2>/dev/null >/cvmfs/data.vo.example/mine || echo not written'
+    const software = (...cvmfs: string[]) => ({ cvmfs })
+    await submit('software', {
+      one: { run: `(${look}) >out`, output: 'out', software: software('data.vo.example'), network: 'none' },
+      stack: {
+        ...{ image: nodeImage, run: 'echo "$LOADED $(ls /cvmfs)" >out', output: 'out' },
+        software: { eessi: { version: '2025.06', modules: ['ROOT/6.30'] } },
+      },
+      none: { run: '[ ! -e /cvmfs/data.vo.example ]' },
+      gone: { run: 'true', software: software('gone.vo.example') },
+    })
+    expect(await outcome('software')).toEqual({ one: 'done', stack: 'done', none: 'done', gone: 'software.failed' })
+    expect(await fetched('software', 'one', 'out')).toBe('of data.vo.example\ndata.vo.example\nnot written')
+    expect(await fetched('software', 'stack', 'out')).toBe('ROOT/6.30 software.eessi.io')
+  })
+
+  test('GPUs - device files of others are covered, and no namespace of its own brings them back', async () => {
+    const devices = [0, 1, 2].map((minor) => `/dev/nvidia${minor}`)
+    // Stand-ins: what can be read of them is zeroes.
+    for (const device of devices) await centre.check('n1', ['mknod', '-m', '666', device, 'c', '1', '5'])
+    const found = await centre.check('n1', ['node', '--input-type=module', '-e', coveredGpus, nodeImage, '/tmp/gpus'], {
+      user: 'alice',
+      cwd: '/tmp',
+    })
+    const { sealing, said } = JSON.parse(found.split('\n').at(-1)!) as { sealing: object; said: string }
+    expect(sealing).toMatchObject({ gpus: 'own' })
+    const reads = said.split('\n').filter((line) => line.startsWith('read'))
+    expect(reads).toEqual([
+      ...['read /dev/nvidia0: 3', 'read /dev/nvidia1: 3', 'read /dev/nvidia2: 0'],
+      ...['read unmounted /dev/nvidia2: 0', 'read bound /dev/nvidia2: 0', 'read made: 0'],
+    ])
+    for (const device of devices) await centre.check('n1', ['rm', device])
   })
 
   test('own harm - what a payload does to its wrapper, folders and processes is its own failure, or nothing', {
