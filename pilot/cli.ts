@@ -1,6 +1,6 @@
 /** The command `indraft-pilot`: options from the settings table, signals to the pilot, its code to an exit status. */
 import { setFlagsFromString } from 'node:v8'
-import { Command } from 'commander'
+import { Command, CommanderError } from 'commander'
 import { shownConfig } from '../shared/config.ts'
 import { IndraftError } from '../shared/errors.ts'
 import { type LogLevel, makeLog } from '../shared/log.ts'
@@ -60,6 +60,7 @@ const program = new Command('indraft-pilot')
   .description('Draws tasks from a relay (or the centre) and runs them on this node.')
   .version(SOFTWARE)
   .showHelpAfterError('(indraft-pilot --help says more)')
+  .exitOverride()
 
 withSettings(program.command('run').description('Be a pilot until there is no more work, the time is up, or a signal.'))
   .addHelpText(
@@ -82,4 +83,10 @@ registerTrace(program, orRefuse)
 
 addStartCommands(program, (line) => console.log(line), orRefuse)
 
-await program.parseAsync(process.argv)
+try {
+  await program.parseAsync(process.argv)
+} catch (error) {
+  // Commander has said what is wrong.
+  if (!(error instanceof CommanderError)) throw error
+  process.exitCode = error.exitCode === 0 ? 0 : 2
+}

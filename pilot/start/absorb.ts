@@ -5,7 +5,7 @@
 import { hasOutlived, hereScope, judgeEnd, type Moment, prove, strike, strikeNode } from './back-off.ts'
 import type { EndRecord } from './end-record.ts'
 import { judgeCanary, learn, noteVanished } from './nodes.ts'
-import type { SiteFile } from './site-file.ts'
+import { folderTag, type SiteFile } from './site-file.ts'
 import { kindOfStart, type Started, type State } from './state.ts'
 
 /** A job of ours as the batch system knows it, or a process. */
@@ -96,7 +96,8 @@ export function onQueue(state: State, site: SiteFile, jobs: readonly QueuedJob[]
   }
   for (const job of jobs) {
     const kind = kindOfStart(job.id)
-    if (Object.hasOwn(state.pilots, job.id) || !Object.hasOwn(site.kinds, kind)) continue
+    const isOurs = job.id.startsWith(`${kind}.${folderTag(site)}`)
+    if (Object.hasOwn(state.pilots, job.id) || !Object.hasOwn(site.kinds, kind) || !isOurs) continue
     // The state file was lost, or belongs to a tick that died before it wrote even its intent.
     said.push(`${job.id}: job ${job.jobId} is taken over`)
     state.pilots[job.id] = {

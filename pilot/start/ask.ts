@@ -8,15 +8,6 @@ import type { Message, OfferEntry } from '../../shared/protocol/messages.ts'
 /** More kinds than one question holds are not asked about. */
 const MOST_ENTRIES = 16
 
-/** @returns null where nobody answers in time, or does not know this question */
-export async function askDemand(
-  credentialPath: string,
-  offer: readonly OfferEntry[],
-  patienceMs: number,
-): Promise<Message<'demanded'> | null> {
-  return await askDispatcher(credentialPath, offer, patienceMs).catch(() => null)
-}
-
 /** @throws IndraftError link.timeout where nobody answers in time, its code where the question is refused; Error of the connection */
 export async function askDispatcher(
   credentialPath: string,

@@ -49,14 +49,22 @@ Exit status: 0 also where nothing was to be done; 1 where a step failed (the nex
 }
 
 async function start(options: Options, print: Print): Promise<void> {
-  const site = readSiteFile(options.site)
   const everyMs = parseDuration(options.every)
   if (!everyMs)
     throw new IndraftError('request.invalid', `--every: expected a duration such as 1min, found "${options.every}"`)
+  if (!LEVELS.includes(options.logLevel))
+    throw new IndraftError(
+      'request.invalid',
+      `--log-level: expected one of ${LEVELS.join(', ')}, found "${options.logLevel}"`,
+    )
+  if (options.loop && options.dryRun)
+    throw new IndraftError('request.invalid', '--dry-run says what one look would do: leave --loop out')
+  let site = readSiteFile(options.site)
   const log = makeLog('vacuum', (options.dryRun ? 'silent' : options.logLevel) as LogLevel)
-  const ports = realPorts(site, inheritedEnvironment())
+  const once = () =>
+    inFolder(site, () => tick(site, realPorts(site, inheritedEnvironment()), log, options.dryRun ?? false))
   if (!options.loop) {
-    const outcome = await tick(site, ports, log, options.dryRun ?? false)
+    const outcome = await once()
     if (options.dryRun) for (const line of wordsOf(outcome, site)) print(line)
     if (outcome.outcome === 'done' && outcome.errors.length > 0) process.exitCode = 1
     return
@@ -65,8 +73,27 @@ async function start(options: Options, print: Print): Promise<void> {
   for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => stopped.abort())
   log.info({ site: options.site, everyMs }, 'vacuum.ready')
   while (!stopped.signal.aborted) {
-    await tick(site, ports, log).catch((error) => log.error({ err: error }, 'vacuum.tickFailed'))
+    try {
+      // As a crontab does: a change counts from the next look on; a mistake leaves what was there.
+      site = readSiteFile(options.site)
+    } catch (error) {
+      log.error({ err: error }, 'vacuum.siteFileRefused')
+    }
+    await once().catch((error) => log.error({ err: error }, 'vacuum.tickFailed'))
     await systemClock.sleep(everyMs * (0.9 + 0.2 * Math.random()), stopped.signal)
+  }
+}
+
+const LEVELS = ['debug', 'info', 'warn', 'error', 'silent']
+
+/** What the file system refuses is said of the folder, and is no bug of ours. */
+async function inFolder<T>(site: SiteFile, act: () => Promise<T>): Promise<T> {
+  try {
+    return await act()
+  } catch (cause) {
+    if (cause instanceof IndraftError || typeof (cause as NodeJS.ErrnoException).syscall !== 'string') throw cause
+    const what = `folder ${site.folder}: ${(cause as Error).message}; it has to be this account's, to write and to lock in`
+    throw new IndraftError('node.fault', what, { cause })
   }
 }
 
@@ -79,7 +106,7 @@ export function wordsOf(outcome: TickOutcome, site: SiteFile): string[] {
   const asked = !site.ask.enabled
     ? 'the relay is not asked (ask.enabled)'
     : !answer
-      ? 'the relay did not answer what would fit'
+      ? `the relay did not answer what would fit${outcome.unanswered === null ? '' : `: ${outcome.unanswered}`}`
       : `the relay says: ${answer.fits.length === 0 ? (answer.reason ?? 'nothing') : answer.fits.map((fit) => `${fit.tasks} tasks of ${fit.work} (${fit.group})`).join(', ')}${answer.isWhole ? '' : '; the centre did not answer it'}`
   const pilots = Object.values(state.pilots).map(
     (one) => `  ${one.id}: ${one.nodes} nodes, ${one.state}${one.jobId ? `, job ${one.jobId}` : ''}, ${one.because}`,
@@ -106,10 +133,12 @@ async function stop(options: { site: string; resume?: boolean }, print: Print): 
   const site = readSiteFile(options.site)
   const { stopFile } = foldersOf(site)
   if (options.resume) {
-    await rm(stopFile, { force: true })
+    await inFolder(site, () => rm(stopFile, { force: true }))
     return print(`${stopFile} is gone: the next tick may start pilots`)
   }
-  await mkdir(site.folder, { recursive: true, mode: 0o700 })
-  await writeFile(stopFile, 'made by `indraft-pilot stop`\n')
+  await inFolder(site, async () => {
+    await mkdir(site.folder, { recursive: true, mode: 0o700 })
+    await writeFile(stopFile, 'made by `indraft-pilot stop`\n')
+  })
   print(`${stopFile}: no pilot starts, running ones leave after their tasks; \`indraft-pilot stop --resume\` ends it`)
 }

@@ -1,9 +1,10 @@
 /**
  * How a pilot's work and end are learned without a Slurm call: one small file in a folder that `indraft-pilot start`
  * reads, always written under a temporary name and renamed. While the pilot lives it is `<start>-<pilot>.alive`, replaced
- * now and then; its last act makes it `.json`. Written here, read here.
+ * now and then; its last act makes it `.json`. The other way goes one word: a `.leave` beside it asks this pilot to end,
+ * which a call of the batch system could not say to one node of a job. Written here, read here.
  */
-import { mkdir, open, readdir, readFile, rename, rm } from 'node:fs/promises'
+import { mkdir, open, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { z } from 'zod'
 import type { Log } from '../../shared/log.ts'
@@ -62,12 +63,16 @@ export class EndTally {
 
 export interface EndTeller {
   tally: EndTally
+  /** Called once, with the reason, when `indraft-pilot start` asks this pilot to end. */
+  whenAsked(act: (why: string) => void): void
   /** The last act. Never throws: what cannot be said is logged. */
   tell(end: { code: number; reason: string }): Promise<void>
 }
 
 /** How often a living pilot says what it did, so that a black hole is found before it ends. */
 const PROGRESS_EVERY_MS = 600_000
+/** How often a pilot looks whether it is asked to end. */
+const ASKED_EVERY_MS = 30_000
 /** What `.alive` records say in place of an end. */
 const ALIVE = { code: 100, reason: 'alive' }
 
@@ -76,6 +81,7 @@ export function endTeller(
   config: { endFolder: string | null; startId: string | null; node: string },
   pilot: { name: string; job: string | null; livedMs: () => number },
   log: Log,
+  everyMs = { progress: PROGRESS_EVERY_MS, asked: ASKED_EVERY_MS },
 ): EndTeller {
   const tally = new EndTally()
   const { endFolder } = config
@@ -93,15 +99,34 @@ export function endTeller(
       .catch((error) => log.error({ err: error }, 'end.notWritten'))
     return writing
   }
-  const timer = config.startId === null ? undefined : setInterval(() => void write(true, ALIVE), PROGRESS_EVERY_MS)
-  timer?.unref()
+  const timers: NodeJS.Timeout[] = []
+  const every = (ms: number, act: () => unknown) => {
+    if (endFolder !== null && config.startId !== null) timers.push(setInterval(() => void act(), ms).unref())
+  }
+  every(everyMs.progress, () => write(true, ALIVE))
   return {
     tally,
+    whenAsked(act) {
+      let isAsked = false
+      every(everyMs.asked, async () => {
+        const why = await readFile(join(endFolder!, `${nameOf(config.startId, pilot.name)}.leave`), 'utf8').catch(
+          () => null,
+        )
+        if (why === null || isAsked) return
+        isAsked = true
+        log.warn({ why }, 'end.asked')
+        act(why.trim().slice(0, 200))
+      })
+    },
     async tell(end) {
-      clearInterval(timer)
+      for (const timer of timers) clearInterval(timer)
       await write(false, end)
     },
   }
+}
+
+function nameOf(start: string | null, pilot: string): string {
+  return `${basename(start ?? 'other')}-${basename(pilot)}`
 }
 
 export function median(values: readonly number[]): number | null {
@@ -114,7 +139,7 @@ export function median(values: readonly number[]): number | null {
 /** @throws Error where the folder cannot be written */
 export async function writeEndRecord(folder: string, record: EndRecord, isAlive = false): Promise<void> {
   await mkdir(folder, { recursive: true, mode: 0o700 })
-  const name = `${basename(record.start ?? 'other')}-${basename(record.pilot)}`
+  const name = nameOf(record.start, record.pilot)
   const temporary = join(folder, `.${name}.tmp`)
   const handle = await open(temporary, 'w', 0o600)
   try {
@@ -157,6 +182,16 @@ async function readRecords(folder: string, suffix: string): Promise<FoundRecord[
   )
 }
 
+/** And what was asked of their pilots. */
 export async function removeEndRecords(folder: string, files: readonly string[]): Promise<void> {
-  await Promise.all(files.map((file) => rm(join(folder, file), { force: true })))
+  const asked = files.map((file) => file.replace(/\.(json|alive)$/, '.leave'))
+  await Promise.all([...files, ...asked].map((file) => rm(join(folder, file), { force: true })))
+}
+
+/** @param alive the file by which the pilot says that it lives */
+export async function askToLeave(folder: string, alive: string, why: string): Promise<void> {
+  const name = alive.replace(/\.alive$/, '')
+  const temporary = join(folder, `.${name}.leave.tmp`)
+  await writeFile(temporary, `${why}\n`, { mode: 0o600, flush: true })
+  await rename(temporary, join(folder, `${name}.leave`))
 }

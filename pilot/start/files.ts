@@ -6,11 +6,11 @@ import { randomBytes } from 'node:crypto'
 import { access, mkdir, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { IndraftError } from '../../shared/errors.ts'
-import { askDemand } from './ask.ts'
-import { readEndRecords, readProgress, removeEndRecords } from './end-record.ts'
+import { askDispatcher } from './ask.ts'
+import { askToLeave, readEndRecords, readProgress, removeEndRecords } from './end-record.ts'
 import { localStarter } from './local.ts'
 import { takeLock } from './lock.ts'
-import type { SiteFile } from './site-file.ts'
+import { folderTag, type SiteFile } from './site-file.ts'
 import { slurmStarter } from './slurm.ts'
 import { emptyState, type State, stateSchema } from './state.ts'
 import type { Ports } from './tick.ts'
@@ -79,8 +79,9 @@ export function realPorts(site: SiteFile, env: Record<string, string>): Ports {
     writeState: (state) => writeState(folders.state, state),
     endRecords: () => readEndRecords(folders.ends),
     progress: () => readProgress(folders.ends),
+    askToLeave: (alive, why) => askToLeave(folders.ends, alive, why),
     removeEndRecords: (files) => removeEndRecords(folders.ends, files),
-    ask: (offer) => askDemand(site.credential, offer, site.ask.patience),
+    ask: (offer) => askDispatcher(site.credential, offer, site.ask.patience),
     isStopped: () =>
       access(folders.stopFile).then(
         () => true,
@@ -90,7 +91,7 @@ export function realPorts(site: SiteFile, env: Record<string, string>): Ports {
     starter: startPilots,
     nowMs: () => Date.now(),
     random: () => Math.random(),
-    newId: () => randomBytes(4).toString('hex'),
+    newId: () => folderTag(site) + randomBytes(4).toString('hex'),
   }
 }
 

@@ -54,7 +54,7 @@ describe('site file', () => {
     ['time: 12h', 'time: 5min', '7 kinds.cpu.leastTime: expected no more than time'],
     ['cores: 8', 'cores: 8, memory: 16', '8 kinds.cpu.shape.memory: expected a size with a unit, such as 64GiB'],
     ['cores: 8', 'cores: 8, ram: 16GiB', '8 kinds.cpu.shape.ram: no such setting'],
-    ['cores: 8', 'cores: eight', '8 kinds.cpu.shape.cores: expected number, found string'],
+    ['cores: 8', 'cores: eight', '8 kinds.cpu.shape.cores: expected a number, found a text'],
     [
       '    time: 12h',
       '    account: none\n    time: 12h',
@@ -80,6 +80,31 @@ describe('site file', () => {
     expect(LEAST).toContain(from)
     expect(() => parseSiteFile(LEAST.replace(from, to), 'site.yaml')).toThrow(words === '' ? 'site.yaml: ' : words)
     if (words !== '') expect(() => parseSiteFile(LEAST.replace(from, to), 'site.yaml')).toThrow('site.yaml:')
+  })
+
+  it('site file - all mistakes are said at once, in the order of their lines', () => {
+    const refused = (text: string) => {
+      try {
+        parseSiteFile(text, 's')
+      } catch (error) {
+        return (error as Error).message.split('\n')
+      }
+      throw new Error('was not refused')
+    }
+    expect(refused(LEAST.replace('starter: slurm', 'starter: pbs').replace('time: 12h', 'tim: 12h'))).toEqual([
+      's:4 starter: Invalid option: expected one of "slurm"|"local"',
+      's:7 kinds.cpu.time: is missing; expected a duration with a unit, such as 90s or 2h',
+      's:7 kinds.cpu.tim: no such setting; deploy/slurm/site.yaml explains all',
+    ])
+    const more = 'pilots: {idleBefor: 1s, ahed: 1s, startId: x}\nbackOff: {first: 2h}\nkinds:'
+    expect(refused(LEAST.replace('kinds:', more).replace('time: 12h', 'account: p\n    time: 5min'))).toEqual([
+      's:5 pilots.idleBefor: no such setting of a pilot (`indraft-pilot run --help`)',
+      's:5 pilots.ahed: no such setting of a pilot (`indraft-pilot run --help`)',
+      's:5 pilots.startId: set by indraft-pilot start itself',
+      's:6 backOff.longest: expected no less than backOff.first',
+      's:9 kinds.cpu.account: expected one of accounts (there are none)',
+      's:9 kinds.cpu.leastTime: expected no more than time',
+    ])
   })
 
   it('site file - what is not given has defaults', () => {

@@ -3,6 +3,7 @@
  * keys, their defaults and what is wrong with a given file; deploy/slurm/site.yaml explains every key, and a test holds
  * it to this schema.
  */
+import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { isAbsolute } from 'node:path'
 import { LineCounter, parseDocument } from 'yaml'
@@ -11,9 +12,12 @@ import { IndraftError } from '../../shared/errors.ts'
 import { parseBytes, parseDuration } from '../../shared/quantity.ts'
 import { loadPilotConfig, PILOT_SETTINGS } from '../config.ts'
 
+const missingOr = (what: string) => (issue: { input?: unknown }) =>
+  issue.input === undefined ? `is missing; ${what}` : what
+
 /** A text with a unit, as milliseconds. */
 function duration(least = '0s') {
-  return z.string({ error: () => 'expected a duration with a unit, such as 90s or 2h' }).transform((text, ctx) => {
+  return z.string({ error: missingOr('expected a duration with a unit, such as 90s or 2h') }).transform((text, ctx) => {
     const ms = parseDuration(text)
     if (ms !== undefined && ms >= parseDuration(least)!) return ms
     ctx.addIssue(`expected a duration such as 90s or 2h${least === '0s' ? '' : `, at least ${least}`}, found "${text}"`)
@@ -27,7 +31,7 @@ function durationOr(fallback: string, least = '0s') {
 
 function bytes(fallback: string) {
   return z
-    .string({ error: () => 'expected a size with a unit, such as 64GiB' })
+    .string({ error: missingOr('expected a size with a unit, such as 64GiB') })
     .transform((text, ctx) => {
       const size = parseBytes(text)
       if (size !== undefined) return size
@@ -158,20 +162,29 @@ export function parseSiteFile(text: string, file: string): SiteFile {
     }
     return 1
   }
-  const wrong = (keys: readonly PropertyKey[], what: string): never => {
-    const path = keys.map(String).join('.')
-    throw new IndraftError('request.invalid', `${file}:${lineOf(keys)} ${path === '' ? '' : `${path}: `}${what}`, {
-      path,
-    })
+  const problems: { line: number; path: string; what: string }[] = []
+  const wrong = (keys: readonly PropertyKey[], what: string): void => {
+    problems.push({ line: lineOf(keys), path: keys.map(String).join('.'), what })
+  }
+  /** All of them at once, in the order of their lines: nobody should have to come back for each. */
+  const refuse = (): never => {
+    const lines = problems
+      .sort((a, b) => a.line - b.line)
+      .map(({ line, path, what }) => `${file}:${line} ${path === '' ? '' : `${path}: `}${what}`)
+    throw new IndraftError('request.invalid', lines.join('\n'), { path: problems[0]!.path })
   }
   const broken = document.errors[0]
-  if (broken) throw new IndraftError('request.invalid', `${file}: ${broken.message}`)
+  if (broken) throw new IndraftError('request.invalid', `${file}: ${broken.message.trim()}`)
   const parsed = siteFileSchema.safeParse(document.toJS({ maxAliasCount: 20 }) ?? {})
   if (!parsed.success) {
-    const issue = parsed.error.issues[0]!
-    if (issue.code === 'invalid_key') return wrong(issue.path, issue.issues[0]?.message ?? issue.message)
-    if (issue.code !== 'unrecognized_keys') return wrong(issue.path, wordsOf(issue.message))
-    return wrong([...issue.path, issue.keys[0]!], 'no such setting; deploy/slurm/site.yaml explains all')
+    for (const issue of parsed.error.issues) {
+      if (issue.code === 'invalid_key') wrong(issue.path, issue.issues[0]?.message ?? issue.message)
+      else if (issue.code !== 'unrecognized_keys') wrong(issue.path, wordsOf(issue.message))
+      else
+        for (const key of issue.keys)
+          wrong([...issue.path, key], 'no such setting; deploy/slurm/site.yaml explains all')
+    }
+    return refuse()
   }
   const site = parsed.data
   checkSettings(['pilots'], site.pilots, site)
@@ -190,7 +203,7 @@ export function parseSiteFile(text: string, file: string): SiteFile {
     checkSettings(['kinds', key, 'settings'], one.settings, site)
   }
   if (site.backOff.longest < site.backOff.first) wrong(['backOff', 'longest'], 'expected no less than backOff.first')
-  return site
+  return problems.length > 0 ? refuse() : site
 
   function checkSettings(path: string[], given: SiteFile['pilots'], whole: SiteFile): void {
     for (const key of Object.keys(given)) {
@@ -199,6 +212,7 @@ export function parseSiteFile(text: string, file: string): SiteFile {
       if (OWN_SETTINGS.includes(key)) wrong([...path, key], 'set by indraft-pilot start itself')
     }
     try {
+      if (Object.keys(given).some((key) => !Object.hasOwn(PILOT_SETTINGS, key))) return
       const config = loadPilotConfig(given, undefined, {})
       if ('idleBefore' in given && config.idleBefore >= whole.fizzle) {
         wrong(
@@ -207,7 +221,6 @@ export function parseSiteFile(text: string, file: string): SiteFile {
         )
       }
     } catch (error) {
-      if (error instanceof IndraftError && error.message.includes(file)) throw error
       const key = (error as IndraftError).path
       wrong(key && Object.hasOwn(given, key) ? [...path, key] : path, (error as Error).message)
     }
@@ -217,7 +230,24 @@ export function parseSiteFile(text: string, file: string): SiteFile {
 function wordsOf(message: string): string {
   const found = /^Invalid input: expected (\w+), received (\w+)$/.exec(message)
   if (!found) return message
-  return found[2] === 'undefined' ? `is missing; expected ${found[1]}` : `expected ${found[1]}, found ${found[2]}`
+  const [, wanted = '', given = ''] = found
+  const plain = (type: string) => PLAIN[type] ?? `a ${type}`
+  if (given === 'undefined') return `is missing; expected ${plain(wanted)}`
+  return `expected ${plain(wanted)}, found ${plain(given)}`
+}
+
+/** Types, as somebody says them who writes YAML. */
+const PLAIN: Readonly<Record<string, string>> = {
+  ...{ record: 'settings below it', object: 'settings below it', array: 'a list, as in [a, b]', string: 'a text' },
+  ...{ boolean: 'true or false', int: 'a whole number', null: 'nothing', undefined: 'nothing' },
+}
+
+/**
+ * Four digits that stand for this folder in the names of its jobs: another site file of the same account, for another
+ * centre perhaps, has kinds of the same names.
+ */
+export function folderTag(site: SiteFile): string {
+  return createHash('sha256').update(site.folder).digest('hex').slice(0, 4)
 }
 
 /** The back-off for "no work" is shared by kinds that draw the same work. */

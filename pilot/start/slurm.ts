@@ -19,8 +19,7 @@ const UNKNOWN = /timed out|Unable to contact|Connection|Zero Bytes|rate limit/i
 export function slurmStarter(site: SiteFile, folders: { ends: string; logs: string; stopFile: string }): Starter {
   return {
     async queue() {
-      const { stdout } = await execa('squeue', ['--me', '-h', '-o', '%i|%j|%T|%N|%r'], { timeout: TIMEOUT_MS })
-      return readQueue(stdout)
+      return readQueue(await slurm('squeue', ['--me', '-h', '-o', '%i|%j|%T|%N|%r']))
     },
     async start(order) {
       const args = sbatchWords(site, order, folders.logs)
@@ -30,7 +29,7 @@ export function slurmStarter(site: SiteFile, folders: { ends: string; logs: stri
         reject: false,
       })
       const said = `${result.stderr}`.trim().slice(0, 300)
-      if (result.code === 'ENOENT') throw new NotStarted('there is no sbatch on this machine')
+      if (result.code === 'ENOENT') throw new NotStarted(notFound('sbatch'))
       if (result.exitCode !== 0 || result.failed) {
         const isCertain = REFUSED.test(said) && !UNKNOWN.test(said)
         throw isCertain ? new NotStarted(said) : new Error(said || result.shortMessage)
@@ -39,13 +38,26 @@ export function slurmStarter(site: SiteFile, folders: { ends: string; logs: stri
     },
     async withdraw(starts) {
       const ids = starts.flatMap(({ jobId }) => jobId ?? [])
-      await execa('scancel', ['--state=PENDING', ...ids], { timeout: TIMEOUT_MS })
+      await slurm('scancel', ['--state=PENDING', ...ids])
     },
     async end(starts) {
       const ids = starts.flatMap(({ jobId }) => jobId ?? [])
-      await execa('scancel', ids, { timeout: TIMEOUT_MS })
+      await slurm('scancel', ids)
     },
   }
+}
+
+/** @throws Error in the program's own words, or where it is not there or silent */
+async function slurm(program: string, words: string[]): Promise<string> {
+  const result = await execa(program, words, { timeout: TIMEOUT_MS, reject: false })
+  if (!result.failed) return result.stdout
+  if (result.code === 'ENOENT') throw new Error(notFound(program))
+  if (result.timedOut) throw new Error(`${program} did not answer within ${TIMEOUT_MS / 1000} s`)
+  throw new Error(`${program}: ${result.stderr.trim().slice(0, 300) || result.shortMessage}`)
+}
+
+function notFound(program: string): string {
+  return `there is no ${program} on the PATH of this tick (cron's is short: set it in the crontab)`
 }
 
 /** The lines of `squeue -o '%i|%j|%T|%N|%r'`. */

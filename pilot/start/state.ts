@@ -10,7 +10,7 @@ const atMs = z.number()
 
 /** One submission: `nodes` pilots, one job or process. */
 export const startedSchema = z.object({
-  /** `<kind>.<8 hex digits>`; the job carries it, so that it is found again when its number was not written down. */
+  /** `<kind>.<folder's tag><8 hex digits>`; the job carries it, so that it is found again when its number was not written down. */
   id: z.string(),
   kind: z.string(),
   account: z.string().nullable(),
@@ -99,6 +99,34 @@ export function emptyState(): State {
     ...{ version: 1, pilots: {}, scopes: {}, latches: {}, work: {}, vanished: {}, absorbed: [], demand: null },
     ...{ lookedAtMs: null, submissions: [], calls: [], usedMs: {}, tidiedAtMs: 0, progressAtMs: 0 },
   }
+}
+
+/**
+ * The clock was set back since the last tick, or two machines take turns whose clocks differ: what lies ahead of now
+ * would hold everything up until the clock has come there. It counts as happened just now, what it closes as closed for
+ * as long as it was to be.
+ */
+export function bringToNow(state: State, nowMs: number): void {
+  const past = (at: number) => Math.min(at, nowMs)
+  const pastOrNull = (at: number | null) => (at === null ? null : past(at))
+  for (const start of Object.values(state.pilots)) {
+    start.submittedAtMs = past(start.submittedAtMs)
+    start.runningSinceMs = pastOrNull(start.runningSinceMs)
+    start.seenAtMs = pastOrNull(start.seenAtMs)
+    start.missingSinceMs = pastOrNull(start.missingSinceMs)
+  }
+  for (const closed of [...Object.values(state.scopes), ...Object.values(state.latches)]) {
+    const aheadMs = Math.max(0, closed.sinceMs - nowMs)
+    closed.sinceMs -= aheadMs
+    closed.untilMs -= aheadMs
+  }
+  for (const nodes of Object.values(state.work)) for (const one of Object.values(nodes)) one.atMs = past(one.atMs)
+  if (state.demand !== null && state.demand.askedAtMs > nowMs) state.demand = null
+  state.lookedAtMs = pastOrNull(state.lookedAtMs)
+  state.submissions = state.submissions.map(past)
+  state.calls = state.calls.map(past)
+  state.tidiedAtMs = past(state.tidiedAtMs)
+  state.progressAtMs = past(state.progressAtMs)
 }
 
 export function kindOfStart(id: string): string {

@@ -1,15 +1,15 @@
 /** One tick with real files and a batch system of the test's own: what is left when it dies at any of its steps. */
 import { mkdtempSync, rmSync } from 'node:fs'
-import { readdir, writeFile } from 'node:fs/promises'
+import { readdir, readFile, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import { silentLog } from '../../shared/log.ts'
 import type { QueuedJob } from './absorb.ts'
 import type { Start } from './decide.ts'
-import { endTeller, readEndRecords, readProgress, writeEndRecord } from './end-record.ts'
+import { askToLeave, endTeller, readEndRecords, readProgress, removeEndRecords, writeEndRecord } from './end-record.ts'
 import { foldersOf, readState, realPorts, writeState } from './files.ts'
-import { parseSiteFile, type SiteFile } from './site-file.ts'
+import { folderTag, parseSiteFile, type SiteFile } from './site-file.ts'
 import { emptyState } from './state.ts'
 import { NotStarted, type Ports, tick } from './tick.ts'
 
@@ -54,6 +54,7 @@ function portsOf(diesAt = Number.POSITIVE_INFINITY): Ports & { steps: () => numb
     endRecords: () => at(() => real.endRecords()),
     removeEndRecords: (files) => at(() => real.removeEndRecords(files)),
     progress: () => at(() => real.progress()),
+    askToLeave: (alive, why) => at(() => real.askToLeave(alive, why)),
     isStopped: () => at(() => real.isStopped()),
     ask: () =>
       at(async () => ({
@@ -178,7 +179,145 @@ describe('tick - answers of the batch system', () => {
   })
 })
 
+describe('tick - others of this account', () => {
+  it('jobs of another site file with kinds of the same name are theirs', async () => {
+    jobs.push(
+      ...['cpu.0123456789ab', 'cpu.89abcdef', `cpu.${folderTag(site)}89abcdef`].map((id, at) => ({
+        ...{ jobId: String(at), id, state: 'running' as const, nodes: ['n7'], reason: '' },
+        order: {} as Start,
+      })),
+    )
+    tasks = 0
+    await writeState(foldersOf(site).state, { ...emptyState(), demand: null })
+    tasks = 8
+    await tick(site, portsOf(), silentLog)
+    const known = Object.keys((await stateNow()).pilots)
+    expect(known.filter((id) => jobs.slice(0, 3).some((job) => job.id === id))).toEqual([
+      `cpu.${folderTag(site)}89abcdef`,
+    ])
+    expect(jobs.at(-1)!.id).toMatch(new RegExp(`^cpu\\.${folderTag(site)}[0-9a-f]{8}$`))
+  })
+})
+
+describe('tick - the clock', () => {
+  it('set back by a day: it asks and looks and starts as if nothing had been', async () => {
+    await tick(site, portsOf(), silentLog)
+    await endOf(jobs.pop()!.id, 400)
+    tasks = 0
+    await later(60_000)
+    nowMs -= 86_400_000
+    tasks = 16
+    await later(0)
+    expect((await stateNow()).demand).toMatchObject({ askedAtMs: nowMs, answer: { fits: [{ tasks: 16 }] } })
+    // What was held against the class is so for as long as it was to be, from now.
+    expect(jobs).toEqual([])
+    await later(14 * 60_000)
+    expect(jobs).toHaveLength(1)
+    expect((await stateNow()).lookedAtMs).toBeLessThanOrEqual(nowMs)
+  })
+})
+
+describe('tick - a black hole among the nodes of one job', () => {
+  /** Two jobs: one of a single node, one of three, with a black hole in each of them. */
+  const holes = async () => {
+    const started = (id: string, nodes: number) => ({
+      ...{ id, kind: 'cpu', account: null, nodes, timeMs: 1e7, submittedAtMs: nowMs - 1e6, because: 'demand' as const },
+      ...{ canaryOf: null, jobId: id, state: 'running' as const, runningSinceMs: nowMs - 1e6, seenAtMs: nowMs },
+      ...{ missingSinceMs: null, nodeNames: [], ended: 0 },
+    })
+    const pilots = { 'cpu.one': started('cpu.one', 1), 'cpu.three': started('cpu.three', 3) }
+    await writeState(foldersOf(site).state, { ...emptyState(), lookedAtMs: nowMs, pilots })
+    jobs.push(
+      ...['cpu.one', 'cpu.three'].map((id) => ({
+        jobId: id,
+        id,
+        state: 'running' as const,
+        nodes: [],
+        reason: '',
+        order: {} as Start,
+      })),
+    )
+    tasks = 0
+    const alive = (start: string, node: string, done: number, failed: number) =>
+      writeEndRecord(
+        foldersOf(site).ends,
+        {
+          ...{ version: 1, start, pilot: node, node, job: start, code: 100, reason: 'alive', livedMs: 6e5 },
+          work: { 'c/s': { done, failed, medianMs: done > 0 ? 60_000 : null } },
+        },
+        true,
+      )
+    await alive('cpu.three', 'n1', 40, 0)
+    await alive('cpu.three', 'n2', 0, 300)
+    await alive('cpu.three', 'n3', 40, 0)
+    await alive('cpu.one', 'n4', 0, 300)
+  }
+  const files = async () => (await readdir(foldersOf(site).ends)).sort()
+
+  it('its pilot alone is asked to end, without a call; the job of one node is cancelled', async () => {
+    await holes()
+    const cancelled: string[] = []
+    const ports = portsOf()
+    ports.starter.end = async (starts) => void cancelled.push(...starts.map(({ id }) => id))
+    await tick(site, ports, silentLog)
+    expect(await files()).toEqual([
+      ...['cpu.one-n4.alive', 'cpu.three-n1.alive', 'cpu.three-n2.alive', 'cpu.three-n2.leave', 'cpu.three-n3.alive'],
+    ])
+    expect(await readFile(join(foldersOf(site).ends, 'cpu.three-n2.leave'), 'utf8')).toBe(
+      '300 of 300 tasks failed here, 0 of 80 elsewhere\n',
+    )
+    expect(cancelled).toEqual(['cpu.one'])
+    expect(Object.keys((await stateNow()).latches).sort()).toEqual(['n2', 'n4'])
+    // It has ended: what asked it goes with its record, and nothing is held against the class.
+    await writeEndRecord(foldersOf(site).ends, {
+      ...{
+        version: 1,
+        start: 'cpu.three',
+        pilot: 'n2',
+        node: 'n2',
+        job: '1',
+        code: 500,
+        reason: 'the site asks',
+        livedMs: 7e5,
+      },
+      work: { 'c/s': { done: 0, failed: 310, medianMs: null } },
+    })
+    await later(60_000)
+    expect(await files()).toEqual(['cpu.one-n4.alive', 'cpu.three-n1.alive', 'cpu.three-n3.alive'])
+    expect(await stateNow()).toMatchObject({ scopes: {}, pilots: { 'cpu.three': { ended: 1 } } })
+  })
+
+  it.each(Array.from({ length: 18 }, (_, at) => at + 1))(
+    'killed at step %i: it is asked in the end',
+    async (diesAt) => {
+      await holes()
+      await tick(site, portsOf(diesAt), silentLog).catch((error) => expect(error).toBeInstanceOf(Killed))
+      for (let minute = 0; minute < 3; minute++) await later(10 * 60_000)
+      expect(await files()).toContain('cpu.three-n2.leave')
+      expect(Object.keys((await stateNow()).latches)).toContain('n2')
+    },
+  )
+})
+
 describe('end records', () => {
+  it('a pilot that is asked to end hears why, once; one that is not hears nothing', async () => {
+    const { ends } = foldersOf(site)
+    const tellerOf = (startId: string | null) =>
+      endTeller({ endFolder: ends, startId, node: 'n1' }, { name: 'p', job: '1', livedMs: () => 1 }, silentLog, {
+        ...{ progress: 5, asked: 5 },
+      })
+    const heard: string[] = []
+    const [asked, other, byHand] = [tellerOf('cpu.1'), tellerOf('cpu.2'), tellerOf(null)]
+    for (const one of [asked, other, byHand]) one.whenAsked((why) => void heard.push(why))
+    await vi.waitFor(async () => expect(await readdir(ends)).toContain('cpu.1-p.alive'))
+    await askToLeave(ends, 'cpu.1-p.alive', 'tasks fail here')
+    await vi.waitFor(() => expect(heard).toEqual(['tasks fail here']))
+    for (const one of [asked, other, byHand]) await one.tell({ code: 500, reason: 'asked' })
+    expect(heard).toEqual(['tasks fail here'])
+    await removeEndRecords(ends, ['cpu.1-p.json'])
+    expect((await readdir(ends)).filter((name) => name.startsWith('cpu.1'))).toEqual([])
+  })
+
   it('a pilot has one file there: while it lives what it did so far, at its end how it ended', async () => {
     const { ends } = foldersOf(site)
     await writeEndRecord(

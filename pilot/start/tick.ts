@@ -10,7 +10,7 @@ import { type Decision, decide, offerOf, type Start, shouldAsk, shouldLook } fro
 import type { FoundRecord } from './end-record.ts'
 import { judgeLiving } from './nodes.ts'
 import type { SiteFile } from './site-file.ts'
-import type { Started, State } from './state.ts'
+import { bringToNow, type Started, type State } from './state.ts'
 
 /** What starts pilots: Slurm, or processes of this machine. */
 export interface Starter {
@@ -36,8 +36,10 @@ export interface Ports {
   endRecords(): Promise<FoundRecord[]>
   /** What pilots that live did so far. */
   progress(): Promise<FoundRecord[]>
+  /** @param alive the file by which a pilot says that it lives */
+  askToLeave(alive: string, why: string): Promise<void>
   removeEndRecords(files: readonly string[]): Promise<void>
-  /** @returns null where nobody answers */
+  /** @returns null, or throws why, where nobody answers */
   ask(offer: OfferEntry[]): Promise<Message<'demanded'> | null>
   isStopped(): Promise<boolean>
   /** Removes old logs; once an hour. */
@@ -45,11 +47,20 @@ export interface Ports {
   starter: Starter
   nowMs(): number
   random(): number
-  /** Eight hexadecimal digits, never twice. */
+  /** The folder's tag and eight hexadecimal digits, never twice. */
   newId(): string
 }
 
-export type TickOutcome = { outcome: 'busy' } | { outcome: 'done'; decision: Decision; state: State; errors: string[] }
+export type TickOutcome =
+  | { outcome: 'busy' }
+  | {
+      outcome: 'done'
+      decision: Decision
+      state: State
+      errors: string[]
+      /** Why the relay's answer is not known, where it was asked in this tick. */
+      unanswered: string | null
+    }
 
 const HOUR_MS = 3_600_000
 
@@ -75,6 +86,7 @@ async function runTick(
   const { starter } = ports
   const state = await ports.readState()
   const moment = { nowMs: ports.nowMs(), random: ports.random }
+  bringToNow(state, moment.nowMs)
   const errors: string[] = []
   const save = async () => {
     if (!isDry) await ports.writeState(state)
@@ -86,6 +98,25 @@ async function runTick(
     const detail = `${what}: ${(error as Error).message}`
     errors.push(detail)
     log.warn({ detail }, 'vacuum.stepFailed')
+  }
+
+  /** A job of one node by the batch system; one of several by a word to that node's pilot: the others do well perhaps. */
+  const endHoles = async (holes: ReturnType<typeof judgeLiving>, living: readonly FoundRecord[]) => {
+    const ofOneNode = holes
+      .flatMap(({ start }) => state.pilots[start] ?? [])
+      .filter((one) => one.nodes === 1 && one.jobId)
+    try {
+      for (const { start, node, why } of holes) {
+        if (ofOneNode.some(({ id }) => id === start)) continue
+        const mine = living.find(({ record }) => record?.start === start && record.node === node)
+        await ports.askToLeave(mine!.file, why)
+      }
+      if (ofOneNode.length === 0) return
+      countCall()
+      await starter.end(ofOneNode)
+    } catch (error) {
+      failed('pilots on black holes could not be ended', error)
+    }
   }
 
   const found = await ports.endRecords()
@@ -100,9 +131,14 @@ async function runTick(
     state.absorbed = []
   }
 
+  let unanswered: string | null = null
   const isStopped = await ports.isStopped()
   if (!isStopped && shouldAsk(state, site, moment.nowMs)) {
-    const answer = await ports.ask(offerOf(site)).catch(() => null)
+    const answer = await ports.ask(offerOf(site)).catch((error: Error) => {
+      unanswered = error.message
+      log.warn({ why: error.message }, 'demand.unanswered')
+      return null
+    })
     state.demand = { askedAtMs: moment.nowMs, answer }
   }
   if (shouldLook(state, site, moment.nowMs)) {
@@ -122,25 +158,18 @@ async function runTick(
     await ports.removeEndRecords(gone.map(({ file }) => file))
     const holes = judgeLiving(state, site, records, moment.nowMs)
     for (const hole of holes) log.warn({ ...hole }, 'node.latched')
-    // Others of the same job do well perhaps: only a job of one node is ended for it.
-    const ended = holes
-      .flatMap(({ start }) => state.pilots[start] ?? [])
-      .filter(({ nodes, jobId }) => nodes === 1 && jobId)
-    if (ended.length > 0) {
-      countCall()
-      await starter.end(ended).catch((error) => failed('pilots on black holes could not be ended', error))
-    }
+    await endHoles(holes, living)
   }
   for (const detail of onTime(state, site, moment)) log.warn({ detail }, 'pilot.vanished')
 
   const decision = decide(state, site, moment, { isStopped, newId: ports.newId })
   for (const why of decision.why) log.debug({ why }, 'vacuum.decided')
-  if (isDry) return { outcome: 'done', decision, state, errors }
+  if (isDry) return { outcome: 'done', decision, state, errors, unanswered }
 
   for (const order of decision.starts) {
     if (!(await isHeld())) {
       errors.push('the lock was taken over: nothing more is started')
-      return { outcome: 'done', decision, state, errors }
+      return { outcome: 'done', decision, state, errors, unanswered }
     }
     // Written down before it is given.
     state.pilots[order.id] = orderedPilot(order, site, moment.nowMs)
@@ -174,7 +203,7 @@ async function runTick(
     await ports.tidy().catch((error) => failed('old logs could not be removed', error))
   }
   await save()
-  return { outcome: 'done', decision, state, errors }
+  return { outcome: 'done', decision, state, errors, unanswered }
 }
 
 function orderedPilot({ id, kind, nodes, timeMs, because, canaryOf }: Start, site: SiteFile, nowMs: number): Started {

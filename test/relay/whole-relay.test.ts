@@ -11,7 +11,7 @@ import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { loadRelayConfig } from '../../edge-relay/config.ts'
 import { type RunningRelay, startRelay } from '../../edge-relay/main.ts'
-import { askDemand } from '../../pilot/start/ask.ts'
+import { askDispatcher } from '../../pilot/start/ask.ts'
 import { offerOf } from '../../pilot/start/decide.ts'
 import { parseSiteFile } from '../../pilot/start/site-file.ts'
 import { readPilotCredential, relayCredentialSchema, writeCredential } from '../../shared/credentials.ts'
@@ -308,14 +308,14 @@ describe('whole relay', () => {
     const submitter = await lab.person('bob', ['/demo'])
     const source = CAMPAIGN.replace('name: files', 'name: asked').replace('cores: 1', 'cores: 7')
     await submitter.call('submitCampaign', { body: { source } })
-    const fits = async () => (await askDemand(relay.pilotCredential, nodes(7), 60_000))?.fits ?? []
+    const fits = async () => (await askDispatcher(relay.pilotCredential, nodes(7), 60_000)).fits
     await until('two tasks wait', async () => (await fits())[0]?.tasks === 2)
     expect(await fits()).toMatchObject([{ entry: 1, group: '/demo', tasks: 2, perNode: 1, estimateMs: null }])
-    expect(await askDemand(relay.pilotCredential, nodes(6), 60_000)).toMatchObject({ fits: [], isWhole: true })
+    expect(await askDispatcher(relay.pilotCredential, nodes(6), 60_000)).toMatchObject({ fits: [], isWhole: true })
     const deaf = join(folder, 'deaf.json')
     const credential = pilotCredential()
     writeCredential(deaf, { ...credential, nats: { ...credential.nats, url: 'tls://127.0.0.1:1' } })
-    expect(await askDemand(deaf, nodes(7), 1000)).toBeNull()
+    await expect(askDispatcher(deaf, nodes(7), 1000)).rejects.toThrow()
   })
 
   it('whole relay - with the centre away it stops, starts and serves its pilots', async () => {
@@ -330,6 +330,6 @@ describe('whole relay', () => {
       ),
     )
     expect(await (await fetch(`${relay.metricsUrl}/metrics`)).text()).toMatch(/indraft_link_up 0/)
-    expect(await askDemand(relay.pilotCredential, nodes(6), 60_000)).toMatchObject({ isWhole: false })
+    expect(await askDispatcher(relay.pilotCredential, nodes(6), 60_000)).toMatchObject({ isWhole: false })
   })
 })

@@ -12,14 +12,14 @@ export const NODES = 20
 /** Of them the vacuum may use so many. */
 export const MOST = 12
 
-const SITE = `
+const siteText = (kind: string) => `
 indraft: 1
 folder: /sim
 credential: /sim/pilot.json
 starter: slurm
 caps: {running: ${MOST}, queued: 4, submissionsAnHour: 30, startsATick: 2}
 kinds:
-  cpu: {time: 12h, shape: {cores: 8, memory: 16GiB}}
+  cpu: {time: 12h, ${kind}shape: {cores: 8, memory: 16GiB}}
 `
 
 export interface Bounds {
@@ -41,6 +41,8 @@ export interface Scenario {
   world: Omit<WorldOptions, 'site' | 'nodes' | 'tasksPerNode' | 'seed'>
   /** Something that happens at a time. */
   at?: { ms: number; act: (world: World) => void }
+  /** More about the one kind of pilot, as in the site file, with a comma after it. */
+  kind?: string
   /** Two ticks at once. */
   overlaps?: boolean
   bounds: Bounds
@@ -100,6 +102,14 @@ export const SCENARIOS: readonly Scenario[] = [
     bounds: bounds({ spoilt: 8000 }),
   },
   {
+    name: 'black hole among four',
+    what: 'one that fails, in jobs of four nodes each: its pilot is asked to end, and the other three go on',
+    hours: 48,
+    world: { campaigns: long, health: (node, nowMs) => (node === 'n3' && nowMs < 12 * HOUR ? 'fails' : 'good') },
+    kind: 'nodesPerJob: 4, ',
+    bounds: bounds({ spoilt: 8000, pilotsAnHour: 20 }),
+  },
+  {
     name: 'relay down',
     what: 'the relay is gone for eight hours in the middle of work',
     hours: 48,
@@ -141,7 +151,7 @@ export interface Outcome extends Bounds {
 }
 
 export async function simulate(scenario: Scenario, seed = 1): Promise<Outcome> {
-  const site = parseSiteFile(SITE, 'site.yaml')
+  const site = parseSiteFile(siteText(scenario.kind ?? ''), 'site.yaml')
   const world = new World({ site, nodes: NODES, tasksPerNode: 8, seed, ...scenario.world })
   let mostRunning = 0
   const act = async () => {

@@ -8,7 +8,7 @@ import { seeded } from '../../../test/seeded.ts'
 import type { QueuedJob } from '../absorb.ts'
 import type { Start } from '../decide.ts'
 import { type EndRecord, EndTally } from '../end-record.ts'
-import type { SiteFile } from '../site-file.ts'
+import { folderTag, type SiteFile } from '../site-file.ts'
 import { emptyState, type State } from '../state.ts'
 import type { Ports } from '../tick.ts'
 
@@ -236,9 +236,9 @@ export class World {
     }
   }
 
-  #cancel(job: Job, pilot: Pilot): void {
+  #cancel(job: Job, pilot: Pilot, code = 700, reason = 'SIGTERM was received; payloads were ended'): void {
     if (pilot.holds) this.#queue.get(pilot.holds.campaign)!.tasks += pilot.holds.tasks
-    this.#end(job, pilot, 700, 'SIGTERM was received; payloads were ended')
+    this.#end(job, pilot, code, reason)
   }
 
   #end(job: Job, pilot: Pilot, code: number, reason: string): void {
@@ -303,6 +303,12 @@ export class World {
               })),
           ),
         ),
+      askToLeave: (alive, why) =>
+        doing(() => {
+          for (const job of [...this.#jobs])
+            for (const pilot of [...job.pilots])
+              if (`${pilot.start}-${pilot.node}.alive` === alive) this.#cancel(job, pilot, 500, why)
+        }),
       removeEndRecords: (files) =>
         doing(() => {
           for (const file of files) this.#records.delete(file)
@@ -347,6 +353,7 @@ export class World {
       nowMs: () => this.nowMs,
       random: this.#random,
       newId: () =>
+        folderTag(this.options.site) +
         Math.floor(this.#random() * 2 ** 32)
           .toString(16)
           .padStart(8, '0'),
