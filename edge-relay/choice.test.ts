@@ -1,22 +1,12 @@
 import { describe, expect, it } from 'vitest'
 import type { NodeFacts, OfferEntry } from '../shared/protocol/messages.ts'
 import { formatRanges, parseRanges } from '../shared/ranges.ts'
-import { sampleNeeds } from '../test/sample-messages.ts'
+import { sampleNeeds, sampleShape as shape } from '../test/sample-messages.ts'
 import { type ChoiceInput, chooseWork } from './choice.ts'
 import type { Lease } from './lease.ts'
 import { aggregateOffer } from './offer.ts'
 import type { Session } from './sessions.ts'
 
-const shape: OfferEntry['shape'] = {
-  cores: 4,
-  memoryBytes: 8 * 2 ** 30,
-  scratchBytes: 0,
-  gpus: 0,
-  gpuMemoryBytes: 0,
-  arch: 'x86_64',
-  runtimes: ['host'],
-  network: 'none',
-}
 const facts: NodeFacts = { ...shape, node: 'n1', timeLeftMs: null, labels: {} }
 const offer: OfferEntry = { shape, count: 1, timeLeftMs: null, aheadMs: 0, node: 'n1' }
 

@@ -1,21 +1,11 @@
 import { describe, expect, it } from 'vitest'
 import type { Message, OfferEntry } from '../shared/protocol/messages.ts'
 import { parseRanges } from '../shared/ranges.ts'
-import { sampleNeeds } from '../test/sample-messages.ts'
+import { sampleNeeds, sampleShape as shape } from '../test/sample-messages.ts'
 import { answerDemand, type DemandParts } from './demand.ts'
 import type { Lease } from './lease.ts'
 import type { Session } from './sessions.ts'
 
-const shape: OfferEntry['shape'] = {
-  cores: 4,
-  memoryBytes: 8 * 2 ** 30,
-  scratchBytes: 0,
-  gpus: 0,
-  gpuMemoryBytes: 0,
-  arch: 'x86_64',
-  runtimes: ['host'],
-  network: 'none',
-}
 const offer: OfferEntry[] = [{ shape, count: 1, timeLeftMs: 3_600_000, aheadMs: 0, node: null }]
 const lease = (tasks: string, cores = 1) =>
   ({

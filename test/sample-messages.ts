@@ -3,6 +3,7 @@
  * optional field is there and every list has an entry.
  */
 import { createPrivateKey } from 'node:crypto'
+import type { Shape } from '../shared/fit.ts'
 import type { Grant, LeasePart, Message, MessageType, NodeFacts, Result } from '../shared/protocol/messages.ts'
 import type { BundleBody, TemplateBody } from '../shared/protocol/work.ts'
 import { digestOf, makeSigner } from '../shared/signing.ts'
@@ -28,6 +29,17 @@ export const sampleNeeds: TemplateBody['needs'] = {
   allowSites: [],
   denySites: ['label:kind=cloud'],
   group: '/vo.example/prod',
+}
+
+export const sampleShape: Shape = {
+  cores: 4,
+  memoryBytes: 8 * 2 ** 30,
+  scratchBytes: 0,
+  gpus: 0,
+  gpuMemoryBytes: 0,
+  arch: 'x86_64',
+  runtimes: ['host'],
+  network: 'none',
 }
 
 export const sampleTemplate: TemplateBody = {

@@ -1,18 +1,9 @@
 import { expect, test } from 'vitest'
 import type { Shape } from '../../shared/fit.ts'
+import { sampleShape } from '../../test/sample-messages.ts'
 import { covers, largest } from './shapes.ts'
 
-const shape = (more: Partial<Shape> = {}): Shape => ({
-  cores: 8,
-  memoryBytes: 16,
-  scratchBytes: 0,
-  gpus: 0,
-  gpuMemoryBytes: 0,
-  arch: 'x86_64',
-  runtimes: ['host'],
-  network: 'none',
-  ...more,
-})
+const shape = (more: Partial<Shape> = {}): Shape => ({ ...sampleShape, cores: 8, memoryBytes: 16, ...more })
 
 test.each<[string, Partial<Shape>, boolean]>([
   ['the same', {}, true],

@@ -1,81 +1,53 @@
 /** What can go wrong around a relay, one fault a test: pilots that die, a relay that crashes, a centre that is away. */
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
-import { frameHandler } from '../../shared/dispatcher.ts'
 import { heldDigest } from '../../shared/held.ts'
-import { memoryLink } from '../../shared/link.ts'
-import { silentLog } from '../../shared/log.ts'
 import { pack } from '../../shared/protocol/codec.ts'
 import type { Message } from '../../shared/protocol/messages.ts'
 import { indices, parseRanges } from '../../shared/ranges.ts'
 import { digestOf } from '../../shared/signing.ts'
-import { codeOf, failedWith, resultOf, resultsOf, SimulatedHolder, tasksOf } from '../conformance/simulated-holder.ts'
-import { type FastClock, fastClock } from '../fast-clock.ts'
-import { type PartsOptions, type RelayInParts, relayInParts, until } from './relay-in-parts.ts'
-import { ScriptedCentre } from './scripted-centre.ts'
+import {
+  codeOf,
+  failedWith,
+  resultOf,
+  resultsOf,
+  type SimulatedHolder,
+  tasksOf,
+} from '../conformance/simulated-holder.ts'
+import { RelayBench } from './bench.ts'
+import { until } from './relay-in-parts.ts'
 
-let clock: FastClock
-let centre: ScriptedCentre
-let relay: RelayInParts
-let folder: string
+let at: RelayBench
 beforeEach(async () => {
-  folder = mkdtempSync(join(tmpdir(), 'indraft-relay-faults-'))
-  clock = fastClock(20)
-  centre = new ScriptedCentre()
-  relay = await startRelay()
+  at = await RelayBench.open()
 })
-afterEach(async () => {
-  await relay.crash()
-  rmSync(folder, { recursive: true, force: true })
-})
-
-function startRelay(more: Partial<PartsOptions> = {}): Promise<RelayInParts> {
-  const link = memoryLink({ site: 'ALPHA' }, frameHandler(centre, silentLog), clock)
-  return relayInParts({ clock, link, folder, ...more })
-}
-
-async function restart(): Promise<void> {
-  await relay.crash()
-  relay = await startRelay()
-}
-
-async function pilot(name: string): Promise<SimulatedHolder> {
-  const link = memoryLink({ site: 'ALPHA' }, (peer, frame) => relay.handler(peer, frame), clock)
-  const made = new SimulatedHolder(link, 'pilot', name)
-  await made.hello()
-  return made
-}
-
-const buffered = (tasks: number) => until(`${tasks} tasks in the buffer`, () => relay.buffer.counts().free === tasks)
-const atCentre = (count: number) => until(`${count} results at the centre`, () => centre.results.length === count)
-const settled = () => until('nothing is on its way up', () => relay.outgoing.waiting === 0)
+afterEach(() => at?.close())
 
 async function dies(one: SimulatedHolder): Promise<void> {
-  clock.jump(one.timings.lostAfterMs + 1)
-  relay.dispatcher.sweep()
+  at.clock.jump(one.timings.lostAfterMs + 1)
+  at.relay.dispatcher.sweep()
 }
 
 describe('relay - work that cannot be read', () => {
   it.each(['template', 'bundle'] as const)(
     'relay - one bad %s fails its own tasks and starves nobody',
     async (kind) => {
-      await pilot('a')
+      await at.pilot('a')
       const bad = { bytes: pack({ kind, bundle: 5 }), signature: new Uint8Array(64), key: 'x' }
       const lease = { bundle: 'bad', campaign: 'c2', step: 'sim', fences: [7], tasks: '0-1' }
-      centre.give({ tasks: '0-3' })
-      const { grant, template } = centre.work[0]!
+      at.centre.give({ tasks: '0-3' })
+      const { grant, template } = at.centre.work[0]!
       const given =
         kind === 'template'
           ? { grant: { ...grant, lease, template: digestOf(bad.bytes) }, template: bad }
           : { grant: { ...grant, lease, bundle: bad }, template }
-      centre.work.unshift(given)
-      await buffered(4)
-      await atCentre(2)
-      expect(centre.results).toMatchObject([0, 1].map((index) => ({ ...failedUnread, index })))
-      await settled()
+      at.centre.work.unshift(given)
+      await at.buffered(4)
+      await at.atCentre(2)
+      expect(at.centre.results).toMatchObject([0, 1].map((index) => ({ ...failedUnread, index })))
+      await at.settled()
     },
   )
 })
@@ -84,256 +56,259 @@ const failedUnread = { campaign: 'c2', fences: [7], end: 'failed', reason: 'camp
 
 describe('relay - a pilot that dies', () => {
   it('relay - what it had not started goes back into the buffer, what it had is reported as lost', async () => {
-    const a = await pilot('a')
-    centre.give({ tasks: '0-3' })
-    await buffered(4)
+    const a = await at.pilot('a')
+    at.centre.give({ tasks: '0-3' })
+    await at.buffered(4)
     const [lease] = await a.takeAll()
     await a.beat({ started: [{ ...lease!, tasks: '1' }] })
     await dies(a)
-    await buffered(3)
-    await atCentre(1)
-    expect(centre.results[0]).toMatchObject({ index: 1, end: 'failed', reason: 'node.lost', pilot: 'a' })
+    await at.buffered(3)
+    await at.atCentre(1)
+    expect(at.centre.results[0]).toMatchObject({ index: 1, end: 'failed', reason: 'node.lost', pilot: 'a' })
     expect(codeOf(await a.ask('beat', a.beatBody()))).toBe('session.unknown')
   })
 
   it('relay - a task that loses its pilot twice before it is said to run is reported as lost', async () => {
-    const a = await pilot('a')
-    centre.give({ tasks: '0' })
-    await buffered(1)
+    const a = await at.pilot('a')
+    at.centre.give({ tasks: '0' })
+    await at.buffered(1)
     await a.takeAll()
     await dies(a)
-    await buffered(1)
-    expect(centre.results).toEqual([])
-    const b = await pilot('b')
+    await at.buffered(1)
+    expect(at.centre.results).toEqual([])
+    const b = await at.pilot('b')
     await b.takeAll()
     await dies(b)
-    await atCentre(1)
-    expect(centre.results[0]).toMatchObject({ index: 0, reason: 'node.lost', pilot: 'b' })
+    await at.atCentre(1)
+    expect(at.centre.results[0]).toMatchObject({ index: 0, reason: 'node.lost', pilot: 'b' })
   })
 
   it('relay - its late success goes up although it was reported as lost', async () => {
-    const a = await pilot('a')
-    centre.give({ tasks: '0' })
-    await buffered(1)
+    const a = await at.pilot('a')
+    at.centre.give({ tasks: '0' })
+    await at.buffered(1)
     const [lease] = await a.takeAll()
     await a.beat({ started: [lease!] })
     await dies(a)
-    await atCentre(1)
+    await at.atCentre(1)
     await a.hello()
     await a.report([resultOf(lease!, 0)])
-    await atCentre(2)
-    expect(centre.results[1]).toMatchObject({ index: 0, end: 'done', fences: lease!.fences })
-    expect(centre.results[0]!.fences).toEqual(lease!.fences)
+    await at.atCentre(2)
+    expect(at.centre.results[1]).toMatchObject({ index: 0, end: 'done', fences: lease!.fences })
+    expect(at.centre.results[0]!.fences).toEqual(lease!.fences)
   })
 
   it('relay - its late success ends the newer attempt, and only the success goes up', async () => {
-    const a = await pilot('a')
-    centre.give({ tasks: '0' })
-    await buffered(1)
+    const a = await at.pilot('a')
+    at.centre.give({ tasks: '0' })
+    await at.buffered(1)
     const [old] = await a.takeAll()
     await dies(a)
-    const b = await pilot('b')
+    const b = await at.pilot('b')
     const [newer] = await b.takeAll()
     await a.hello()
     expect(await a.report([resultOf(old!, 0)])).toEqual(['accepted'])
     const { orders } = await b.beat()
     expect(orders).toMatchObject([{ kind: 'attempt.cancel', attempt: { index: 0, fences: newer!.fences } }])
     expect(await b.report([resultOf(newer!, 0, failedWith('attempt.cancelled'))])).toEqual(['duplicate'])
-    await settled()
-    expect(centre.results).toMatchObject([{ index: 0, end: 'done', fences: old!.fences }])
+    await at.settled()
+    expect(at.centre.results).toMatchObject([{ index: 0, end: 'done', fences: old!.fences }])
     expect((await b.beat()).orders).toEqual([])
   })
 
   it('relay - its late failure is not told to the centre while the task waits here', async () => {
-    const a = await pilot('a')
-    centre.give({ tasks: '0' })
-    await buffered(1)
+    const a = await at.pilot('a')
+    at.centre.give({ tasks: '0' })
+    await at.buffered(1)
     const [old] = await a.takeAll()
     await dies(a)
     await a.hello()
     expect(await a.report([resultOf(old!, 0, failedWith('payload.exit'))])).toEqual(['stale'])
-    expect(relay.outgoing.waiting).toBe(0)
-    expect(relay.buffer.counts().free).toBe(1)
+    expect(at.relay.outgoing.waiting).toBe(0)
+    expect(at.relay.buffer.counts().free).toBe(1)
   })
   it('relay - a success under a fence of its own that it never gave is refused', async () => {
-    const a = await pilot('a')
-    centre.give({ tasks: '0' })
-    await buffered(1)
+    const a = await at.pilot('a')
+    at.centre.give({ tasks: '0' })
+    await at.buffered(1)
     const [held] = await a.takeAll()
     const [fence, own] = held!.fences
     expect(await a.report([resultOf({ ...held!, fences: [fence!, own! + 1_000_000] }, 0)])).toEqual(['refused'])
-    expect(relay.outgoing.waiting).toBe(0)
+    expect(at.relay.outgoing.waiting).toBe(0)
     expect(await a.report([resultOf(held!, 0)])).toEqual(['accepted'])
   })
 })
 
 describe('relay - a crash of its own', () => {
   it('relay - sessions, leases and the reply to the last pull are as before', async () => {
-    const a = await pilot('a')
-    centre.give({ tasks: '0-3' })
-    await buffered(4)
+    const a = await at.pilot('a')
+    at.centre.give({ tasks: '0-3' })
+    await at.buffered(4)
     const body = a.pullBody({}, 2)
     const before = await a.ask('pull', body)
-    await restart()
+    await at.restart()
     expect(await a.ask('pull', body)).toEqual(before)
     expect(codeOf(await a.ask('beat', a.beatBody()))).toBe('orders')
-    expect(relay.buffer.counts()).toMatchObject({ free: 2, held: 2 })
+    expect(at.relay.buffer.counts()).toMatchObject({ free: 2, held: 2 })
   })
 
   it('relay - a template outlives its last lease by longer than a pull that called it known stays open', async () => {
-    const a = await pilot('a')
-    centre.give({ tasks: '0-3' })
-    await buffered(4)
+    const a = await at.pilot('a')
+    at.centre.give({ tasks: '0-3' })
+    await at.buffered(4)
     const [lease] = await a.takeAll()
     await a.report(resultsOf(lease!))
-    await settled()
-    expect(relay.buffer.counts().leases).toBe(0)
-    relay.dispatcher.sweep()
-    expect(relay.buffer.steps.templateNames()).toHaveLength(1)
-    clock.jump(11 * 60_000)
-    relay.dispatcher.sweep()
-    expect(relay.buffer.steps.templateNames()).toEqual([])
+    await at.settled()
+    expect(at.relay.buffer.counts().leases).toBe(0)
+    at.relay.dispatcher.sweep()
+    expect(at.relay.buffer.steps.templateNames()).toHaveLength(1)
+    at.clock.jump(11 * 60_000)
+    at.relay.dispatcher.sweep()
+    expect(at.relay.buffer.steps.templateNames()).toEqual([])
   })
 
   it('relay - results that were acknowledged go up after it', async () => {
-    const a = await pilot('a')
-    centre.give({ tasks: '0-3' })
-    await buffered(4)
+    const a = await at.pilot('a')
+    at.centre.give({ tasks: '0-3' })
+    await at.buffered(4)
     const [lease] = await a.takeAll()
-    centre.isCut = true
+    at.centre.isCut = true
     expect(await a.report(resultsOf(lease!))).toEqual(Array(4).fill('accepted'))
-    await restart()
+    await at.restart()
     expect(await a.report(resultsOf(lease!))).toEqual(Array(4).fill('duplicate'))
-    expect(centre.results).toEqual([])
-    centre.isCut = false
-    await atCentre(4)
-    await settled()
-    expect(relay.buffer.counts().leases).toBe(0)
+    expect(at.centre.results).toEqual([])
+    at.centre.isCut = false
+    await at.atCentre(4)
+    await at.settled()
+    expect(at.relay.buffer.counts().leases).toBe(0)
   })
 
   it('relay - its session with the centre goes on, and confirms nothing that it had not kept', async () => {
-    const a = await pilot('a')
-    centre.give({ tasks: '0' })
-    await buffered(1)
-    await until('a beat that confirms', () => centre.beats.some((beat) => beat.processed > 0))
-    const { incarnation } = centre.hellos[0]!
-    await relay.crash()
-    const kept = centre.sequence
+    const a = await at.pilot('a')
+    at.centre.give({ tasks: '0' })
+    await at.buffered(1)
+    await until('a beat that confirms', () => at.centre.beats.some((beat) => beat.processed > 0))
+    const { incarnation } = at.centre.hellos[0]!
+    await at.relay.crash()
+    const kept = at.centre.sequence
     // The centre answered one more pull, whose reply the crash swallowed.
-    centre.sequence = kept + 5
-    const beats = centre.beats.length
-    relay = await startRelay()
-    await until('beats after the restart', () => centre.beats.length > beats)
-    expect(centre.hellos.at(-1)!.incarnation).toBe(incarnation)
-    expect(centre.beats[beats]).toMatchObject({ session: 'centre-1' })
-    expect(centre.beats[beats]!.processed).toBeLessThanOrEqual(kept)
+    at.centre.sequence = kept + 5
+    const beats = at.centre.beats.length
+    await at.start()
+    await until('beats after the restart', () => at.centre.beats.length > beats)
+    expect(at.centre.hellos.at(-1)!.incarnation).toBe(incarnation)
+    expect(at.centre.beats[beats]).toMatchObject({ session: 'centre-1' })
+    expect(at.centre.beats[beats]!.processed).toBeLessThanOrEqual(kept)
     expect((await a.takeAll()).flatMap(tasksOf)).toEqual(['c1/sim/0'])
   })
 
   it('relay - nobody is declared dead for its own absence', async () => {
-    const a = await pilot('a')
-    centre.give({ tasks: '0' })
-    await buffered(1)
+    const a = await at.pilot('a')
+    at.centre.give({ tasks: '0' })
+    await at.buffered(1)
     const held = await a.takeAll()
-    await relay.crash()
-    clock.jump(10 * a.timings.lostAfterMs)
-    relay = await startRelay()
-    relay.dispatcher.sweep()
+    await at.relay.crash()
+    at.clock.jump(10 * a.timings.lostAfterMs)
+    await at.start()
+    at.relay.dispatcher.sweep()
     expect(await a.report(held.flatMap((lease) => resultsOf(lease)))).toEqual(['accepted'])
   })
 
   it('relay - an empty journal is a new incarnation', async () => {
-    const a = await pilot('a')
-    await until('hello', () => centre.hellos.length === 1)
-    await relay.crash()
-    for (const name of readdirSync(folder)) if (name.startsWith('journal')) rmSync(join(folder, name))
-    relay = await startRelay()
-    await until('hello again', () => centre.hellos.length === 2)
-    expect(centre.hellos[1]!.incarnation).not.toBe(centre.hellos[0]!.incarnation)
+    const a = await at.pilot('a')
+    await until('hello', () => at.centre.hellos.length === 1)
+    await at.relay.crash()
+    for (const name of readdirSync(at.folder)) if (name.startsWith('journal')) rmSync(join(at.folder, name))
+    await at.start()
+    await until('hello again', () => at.centre.hellos.length === 2)
+    expect(at.centre.hellos[1]!.incarnation).not.toBe(at.centre.hellos[0]!.incarnation)
     expect(codeOf(await a.ask('beat', a.beatBody()))).toBe('session.unknown')
   })
 
   it('relay - a damaged journal is moved aside and the relay starts empty', async () => {
-    await relay.crash()
-    rmSync(join(folder, 'journal.sqlite-wal'), { force: true })
-    writeFileSync(join(folder, 'journal.sqlite'), 'this is no database, and long enough to be read as one'.repeat(100))
-    relay = await startRelay()
-    expect(readdirSync(folder).some((name) => name.startsWith('journal.damaged-'))).toBe(true)
-    await pilot('a')
+    await at.relay.crash()
+    rmSync(join(at.folder, 'journal.sqlite-wal'), { force: true })
+    writeFileSync(
+      join(at.folder, 'journal.sqlite'),
+      'this is no database, and long enough to be read as one'.repeat(100),
+    )
+    await at.start()
+    expect(readdirSync(at.folder).some((name) => name.startsWith('journal.damaged-'))).toBe(true)
+    await at.pilot('a')
   })
 })
 
 describe('relay - a centre that is away', () => {
   it('relay - pilots are fed from the buffer and results wait', async () => {
-    const a = await pilot('a')
-    centre.give({ tasks: '0-7' })
-    await buffered(8)
-    centre.isCut = true
+    const a = await at.pilot('a')
+    at.centre.give({ tasks: '0-7' })
+    await at.buffered(8)
+    at.centre.isCut = true
     const leases = await a.takeAll()
     expect(leases.flatMap(tasksOf)).toHaveLength(8)
     expect(await a.report(leases.flatMap((lease) => resultsOf(lease)))).toEqual(Array(8).fill('accepted'))
-    expect(relay.outgoing.waiting).toBe(8)
-    centre.isCut = false
-    await atCentre(8)
+    expect(at.relay.outgoing.waiting).toBe(8)
+    at.centre.isCut = false
+    await at.atCentre(8)
   })
 
   it('relay - in the last tenth of a lease nothing of it is started', async () => {
-    const a = await pilot('a')
-    centre.give({ tasks: '0', leaseMs: 1000_000 })
-    await buffered(1)
-    centre.isCut = true
-    await until('the last beat', () => !relay.upstream.isUp || centre.beats.length > 0)
-    clock.jump(920_000)
+    const a = await at.pilot('a')
+    at.centre.give({ tasks: '0', leaseMs: 1000_000 })
+    await at.buffered(1)
+    at.centre.isCut = true
+    await until('the last beat', () => !at.relay.upstream.isUp || at.centre.beats.length > 0)
+    at.clock.jump(920_000)
     await a.hello()
     expect((await a.pull({})).reason).toBe('noWork')
-    expect(relay.buffer.counts().free).toBe(1)
+    expect(at.relay.buffer.counts().free).toBe(1)
   })
 
   it('relay - where the centre ended the session, buffered work is dropped and results still go up', async () => {
-    const a = await pilot('a')
-    centre.give({ tasks: '0-3' })
-    await buffered(4)
+    const a = await at.pilot('a')
+    at.centre.give({ tasks: '0-3' })
+    await at.buffered(4)
     const reply = await a.pull({}, 1)
     a.confirm()
-    centre.forgetSession('centre-2')
-    await until('the new session', () => centre.beats.some((beat) => beat.session === 'centre-2'))
-    expect(relay.buffer.counts().free).toBe(0)
-    expect(centre.beats.findLast((beat) => beat.session === 'centre-2')!.held).toEqual({
+    at.centre.forgetSession('centre-2')
+    await until('the new session', () => at.centre.beats.some((beat) => beat.session === 'centre-2'))
+    expect(at.relay.buffer.counts().free).toBe(0)
+    expect(at.centre.beats.findLast((beat) => beat.session === 'centre-2')!.held).toEqual({
       count: 0,
       digest: heldDigest([]),
     })
     await a.report(reply.grants.flatMap(({ lease }) => resultsOf(lease)))
-    await atCentre(1)
-    await settled()
-    await until('the lease is gone', () => relay.buffer.counts().leases === 0)
+    await at.atCentre(1)
+    await at.settled()
+    await until('the lease is gone', () => at.relay.buffer.counts().leases === 0)
   })
 })
 
 describe('relay - what the centre wants', () => {
   it('relay - a cancelled campaign leaves the buffer and is ended at pilots until they have', async () => {
-    const a = await pilot('a')
-    centre.give({ tasks: '0-3' })
-    await buffered(4)
+    const a = await at.pilot('a')
+    at.centre.give({ tasks: '0-3' })
+    await at.buffered(4)
     const reply = await a.pull({}, 1)
     a.confirm()
-    centre.orders.push({ kind: 'campaign.cancel', campaign: 'c1', version: 2 })
-    await until('the rest is given back', () => centre.returned.length > 0)
-    expect(centre.returned).toMatchObject([{ bundle: 'b1', tasks: '1-3', fences: [1000] }])
+    at.centre.orders.push({ kind: 'campaign.cancel', campaign: 'c1', version: 2 })
+    await until('the rest is given back', () => at.centre.returned.length > 0)
+    expect(at.centre.returned).toMatchObject([{ bundle: 'b1', tasks: '1-3', fences: [1000] }])
     for (let beat = 0; beat < 2; beat++) {
       expect((await a.beat()).orders).toMatchObject([{ kind: 'campaign.cancel', campaign: 'c1' }])
     }
     await a.report(reply.grants.flatMap(({ lease }) => resultsOf(lease, failedWith('attempt.cancelled'))))
-    await settled()
-    relay.dispatcher.sweep()
+    await at.settled()
+    at.relay.dispatcher.sweep()
     expect((await a.beat()).orders).toEqual([])
-    expect(relay.buffer.counts().leases).toBe(0)
+    expect(at.relay.buffer.counts().leases).toBe(0)
   })
 
   it('relay - work that avoids a node waits while another pilot could take it', async () => {
-    const a = await pilot('a')
-    const b = await pilot('b')
-    centre.give({ tasks: '0', avoidNodes: ['node-of-a'] })
-    await buffered(1)
+    const a = await at.pilot('a')
+    const b = await at.pilot('b')
+    at.centre.give({ tasks: '0', avoidNodes: ['node-of-a'] })
+    await at.buffered(1)
     expect((await a.pull({})).reason).toBe('nothingFits')
     await b.bye()
     a.confirm()
@@ -341,22 +316,22 @@ describe('relay - what the centre wants', () => {
   })
 
   it('relay - the centre is told where tasks run, in one entry for each node and lease', async () => {
-    const [a, b] = [await pilot('a'), await pilot('b')]
-    centre.give({ tasks: '0-3' })
-    await buffered(4)
+    const [a, b] = [await at.pilot('a'), await at.pilot('b')]
+    at.centre.give({ tasks: '0-3' })
+    await at.buffered(4)
     const of = async (holder: SimulatedHolder) => {
       const [grant] = (await holder.pull({}, 2)).grants
       holder.confirm()
       return grant!.lease
     }
     const [ofA, ofB] = [await of(a), await of(b)]
-    centre.isCut = true
+    at.centre.isCut = true
     for (const index of indices(parseRanges(ofA.tasks))) await a.beat({ started: [{ ...ofA, tasks: `${index}` }] })
     // What a pilot says of itself does not count: the relay knows its node from its hello.
     await b.beat({ started: [{ ...ofB, node: 'elsewhere' }] })
-    centre.isCut = false
-    await until('all are told', () => centre.beats.flatMap((beat) => beat.started).length >= 2)
-    const told = centre.beats.flatMap((beat) => beat.started).map(({ tasks, node }) => ({ tasks, node }))
+    at.centre.isCut = false
+    await until('all are told', () => at.centre.beats.flatMap((beat) => beat.started).length >= 2)
+    const told = at.centre.beats.flatMap((beat) => beat.started).map(({ tasks, node }) => ({ tasks, node }))
     expect(told.sort((one, other) => (one.node! < other.node! ? -1 : 1))).toEqual([
       { tasks: ofA.tasks, node: 'node-of-a' },
       { tasks: ofB.tasks, node: 'node-of-b' },
@@ -364,15 +339,15 @@ describe('relay - what the centre wants', () => {
   })
 
   it('relay - what pilots started is told to the centre, with what they count', async () => {
-    const a = await pilot('a')
-    centre.give({ tasks: '0-1' })
-    await buffered(2)
+    const a = await at.pilot('a')
+    at.centre.give({ tasks: '0-1' })
+    await at.buffered(2)
     const [lease] = await a.takeAll()
     await a.beat({ started: [lease!], counters: { tasks_done: 3 } })
     const told = (beat: Message<'beat'>) => beat.started.length > 0 && beat.counters.tasks_done === 3
-    await until('a beat with both', () => centre.beats.some(told))
-    expect(centre.beats.find(told)!.started).toMatchObject([{ bundle: 'b1', fences: [1000], tasks: '0-1' }])
-    expect(centre.beats.some((beat) => beat.pilots.some((one) => one.pilot === 'a' && one.state === 'active'))).toBe(
+    await until('a beat with both', () => at.centre.beats.some(told))
+    expect(at.centre.beats.find(told)!.started).toMatchObject([{ bundle: 'b1', fences: [1000], tasks: '0-1' }])
+    expect(at.centre.beats.some((beat) => beat.pilots.some((one) => one.pilot === 'a' && one.state === 'active'))).toBe(
       true,
     )
   })
@@ -387,30 +362,30 @@ describe('relay - files on a shared file system', () => {
   })
 
   it.each(['accepted', 'duplicate', 'stale'] as const)('relay - an attempt judged %s', async (verdict) => {
-    centre.verdict = verdict
-    const a = await pilot('a')
-    centre.give({ tasks: '0' })
-    await buffered(1)
+    at.centre.verdict = verdict
+    const a = await at.pilot('a')
+    at.centre.give({ tasks: '0' })
+    await at.buffered(1)
     const [lease] = await a.takeAll()
-    const final = join(folder, 'out.txt')
+    const final = join(at.folder, 'out.txt')
     writeFileSync(`${final}.attempt-${lease!.fences.join('-')}`, 'x')
     await a.report([resultOf(lease!, 0, { outputs: [output(lease!.fences, final)] })])
-    await settled()
-    await until('published', () => !readdirSync(folder).some((name) => name.includes('.attempt-')))
-    if (verdict === 'stale') expect(readdirSync(folder)).not.toContain('out.txt')
+    await at.settled()
+    await until('published', () => !readdirSync(at.folder).some((name) => name.includes('.attempt-')))
+    if (verdict === 'stale') expect(readdirSync(at.folder)).not.toContain('out.txt')
     else expect(readFileSync(final, 'utf8')).toBe('x')
   })
 
   it('relay - only a name that the attempt may have is ever renamed', async () => {
-    const a = await pilot('a')
-    centre.give({ tasks: '0' })
-    await buffered(1)
+    const a = await at.pilot('a')
+    at.centre.give({ tasks: '0' })
+    await at.buffered(1)
     const [lease] = await a.takeAll()
-    const other = join(folder, 'precious.attempt-1-2')
+    const other = join(at.folder, 'precious.attempt-1-2')
     writeFileSync(other, 'x')
-    const forged = { ...output([1, 2], join(folder, 'precious')) }
+    const forged = { ...output([1, 2], join(at.folder, 'precious')) }
     await a.report([resultOf(lease!, 0, { outputs: [forged] })])
-    await settled()
+    await at.settled()
     expect(readFileSync(other, 'utf8')).toBe('x')
   })
 })

@@ -1,5 +1,5 @@
 /** Two relays that joined one site, each a whole relay: side by side, one for good, and a pilot that knows both. */
-import { mkdirSync, mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, expect, it } from 'vitest'
@@ -7,11 +7,10 @@ import { loadRelayConfig } from '../../edge-relay/config.ts'
 import { type RunningRelay, startRelay } from '../../edge-relay/main.ts'
 import { loadPilotConfig } from '../../pilot/config.ts'
 import { startAtRelays } from '../../pilot/relays.ts'
-import { readPilotCredential, relayCredentialSchema, writeCredential } from '../../shared/credentials.ts'
-import { connectNats, natsLink } from '../../shared/link-nats.ts'
 import { silentLog } from '../../shared/log.ts'
 import { type CentralLab, startCentralLab } from '../central/central-lab.ts'
 import { resultsOf, SimulatedHolder } from '../conformance/simulated-holder.ts'
+import { joinSite, pilotLink } from './joined.ts'
 import { until } from './relay-in-parts.ts'
 
 let folder: string
@@ -28,21 +27,15 @@ afterEach(async () => {
 })
 
 async function relay(name: string, outageMs: number): Promise<RunningRelay> {
-  const { joinToken } = await lab.admin.call('addSite', { body: { name: 'ALPHA', outageMs } })
-  const { credential } = await lab.as(null).call('joinSite', { body: { token: joinToken } })
   const state = join(folder, name)
-  mkdirSync(state)
-  writeCredential(join(state, 'relay.json'), relayCredentialSchema.parse(credential))
+  await joinSite(lab, { name: 'ALPHA', outageMs }, state)
   const running = await startRelay(loadRelayConfig({ state, timeScale: 0.05, ahead: '0s' }, undefined, {}), silentLog)
   ends.push(() => running.stop())
   return running
 }
 
 async function pilot(at: RunningRelay, name: string): Promise<SimulatedHolder> {
-  const { nats, site } = readPilotCredential(at.pilotCredential)
-  const { url, ca, inboxPrefix } = nats
-  const connection = await connectNats({ url, ca: ca!, name, user: nats.user!, password: nats.password!, inboxPrefix })
-  const link = natsLink(connection, site)
+  const link = await pilotLink(at.pilotCredential, name)
   ends.push(() => link.close())
   const made = new SimulatedHolder(link, 'pilot', name)
   await made.hello()

@@ -6,24 +6,19 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { afterEach, beforeEach, expect, it } from 'vitest'
-import { frameHandler } from '../../shared/dispatcher.ts'
 import { IndraftError } from '../../shared/errors.ts'
 import { AttemptFiles } from '../../shared/files/attempt-files.ts'
 import { fileHandler } from '../../shared/files/server.ts'
-import { memoryLink } from '../../shared/link.ts'
 import { silentLog } from '../../shared/log.ts'
 import type { LeasePart, OutputRecord } from '../../shared/protocol/messages.ts'
-import { failedWith, resultOf, SimulatedHolder } from '../conformance/simulated-holder.ts'
-import { fastClock } from '../fast-clock.ts'
-import { type RelayInParts, relayInParts, until } from './relay-in-parts.ts'
-import { ScriptedCentre } from './scripted-centre.ts'
+import { failedWith, resultOf, type SimulatedHolder } from '../conformance/simulated-holder.ts'
+import { RelayBench } from './bench.ts'
+import { until } from './relay-in-parts.ts'
 
-const clock = fastClock(20)
-let folder: string
-let centre: ScriptedCentre
-let relay: RelayInParts
+let at: RelayBench
 let pilot: SimulatedHolder
 let lease: LeasePart
+let filesFolder: string
 let atCentre: AttemptFiles
 let server: Server
 /** What the centre's file server answers instead of doing it. */
@@ -33,8 +28,8 @@ let asked: number
 let needed: string | null
 
 beforeEach(async () => {
-  folder = mkdtempSync(join(tmpdir(), 'indraft-uploads-'))
-  atCentre = new AttemptFiles(join(folder, 'centre'))
+  filesFolder = mkdtempSync(join(tmpdir(), 'indraft-uploads-'))
+  atCentre = new AttemptFiles(filesFolder)
   refusal = undefined
   asked = 0
   needed = null
@@ -50,33 +45,25 @@ beforeEach(async () => {
   }
   server = createServer(fileHandler(service, silentLog))
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
-  centre = new ScriptedCentre()
-  await start()
-  const link = memoryLink({ site: 'ALPHA' }, (peer, frame) => relay.handler(peer, frame), clock)
-  pilot = new SimulatedHolder(link, 'pilot', 'a')
-  await pilot.hello()
-  centre.give({ tasks: '0', capability: 'opens-b1' })
-  await until('work', () => relay.buffer.counts().free === 1)
+  const centralUrl = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
+  at = await RelayBench.open({ parts: { centralUrl } })
+  pilot = await at.pilot('a')
+  at.centre.give({ tasks: '0', capability: 'opens-b1' })
+  await at.buffered(1)
   lease = (await pilot.takeAll())[0]!
 })
 afterEach(async () => {
-  await relay.crash()
+  await at?.close()
   server.closeAllConnections()
   await new Promise((resolve) => server.close(resolve))
-  rmSync(folder, { recursive: true, force: true })
+  rmSync(filesFolder, { recursive: true, force: true })
 })
-
-async function start(): Promise<void> {
-  const link = memoryLink({ site: 'ALPHA' }, frameHandler(centre, silentLog), clock)
-  const centralUrl = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
-  relay = await relayInParts({ clock, link, folder, centralUrl })
-}
 
 const attempt = () => ({ campaign: lease.campaign, step: lease.step, index: 0, fences: lease.fences })
 
 /** As the relay's file server takes it from a pilot. */
 async function handIn(path: string, content: string): Promise<OutputRecord> {
-  const outbox = new AttemptFiles(join(folder, 'outbox'))
+  const outbox = new AttemptFiles(join(at.folder, 'outbox'))
   const { sizeBytes, checksum } = await outbox.put(attempt(), path, Readable.from([Buffer.from(content)]), null)
   const url = `store:${lease.campaign}/${lease.step}/0/${lease.fences.join('.')}/${path}`
   return { path, sizeBytes, checksum, url }
@@ -85,12 +72,12 @@ async function handIn(path: string, content: string): Promise<OutputRecord> {
 it('upload - the result goes after its outputs, which then lie where they may be dropped', async () => {
   const outputs = [await handIn('a.txt', 'one'), await handIn('sub/b.txt', 'two')]
   await pilot.report([resultOf(lease, 0, { outputs })])
-  await until('the result', () => centre.results.length === 1)
-  expect(centre.results[0]).toMatchObject({ end: 'done', outputs })
+  await until('the result', () => at.centre.results.length === 1)
+  expect(at.centre.results[0]).toMatchObject({ end: 'done', outputs })
   expect(readFileSync(atCentre.locate(attempt(), 'sub/b.txt'), 'utf8')).toBe('two')
   await until(
     'the outbox is empty',
-    async () => (await new AttemptFiles(join(folder, 'outbox')).attempts()).length === 0,
+    async () => (await new AttemptFiles(join(at.folder, 'outbox')).attempts()).length === 0,
   )
 })
 
@@ -99,11 +86,11 @@ it('upload - with the file server away the result waits, over a crash too', asyn
   const outputs = [await handIn('a.txt', 'one')]
   await pilot.report([resultOf(lease, 0, { outputs })])
   await until('a try', () => asked > 0)
-  expect(centre.results).toEqual([])
-  await relay.crash()
-  await start()
+  expect(at.centre.results).toEqual([])
+  await at.relay.crash()
+  await at.start()
   refusal = undefined
-  await until('the result', () => centre.results.length === 1)
+  await until('the result', () => at.centre.results.length === 1)
   expect(readFileSync(atCentre.locate(attempt(), 'a.txt'), 'utf8')).toBe('one')
 })
 
@@ -111,46 +98,46 @@ it('upload - what central refuses turns the success into a failure that is not c
   refusal = new IndraftError('auth.forbidden')
   const outputs = [await handIn('a.txt', 'one')]
   await pilot.report([resultOf(lease, 0, { outputs })])
-  await until('the result', () => centre.results.length === 1)
-  expect(centre.results[0]).toMatchObject({ end: 'failed', reason: 'stage.outFailed', outputs: [] })
+  await until('the result', () => at.centre.results.length === 1)
+  expect(at.centre.results[0]).toMatchObject({ end: 'failed', reason: 'stage.outFailed', outputs: [] })
 })
 
 it('upload - an output that is at the relay no more turns the success into a failure', async () => {
   const output = await handIn('a.txt', 'one')
-  rmSync(join(folder, 'outbox'), { recursive: true })
+  rmSync(join(at.folder, 'outbox'), { recursive: true })
   await pilot.report([resultOf(lease, 0, { outputs: [output] })])
-  await until('the result', () => centre.results.length === 1)
-  expect(centre.results[0]).toMatchObject({ end: 'failed', reason: 'stage.outFailed' })
+  await until('the result', () => at.centre.results.length === 1)
+  expect(at.centre.results[0]).toMatchObject({ end: 'failed', reason: 'stage.outFailed' })
 })
 
 it('upload - the log of a failed attempt goes up at once, that of a good one when it is wanted', async () => {
   await handIn('.log/stderr', 'it broke')
   await pilot.report([resultOf(lease, 0, failedWith('payload.exit'))])
   await until('the log', async () => (await atCentre.find(attempt(), '.log/stderr')) !== null)
-  centre.give({ bundle: 'b2', tasks: '0', fence: 2000 })
-  await until('work', () => relay.buffer.counts().free === 1)
+  at.centre.give({ bundle: 'b2', tasks: '0', fence: 2000 })
+  await at.buffered(1)
   lease = (await pilot.takeAll())[0]!
   await handIn('.log/stdout', 'all good')
   await pilot.report([resultOf(lease, 0)])
-  await until('the result', () => centre.results.length === 2)
+  await until('the result', () => at.centre.results.length === 2)
   expect(await atCentre.find(attempt(), '.log/stdout')).toBeNull()
-  centre.orders.push({ kind: 'log.send', attempt: { ...attempt(), bundle: 'b2' }, stream: 'stdout' })
+  at.centre.orders.push({ kind: 'log.send', attempt: { ...attempt(), bundle: 'b2' }, stream: 'stdout' })
   await until('the log', async () => (await atCentre.find(attempt(), '.log/stdout')) !== null)
 })
 
 it('upload - outputs go up with the capability of their lease, which the journal keeps', async () => {
   needed = 'opens-b1'
   const outputs = [await handIn('a.txt', 'one')]
-  centre.isCut = true
+  at.centre.isCut = true
   refusal = new IndraftError('dispatcher.busy')
   await pilot.report([resultOf(lease, 0, { outputs })])
   await until('a try', () => asked > 0)
-  await relay.crash()
+  await at.relay.crash()
   refusal = undefined
-  centre.isCut = false
-  await start()
-  await until('the result', () => centre.results.length === 1)
-  expect(centre.results[0]).toMatchObject({ end: 'done', outputs })
+  at.centre.isCut = false
+  await at.start()
+  await until('the result', () => at.centre.results.length === 1)
+  expect(at.centre.results[0]).toMatchObject({ end: 'done', outputs })
 })
 
 it('upload - a pilot thought lost comes back after its lease is over, and after a crash: its outputs still go up', async () => {
@@ -159,31 +146,31 @@ it('upload - a pilot thought lost comes back after its lease is over, and after 
   await pilot.beat({ started: [lease] })
   pilot.incarnation = 'i2'
   await pilot.hello()
-  await until('what the relay says of it', () => centre.results.length === 1)
-  expect(centre.results[0]).toMatchObject({ end: 'failed', reason: 'node.lost' })
-  await until('the lease is over', () => relay.buffer.counts().leases === 0)
-  await relay.journal.committed()
-  await relay.crash()
-  await start()
+  await until('what the relay says of it', () => at.centre.results.length === 1)
+  expect(at.centre.results[0]).toMatchObject({ end: 'failed', reason: 'node.lost' })
+  await until('the lease is over', () => at.relay.buffer.counts().leases === 0)
+  await at.relay.journal.committed()
+  await at.relay.crash()
+  await at.start()
   await pilot.hello()
   await pilot.report([resultOf(lease, 0, { outputs })])
-  await until('the late result', () => centre.results.length === 2)
-  expect(centre.results[1]).toMatchObject({ end: 'done', outputs })
+  await until('the late result', () => at.centre.results.length === 2)
+  expect(at.centre.results[1]).toMatchObject({ end: 'done', outputs })
   expect(readFileSync(atCentre.locate(attempt(), 'a.txt'), 'utf8')).toBe('one')
 })
 
 it('upload - a log that is wanted when its lease is over goes up with what the order opens', async () => {
   await handIn('.log/stdout', 'all good')
   await pilot.report([resultOf(lease, 0)])
-  await until('the lease is over', () => relay.buffer.counts().leases === 0)
+  await until('the lease is over', () => at.relay.buffer.counts().leases === 0)
   needed = 'opens-this-log'
   refusal = new IndraftError('dispatcher.busy')
   const order = { kind: 'log.send' as const, attempt: { ...attempt(), bundle: 'b1' }, stream: 'stdout' as const }
-  centre.orders.push({ ...order, capability: 'opens-this-log' })
+  at.centre.orders.push({ ...order, capability: 'opens-this-log' })
   await until('a try', () => asked > 0)
-  await relay.crash()
+  await at.relay.crash()
   refusal = undefined
-  await start()
+  await at.start()
   await until('the log', async () => (await atCentre.find(attempt(), '.log/stdout')) !== null)
 })
 
@@ -192,16 +179,16 @@ it('upload - the log of a failed attempt goes up with the capability of its leas
   refusal = new IndraftError('dispatcher.busy')
   await handIn('.log/stderr', 'it broke')
   await pilot.report([resultOf(lease, 0, failedWith('payload.exit'))])
-  await until('the lease is over', () => relay.buffer.counts().leases === 0)
-  await relay.crash()
+  await until('the lease is over', () => at.relay.buffer.counts().leases === 0)
+  await at.relay.crash()
   refusal = undefined
-  await start()
+  await at.start()
   await until('the log', async () => (await atCentre.find(attempt(), '.log/stderr')) !== null)
 })
 
 it('upload - what opens a lease is forgotten with a lease that ended well', async () => {
-  expect(relay.buffer.capabilities.kept).toBe(1)
+  expect(at.relay.buffer.capabilities.kept).toBe(1)
   await pilot.report([resultOf(lease, 0)])
-  await until('the lease is over', () => relay.buffer.counts().leases === 0)
-  expect(relay.buffer.capabilities.kept).toBe(0)
+  await until('the lease is over', () => at.relay.buffer.counts().leases === 0)
+  expect(at.relay.buffer.capabilities.kept).toBe(0)
 })

@@ -3,7 +3,7 @@
  * campaign from submit to output, then what a stranger cannot do.
  */
 import { createHash, randomBytes } from 'node:crypto'
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { createServer, type Server } from 'node:http'
 import { connect as connectPlain } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -14,7 +14,7 @@ import { type RunningRelay, startRelay } from '../../edge-relay/main.ts'
 import { askDispatcher } from '../../pilot/start/ask.ts'
 import { offerOf } from '../../pilot/start/decide.ts'
 import { parseSiteFile } from '../../pilot/start/site-file.ts'
-import { readPilotCredential, relayCredentialSchema, writeCredential } from '../../shared/credentials.ts'
+import { readPilotCredential, writeCredential } from '../../shared/credentials.ts'
 import { makeCapability } from '../../shared/files/capability.ts'
 import { FileClient, fileAddress } from '../../shared/files/client.ts'
 import { connectNats, natsLink } from '../../shared/link-nats.ts'
@@ -23,6 +23,7 @@ import type { Grant } from '../../shared/protocol/messages.ts'
 import { importKeys, verifyBundle } from '../../shared/signing.ts'
 import { type CentralLab, startCentralLab } from '../central/central-lab.ts'
 import { resultOf, SimulatedHolder } from '../conformance/simulated-holder.ts'
+import { joinSite, pilotLink } from './joined.ts'
 import { until } from './relay-in-parts.ts'
 
 const CAMPAIGN = `
@@ -62,10 +63,7 @@ beforeAll(async () => {
   await new Promise<void>((resolve) => outside.listen(0, '127.0.0.1', resolve))
   ends.push(() => new Promise((resolve) => outside.close(resolve)))
   lab = await startCentralLab()
-  const { joinToken } = await lab.admin.call('addSite', { body: { name: 'ALPHA' } })
-  const { credential } = await lab.as(null).call('joinSite', { body: { token: joinToken } })
-  mkdirSync(join(folder, 'relay'))
-  writeCredential(join(folder, 'relay/relay.json'), relayCredentialSchema.parse(credential))
+  await joinSite(lab, { name: 'ALPHA' }, join(folder, 'relay'))
   relay = await startRelay(settings(), silentLog)
 })
 afterAll(async () => {
@@ -78,10 +76,7 @@ afterAll(async () => {
 const pilotCredential = () => readPilotCredential(relay.pilotCredential)
 
 async function asPilot(name: string): Promise<SimulatedHolder> {
-  const { nats, site } = pilotCredential()
-  const { url, ca, inboxPrefix } = nats
-  const connection = await connectNats({ url, ca: ca!, name, user: nats.user!, password: nats.password!, inboxPrefix })
-  const link = natsLink(connection, site)
+  const link = await pilotLink(relay.pilotCredential, name)
   ends.push(() => link.close())
   const pilot = new SimulatedHolder(link, 'pilot', name)
   await pilot.hello()
