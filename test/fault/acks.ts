@@ -41,6 +41,8 @@ export class Acks {
     for (const at of this.#tails) {
       const { tail, hop, site, node } = at
       for (const line of tail.lines()) {
+        // A program that crashes prints its own source.
+        if (!line.startsWith('{')) continue
         if (line.includes('"pilot.started"'))
           at.relay = relayOf((JSON.parse(line) as { credential: string }).credential)
         if (!line.includes('"result.acknowledged"')) continue
