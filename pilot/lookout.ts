@@ -2,6 +2,9 @@
  * What a pilot sees by itself, with no dispatcher asked: that it stood still, that its disk refuses results, a STOP
  * file, people whom the site has banned, how much time the batch system leaves. Looked at with every tick of session.ts,
  * the dearer things now and then only.
+ *
+ * What always holds: nothing here waits for a file system. Where the site's shared one hangs, the last answer counts, no
+ * second question is asked meanwhile, and the pilot still ends in time.
  */
 import { access } from 'node:fs/promises'
 import type { Clock } from '../shared/clock.ts'
@@ -41,6 +44,9 @@ export class Lookout {
   #refreshAtMs: number
   #banAtMs: number
   #stopAtMs = 0
+  #isStopped = false
+  /** Questions that are under way, by what they are about. */
+  readonly #asking = new Set<'stop' | 'bans'>()
   #disk: { sinceMs: number; triedAtMs: number } | null = null
 
   constructor(options: LookoutOptions) {
@@ -58,7 +64,7 @@ export class Lookout {
 
   /** Call with every tick. @returns for how long the pilot stood still since the last one; 0 where it did not */
   look(nowMs: number): number {
-    const { timeLeft, banEvery } = this.#options
+    const { timeLeft, banEvery, banned, onBanned, stopFile } = this.#options
     const stoodMs = this.#noticeSuspension(nowMs)
     this.#lastMs = nowMs
     if (nowMs > this.#refreshAtMs) {
@@ -67,7 +73,18 @@ export class Lookout {
     }
     if (nowMs > this.#banAtMs) {
       this.#banAtMs = nowMs + banEvery
-      void this.#lookForBans()
+      this.#ask('bans', async () => {
+        if (await banned.refresh()) onBanned()
+      })
+    }
+    if (nowMs > this.#stopAtMs) {
+      this.#stopAtMs = nowMs + STOP_EVERY_MS
+      this.#ask('stop', async () => {
+        this.#isStopped = await access(stopFile).then(
+          () => true,
+          () => false,
+        )
+      })
     }
     this.#lookAtDisk(nowMs)
     return stoodMs
@@ -79,13 +96,15 @@ export class Lookout {
     return this.#disk && trouble !== null ? { forMs: nowMs - this.#disk.sinceMs, message: trouble } : null
   }
 
-  async hasStopFile(nowMs: number): Promise<boolean> {
-    if (nowMs < this.#stopAtMs) return false
-    this.#stopAtMs = nowMs + STOP_EVERY_MS
-    return await access(this.#options.stopFile).then(
-      () => true,
-      () => false,
-    )
+  /** As of the last look that was answered. */
+  get hasStopFile(): boolean {
+    return this.#isStopped
+  }
+
+  #ask(what: 'stop' | 'bans', look: () => Promise<void>): void {
+    if (this.#asking.has(what)) return
+    this.#asking.add(what)
+    void look().finally(() => this.#asking.delete(what))
   }
 
   /** Leases are not shifted: the dispatcher did not stand still. Payloads' limits are, in watch.ts. */
@@ -113,10 +132,5 @@ export class Lookout {
     if (nowMs - this.#disk.triedAtMs < MEND_EVERY_MS) return
     this.#disk.triedAtMs = nowMs
     void outbox.mend()
-  }
-
-  async #lookForBans(): Promise<void> {
-    const { banned, onBanned } = this.#options
-    if (await banned.refresh()) onBanned()
   }
 }

@@ -281,6 +281,17 @@ describe('leaving', () => {
     expect(script.byes[0]).toMatchObject({ code: 300, reason: 'no work' })
   })
 
+  test('leaving - the time of the node test is not idle time: work is asked for after it all the same', async () => {
+    // What the node test does first takes longer than the pilot has patience without work.
+    const binary = join(site.folder, 'apptainer')
+    writeFileSync(binary, '#!/bin/sh\nsleep 1.5\nexit 1\n', { mode: 0o755 })
+    const pilot = await start({ containerRuntime: binary, idleBefore: '1s' })
+    await until(() => script.pulls.some(({ offer }) => offer.length > 0))
+    expect(lines.findIndex(({ msg }) => msg === 'node.tested')).toBeGreaterThan(0)
+    expect(await pilot.finished).toBe(300)
+    expect(script.byes).toMatchObject([{ code: 300, reason: 'no work' }])
+  })
+
   test('leaving - too little time left is 300, and nothing is asked for', async () => {
     const batch = { ...BATCH, slurmEndTimeS: Math.round(Date.now() / 1000) + 100 }
     expect(await (await start({}, { batch })).finished).toBe(300)

@@ -134,6 +134,7 @@ export class Session {
   /** The node passed its test. */
   nodeIsGood(): void {
     this.#isTested = true
+    this.#idleSinceMs = this.#options.clock.monotonicMs()
     this.#wake()
   }
 
@@ -355,7 +356,7 @@ export class Session {
       const stoodMs = this.#lookout.look(nowMs)
       this.#idleSinceMs += stoodMs
       if (stoodMs > 0) log.warn({ gapMs: Math.round(stoodMs), running: this.#work.running }, 'pilot.suspended')
-      await this.#tick(nowMs)
+      this.#tick(nowMs)
     }
   }
 
@@ -368,13 +369,14 @@ export class Session {
     this.#wake()
   }
 
-  async #tick(nowMs: number): Promise<void> {
+  #tick(nowMs: number): void {
     const { config, leases, outbox, timeLeft } = this.#options
     const session = this.#holder.welcome?.session
     if (session !== undefined) leases.renew(session, this.#holder.renewedAtMs)
     this.#work.startWhatFits()
     const { running } = this.#work
-    if (running > 0) this.#idleSinceMs = nowMs
+    // While the node is being tested nothing could have come.
+    if (running > 0 || !this.#isTested) this.#idleSinceMs = nowMs
     if (this.#work.isAtLimit && !this.#drain.isOn) {
       this.drain('finish', { code: 200, reason: 'it has started as many tasks as it was to' })
     }
@@ -386,7 +388,7 @@ export class Session {
         deadlineMs: this.#drain.deadlineMs,
         noticeEndsAtMs: this.#drain.noticeEndsAtMs,
         timeLeftMs: timeLeft.leftMs,
-        hasStopFile: !this.#drain.isOn && (await this.#lookout.hasStopFile(nowMs)),
+        hasStopFile: this.#lookout.hasStopFile,
         running,
         undelivered: outbox.size,
         unstarted: leases.unstarted,
