@@ -11,7 +11,7 @@ import { ALL_GROUPS } from '../people.ts'
 import { GLOBAL, groupBase } from './keys.ts'
 import type { Feeding } from './leases.ts'
 import type { Mark } from './mark.ts'
-import type { Plans } from './plans.ts'
+import type { KnownCampaign, Plans } from './plans.ts'
 import { readCounts } from './read.ts'
 import type { Scripts } from './scripts.ts'
 
@@ -65,8 +65,8 @@ export class Campaigns {
     const views: CampaignView[] = []
     for (const group of await this.#named(groups)) {
       for (const id of await this.#parts.scripts.redis.zrevrange(`${groupBase(group)}:campaigns`, '0', '-1')) {
-        const view = await this.view(id)
-        if (view) views.push(view)
+        const known = await this.#parts.plans.readable(id)
+        if (known) views.push(await this.#viewOf(known))
       }
     }
     return views.sort((a, b) => b.createdAtMs - a.createdAtMs)
@@ -106,10 +106,13 @@ export class Campaigns {
   }
 
   async view(id: string): Promise<CampaignView | null> {
-    const { redis } = this.#parts.scripts
     const known = await this.#parts.plans.get(id)
-    if (!known) return null
-    const { base, plan } = known
+    return known && this.#viewOf(known)
+  }
+
+  async #viewOf({ base, plan }: KnownCampaign): Promise<CampaignView> {
+    const { redis } = this.#parts.scripts
+    const { id } = plan
     const [fields, failures] = await Promise.all([
       redis.hgetall(`${base}:campaign:${id}`),
       redis.hgetall(`${base}:failures:${id}`),

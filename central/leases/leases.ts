@@ -8,7 +8,7 @@ import type { Log } from '../../shared/log.ts'
 import type { LeasePart, StartedPart } from '../../shared/protocol/messages.ts'
 import type { StoreEvents } from './open.ts'
 import type { Plans } from './plans.ts'
-import { lostRules } from './retries.ts'
+import { lostRules, RETRIES_UNKNOWN } from './retries.ts'
 import type { Scripts } from './scripts.ts'
 import type { Sessions } from './sessions.ts'
 
@@ -99,15 +99,14 @@ export class Leases {
   ): Promise<void> {
     const [campaign, stepName] = await this.#scripts.redis.hmget(`${base}:bundle:${bundle}`, 'campaign', 'step')
     if (!campaign || !stepName) return
-    const known = await this.#plans.step(campaign, stepName)
-    if (!known) return
+    const known = await this.#plans.readableStep(campaign, stepName)
     const answer = await this.#scripts.run<Expired>('expire', base, {
       bundle,
       ...which,
-      rules: lostRules(known.step, this.#scale, reason),
+      rules: lostRules(known?.step.retries ?? RETRIES_UNKNOWN, this.#scale, reason),
     })
     if (answer.outcome !== 1) return
-    this.#events.onExpired?.(known.plan.group, answer.tasks)
+    if (known) this.#events.onExpired?.(known.plan.group, answer.tasks)
     this.#log.warn(
       { campaign, step: stepName, bundle, tasks: answer.tasks, lost: answer.lost, reason },
       'lease.expired',

@@ -93,7 +93,7 @@ export class MatchIndex {
       }
       for (const [name, tasks] of Object.entries(use)) {
         if (!name.startsWith('leased:') || Number(tasks) === 0) continue
-        const plan = (await this.#plans.get(name.slice('leased:'.length)))?.plan
+        const plan = (await this.#plans.readable(name.slice('leased:'.length)))?.plan
         leasedCores += Number(tasks) * (plan ? Math.max(...plan.steps.map((step) => step.needs.cores)) : 1)
       }
       shares.set(group, { leasedCores, weight: Number(limits.share ?? 1) })
@@ -102,7 +102,7 @@ export class MatchIndex {
   }
 
   async #isOf(subjects: ReadonlySet<string>, campaign: string): Promise<boolean> {
-    return subjects.size > 0 && subjects.has((await this.#plans.get(campaign))?.plan.subject ?? '')
+    return subjects.size > 0 && subjects.has((await this.#plans.readable(campaign))?.plan.subject ?? '')
   }
 
   async #readQueue(
@@ -113,7 +113,7 @@ export class MatchIndex {
     use: Record<string, string>,
   ): Promise<QueueEntry | null> {
     const { campaign, step: stepName, matchClass, avoid } = parseQueueName(name)
-    const known = await this.#plans.step(campaign, stepName)
+    const known = await this.#plans.readableStep(campaign, stepName)
     if (!known) return null
     const { redis } = this.#scripts
     const [bundles, first, fields, walls, queued] = await Promise.all([

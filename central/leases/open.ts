@@ -119,7 +119,7 @@ export async function openStore(options: StoreOptions): Promise<OpenStore> {
   const jobs = connect('patient')
   const scripts = new Scripts(redis)
   const queue = new WorkQueue(jobs, log)
-  const plans = new Plans(redis, blobs)
+  const plans = new Plans(redis, blobs, log)
   const mark = new Mark(redis, clock, log, options.replicas)
   const sessions = new Sessions(scripts)
   const index = new MatchIndex(scripts, plans, sessions, clock)

@@ -6,12 +6,14 @@ import { promisify } from 'node:util'
 import { deflateRaw, inflateRaw } from 'node:zlib'
 import type { Redis } from 'ioredis'
 import type { Digest } from '../../shared/ids.ts'
+import type { Log } from '../../shared/log.ts'
 import { pack, unpack } from '../../shared/protocol/codec.ts'
 import type { Needs, Signed } from '../../shared/protocol/work.ts'
 import { indices, parseRanges } from '../../shared/ranges.ts'
 import { digestOf, type Signer } from '../../shared/signing.ts'
 import type { BlobStore } from '../blobs.ts'
 import type { CampaignPlan, StepPlan } from '../campaigns/model.ts'
+import { storeRefusal } from '../redis.ts'
 import { GLOBAL, groupBase } from './keys.ts'
 
 type Row = Record<string, string>
@@ -19,6 +21,8 @@ type Row = Record<string, string>
 const compress = promisify(deflateRaw)
 const decompress = promisify(inflateRaw)
 const ROWS_PER_BLOCK = 1000
+/** A plan that could not be read is not asked for again before this. */
+const UNREADABLE_MS = 5000
 
 /** A step of a stored plan: rows went into blocks. */
 export interface StoredStep extends Omit<StepPlan, 'rows'> {
@@ -48,10 +52,14 @@ export class Plans {
   readonly #campaigns = new Map<string, KnownCampaign>()
   readonly #templates = new Map<Digest, Signed>()
   readonly #rows = new Map<Digest, Row[]>()
+  readonly #log: Log
+  /** Campaign -> when its plan could not be read, by performance.now(). */
+  readonly #unreadable = new Map<string, number>()
 
-  constructor(redis: Redis, blobs: BlobStore) {
+  constructor(redis: Redis, blobs: BlobStore, log: Log) {
     this.#redis = redis
     this.#blobs = blobs
+    this.#log = log
   }
 
   /** Writes all that is immutable of a new campaign. Idempotent. */
@@ -92,10 +100,32 @@ export class Plans {
     return remember(this.#campaigns, id, known, 1000)
   }
 
+  /**
+   * As get(), for who goes through many campaigns, and is not to be held up by one whose blob is gone: null for that one
+   * too, which is said in the log. @throws where the store does not answer
+   */
+  async readable(id: string): Promise<KnownCampaign | null> {
+    const failedAtMs = this.#unreadable.get(id)
+    if (failedAtMs !== undefined && performance.now() - failedAtMs < UNREADABLE_MS) return null
+    try {
+      const known = await this.get(id)
+      this.#unreadable.delete(id)
+      return known
+    } catch (error) {
+      if (storeRefusal(error)) throw error
+      this.#unreadable.set(id, performance.now())
+      this.#log.error({ err: error, campaign: id }, 'campaign.unreadable')
+      return null
+    }
+  }
+
+  /** A step of what readable() gives. */
+  async readableStep(id: string, name: string): ReturnType<Plans['step']> {
+    return stepOf(await this.readable(id), name)
+  }
+
   async step(id: string, name: string): Promise<{ base: string; plan: StoredPlan; step: StoredStep } | null> {
-    const known = await this.get(id)
-    const step = known?.plan.steps.find((candidate) => candidate.name === name)
-    return known && step ? { ...known, step } : null
+    return stepOf(await this.get(id), name)
   }
 
   async template(step: StoredStep): Promise<Signed> {
@@ -126,6 +156,11 @@ export class Plans {
 /** The needs of a match class of a step. One class per step until retries may ask for more memory. */
 export function needsOf(step: StoredStep, _matchClass: string): Needs {
   return step.needs
+}
+
+function stepOf(known: KnownCampaign | null, name: string) {
+  const step = known?.plan.steps.find((candidate) => candidate.name === name)
+  return known && step ? { ...known, step } : null
 }
 
 function largestRow(rows: Row[]): number {

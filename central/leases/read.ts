@@ -4,7 +4,11 @@ import { type Counts, emptyCounts, TASK_STATES, type TaskState } from '../../sha
 import { unpack } from '../../shared/protocol/codec.ts'
 
 export async function readCounts(redis: Redis, base: string, campaign: string, step: string): Promise<Counts> {
-  const fields = await redis.hgetall(`${base}:counts:${campaign}:${step}`)
+  return countsOf(await redis.hgetall(`${base}:counts:${campaign}:${step}`))
+}
+
+/** As the store keeps them: a state without tasks may be missing. */
+export function countsOf(fields: Record<string, string>): Counts {
   const counts = emptyCounts()
   for (const state of TASK_STATES) counts[state] = Number(fields[state] ?? 0)
   return counts

@@ -26,18 +26,26 @@ export interface RetryRules {
   reason: ErrorCode
 }
 
+/** Of a step that cannot be read: its leases end all the same, and what it wants is judged when it can be read again. */
+export const RETRIES_UNKNOWN: StoredStep['retries'] = {
+  payload: 0,
+  infrastructure: Number.MAX_SAFE_INTEGER,
+  holdExitCodes: [],
+  exhausted: 'held',
+}
+
 /** For an attempt whose holder is gone, or which no holder confirmed; every such reason is nobody's own fault. */
 export function lostRules(
-  step: StoredStep,
+  retries: StoredStep['retries'],
   scale: number,
   reason: ErrorCode,
 ): RetryRules & { unconfirmedFree: number } {
-  return { ...rulesOf(step, scale, reason), unconfirmedFree: UNCONFIRMED_FREE }
+  return { ...rulesOf(retries, scale, reason), unconfirmedFree: UNCONFIRMED_FREE }
 }
 
 /** For an attempt that was reported as failed. */
 export function failureRules(step: StoredStep, scale: number, result: Result) {
-  const rules = rulesOf(step, scale, reasonOf(result))
+  const rules = rulesOf(step.retries, scale, reasonOf(result))
   const hold = result.exitCode !== null && step.retries.holdExitCodes.includes(result.exitCode)
   return { ...rules, hold, site: result.site, node: result.node }
 }
@@ -47,14 +55,14 @@ export function reasonOf(result: Result): ErrorCode {
   return result.reason ?? 'node.fault'
 }
 
-function rulesOf(step: StoredStep, scale: number, reason: ErrorCode): RetryRules {
+function rulesOf(retries: StoredStep['retries'], scale: number, reason: ErrorCode): RetryRules {
   const credit = chargeOf(reason)
   return {
     charge: reason === 'attempt.cancelled' ? 'none' : credit,
     retry: ERRORS[reason].retry,
     hold: false,
-    limit: step.retries[credit],
-    exhausted: step.retries.exhausted,
+    limit: retries[credit],
+    exhausted: retries.exhausted,
     backOffMs: RETRY.backOffMs * scale,
     longestMs: RETRY.longestMs * scale,
     avoidMs: RETRY.avoidSiteMs * scale,

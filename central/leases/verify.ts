@@ -3,16 +3,17 @@
  * moment; what is found is looked at once more, because sessions and files are not part of that moment.
  */
 import { setTimeout as delay } from 'node:timers/promises'
-import { type Counts, emptyCounts, TASK_STATES, type TaskState } from '../../shared/lifecycle.ts'
+import { type Counts, emptyCounts, openTasks, sumCounts, TASK_STATES, type TaskState } from '../../shared/lifecycle.ts'
 import { unpack } from '../../shared/protocol/codec.ts'
 import type { Result } from '../../shared/protocol/messages.ts'
 import { formatDuration } from '../../shared/quantity.ts'
 import { formatRanges, indices, parseRanges, rangesOf } from '../../shared/ranges.ts'
 import type { Finding, Starved } from '../campaigns/model.ts'
+import { storeRefusal } from '../redis.ts'
 import { GLOBAL, groupBase } from './keys.ts'
 import type { Mark } from './mark.ts'
-import type { Plans, StoredStep } from './plans.ts'
-import { stateAt } from './read.ts'
+import type { KnownCampaign, Plans, StoredStep } from './plans.ts'
+import { countsOf, stateAt } from './read.ts'
 import type { Results } from './results.ts'
 import { mapOf, type Scripts } from './scripts.ts'
 import type { Sessions } from './sessions.ts'
@@ -67,23 +68,45 @@ export class Verifier {
     const findings: Finding[] = [...(await this.#checkStore()), ...(await this.#checkStarved())]
     for (const group of await this.#scripts.redis.smembers(GLOBAL.groups)) {
       const base = groupBase(group)
+      const readable: KnownCampaign[] = []
       for (const campaign of await this.#scripts.redis.zrange(`${base}:campaigns`, '0', '-1')) {
-        const known = await this.#parts.plans.get(campaign)
-        if (!known) {
-          findings.push(finding('a campaign has its plan', campaign, 'no plan', 'a plan in the blob store'))
-          continue
-        }
-        for (const step of known.plan.steps) {
-          const look = () => this.#verifyStep(base, campaign, step)
-          let found = await look()
-          if (found.length > 0) {
-            await delay(SECOND_LOOK_MS)
-            const again = new Set((await look()).map((one) => JSON.stringify([one.invariant, one.where])))
-            found = found.filter((one) => again.has(JSON.stringify([one.invariant, one.where])))
-          }
-          findings.push(...found)
-        }
+        const known = await this.#parts.plans.readable(campaign)
+        if (known) readable.push(known)
+        else findings.push(finding('a campaign has its plan', campaign, 'no plan', 'a plan in the blob store'))
       }
+      for (const { plan } of readable) {
+        for (const step of plan.steps) findings.push(...(await twice(() => this.#verifyStep(base, plan.id, step))))
+      }
+      findings.push(...(await twice(() => this.#checkGroup(base, group, readable))))
+    }
+    return findings
+  }
+
+  /** What is counted of a group beside its steps: what limits go by, and which campaigns the sweep looks at. */
+  async #checkGroup(base: string, group: string, campaigns: readonly KnownCampaign[]): Promise<Finding[]> {
+    const asked = this.#scripts.redis.multi().hgetall(`${base}:use`).smembers(`${base}:active`)
+    const steps = campaigns.flatMap(({ plan }) => plan.steps.map((step) => ({ id: plan.id, name: step.name })))
+    for (const { id, name } of steps) asked.hgetall(`${base}:counts:${id}:${name}`)
+    const [use, active, ...counted] = ((await asked.exec()) ?? []).map(([, value]) => value) as [
+      Record<string, string>,
+      string[],
+      ...Record<string, string>[],
+    ]
+    const findings: Finding[] = []
+    for (const { plan } of campaigns) {
+      const counts = sumCounts(counted.filter((_, i) => steps[i]!.id === plan.id).map(countsOf))
+      const leased = counts.assigned + counts.running
+      const used = Number(use[`leased:${plan.id}`] ?? 0)
+      if (used !== leased) {
+        findings.push(finding('limits go by what is leased', plan.id, `${used} tasks in use`, `${leased}`))
+      }
+      if (openTasks(counts) > 0 && !active.includes(plan.id)) {
+        findings.push(finding('a campaign that is not over is looked at', plan.id, 'not listed', 'listed'))
+      }
+    }
+    const sum = Object.entries(use).reduce((total, [name, n]) => total + (name === 'leased' ? 0 : Number(n)), 0)
+    if (sum !== Number(use.leased ?? 0)) {
+      findings.push(finding('limits go by what is leased', group, `${use.leased ?? 0} tasks in use`, `${sum}`))
     }
     return findings
   }
@@ -159,7 +182,14 @@ export class Verifier {
     const findings: Finding[] = []
     for (let first = 0; first < done.length; first += 1000) {
       const part = done.slice(first, first + 1000)
-      const winners = await this.#parts.results.winners(campaign, step, part)
+      const winners = await this.#parts.results.winners(campaign, step, part).catch((error: Error) => error)
+      if (winners instanceof Error) {
+        if (storeRefusal(winners)) throw winners
+        findings.push(
+          finding('results can be read', `${where}/${formatRanges(rangesOf(part))}`, winners.message, 'there'),
+        )
+        continue
+      }
       for (const index of part) {
         const winner = winners.get(index)
         if (winner?.end !== 'done' || winner.index !== index) {
@@ -181,6 +211,16 @@ export class Verifier {
     }
     return findings
   }
+}
+
+/** What is found at two looks: what is under way explains the first. */
+async function twice(look: () => Promise<Finding[]>): Promise<Finding[]> {
+  const found = await look()
+  if (found.length === 0) return found
+  await delay(SECOND_LOOK_MS)
+  const nameOf = ({ invariant, where }: Finding) => JSON.stringify([invariant, where])
+  const again = new Set((await look()).map(nameOf))
+  return found.filter((one) => again.has(nameOf(one)))
 }
 
 function finding(invariant: string, where: string, found: string, expected: string): Finding {

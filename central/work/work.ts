@@ -94,6 +94,8 @@ export class Work {
   #sweeping: Promise<void> | undefined
   #worker: { worker: Worker; connection: Redis } | undefined
   #timer: NodeJS.Timeout | undefined
+  /** Tasks whose outputs could not be published when this process tried last. */
+  readonly #unpublished = new Set<string>()
 
   constructor(parts: WorkParts, queue: WorkQueue) {
     this.#parts = parts
@@ -200,29 +202,37 @@ export class Work {
         }
       }
       const waiting = await scripts.redis.srandmember(`${base}:publish`)
-      if (waiting) await this.publish(waiting.slice(0, waiting.indexOf('|')))
+      if (waiting) await this.#publishIn(base, waiting.slice(0, waiting.indexOf('|')))
     }
   }
 
   /** Publishes what waits in the group of a campaign. What fails stays on the list for the next sweep. */
   async publish(campaign: string): Promise<void> {
-    const { scripts, plans, results, outputsDir, log } = this.#parts
-    const known = await plans.get(campaign)
-    if (!known) return
-    const key = `${known.base}:publish`
+    const known = await this.#parts.plans.readable(campaign)
+    if (known) await this.#publishIn(known.base, campaign)
+  }
+
+  async #publishIn(base: string, campaign: string): Promise<void> {
+    const { scripts, results, outputsDir, log } = this.#parts
+    const key = `${base}:publish`
     const names = await scripts.redis.srandmember(key, PUBLISH_BATCH)
     let published = 0
     for (const name of names) {
       const [id = '', step = '', index = ''] = name.split('|')
-      const result = await results.winner(id, step, Number(index))
       try {
+        const result = await results.winner(id, step, Number(index))
         if (result?.outputs.some((output) => mustPublish(output.url, result))) {
           await publishOutputs(outputsDir, result, log)
         }
         await scripts.redis.srem(key, name)
+        this.#unpublished.delete(name)
         published++
       } catch (error) {
-        log.warn({ err: error, task: `${id}/${step}/${index}` }, 'task.notPublished')
+        if (storeRefusal(error)) throw error
+        // A file that is not there may be missing with every sweep from now on.
+        const level = this.#unpublished.has(name) ? 'debug' : 'warn'
+        log[level]({ err: error, task: `${id}/${step}/${index}` }, 'task.notPublished')
+        this.#unpublished.add(name)
       }
     }
     if (published === PUBLISH_BATCH) this.#queue.want('publish', campaign, '')

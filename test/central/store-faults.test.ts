@@ -1,4 +1,6 @@
 /** The store under faults, each test named for its own: what is lost, late, doubled or dead, and what holds then. */
+import { rmSync } from 'node:fs'
+import { join } from 'node:path'
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from 'vitest'
 import { taskViewSchema } from '../../central/api/views.ts'
 import { IndraftError } from '../../shared/errors.ts'
@@ -545,4 +547,30 @@ test('a wall clock an hour ahead for a while - sweeps go on when it is back', as
     ahead.mockRestore()
   }
   for (let i = 0; i < 3; i++) await sweepsGoOn()
+})
+
+test('blobs of a campaign that are gone - are said, and hold up neither other campaigns nor the ends of leases', async () => {
+  const lost = await seed(2, 'lost')
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  await pilot.pull(1)
+  await pilot.startAll()
+  const plan = await lab.redis.hget(`indraft:{${GROUP}}:campaign:${lost}`, 'plan')
+  const hex = plan!.slice('sha256:'.length)
+  rmSync(join(lab.folder, 'blobs', hex.slice(0, 2), hex))
+  // A process that has never read it.
+  const next = await lab.reopen()
+  const good = planOf('good', { a: { size: 1 } })
+  await next.store.create(good)
+  for (let i = 0; i < 3; i++) await next.work.sweep()
+  const other = await new TestHolder(next.dispatcher, { name: 'other' }).hello()
+  const { grants } = await other.pull(2)
+  expect(grants.map(({ lease }) => lease.campaign)).toEqual([good.id])
+  expect(await other.verdicts(other.allResults())).toEqual(['accepted'])
+  expect((await next.store.list([GROUP])).map(({ name }) => name)).toEqual(['good'])
+  const bye = { session: pilot.holder.welcome!.session, code: 700, reason: 'test', returned: [] }
+  await next.dispatcher.onBye({ site: 'ALPHA' }, bye)
+  expect(await counts(lost)).toEqual({ queued: 2 })
+  expect(await next.store.verify()).toEqual([
+    { invariant: 'a campaign has its plan', where: lost, found: 'no plan', expected: 'a plan in the blob store' },
+  ])
 })

@@ -332,13 +332,24 @@ test('verify - says in words what is wrong', async () => {
   await lab.redis.hincrby(`${base}:counts:${plan.id}:a`, 'queued', 1)
   await lab.redis.call('BITFIELD', `${base}:state:${plan.id}:a`, 'SET', 'u4', '#9', '4')
   await lab.redis.hset(`indraft:{site:ALPHA}:session:${pilot.holder.welcome!.session}`, 'state', 'dead')
-  const invariants = (await lab.store.verify()).map((finding) => `${finding.invariant}: ${finding.where}`)
+  await lab.redis.hincrby(`${base}:use`, `leased:${plan.id}`, 3)
+  await lab.redis.srem(`${base}:active`, plan.id)
+  const findings = await lab.store.verify()
+  expect(findings).toContainEqual({
+    invariant: 'limits go by what is leased',
+    where: plan.id,
+    found: '5 tasks in use',
+    expected: '2',
+  })
+  const invariants = findings.map((finding) => `${finding.invariant}: ${finding.where}`)
   expect(invariants).toEqual(
     expect.arrayContaining([
       `counts are those of the tasks: ${plan.id}/a queued`,
       `queued tasks are those that wait: ${plan.id}/a`,
       `a done task has one winning result: ${plan.id}/a/9`,
       expect.stringContaining('every lease has a holder: '),
+      `limits go by what is leased: ${GROUP}`,
+      `a campaign that is not over is looked at: ${plan.id}`,
     ]),
   )
 })
