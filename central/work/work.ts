@@ -108,7 +108,10 @@ export class Work {
       connection,
       prefix: PREFIX,
       concurrency: 4,
+      // Looking once more is all that a job does, however often its process died: it never fails for that.
+      maxStalledCount: Number.MAX_SAFE_INTEGER,
     })
+    worker.on('stalled', (job) => this.#parts.log.info({ job, next: 'it runs again here' }, 'work.jobTakenOver'))
     worker.on('error', (error) => this.#parts.log.warn({ err: error }, 'work.failed'))
     worker.on('failed', (job, error) => {
       this.#parts.log.error({ err: error, job: job?.name, ...(job?.data as object) }, 'work.jobFailed')

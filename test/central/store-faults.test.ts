@@ -574,3 +574,20 @@ test('blobs of a campaign that are gone - are said, and hold up neither other ca
     { invariant: 'a campaign has its plan', where: lost, found: 'no plan', expected: 'a plan in the blob store' },
   ])
 })
+
+test('work whose processes died with it, again and again - is taken up by the next, and is no failure', async () => {
+  await lab.redis.del('indraft-jobs:indraft-work:stalled-check')
+  const jobs = 'indraft-jobs:indraft-work'
+  await lab.store.create(planOf('died', { a: {} }))
+  const [id] = await vi.waitFor(async () => {
+    const waiting = await lab.redis.lrange(`${jobs}:wait`, 0, -1)
+    expect(waiting).toHaveLength(1)
+    return waiting as [string]
+  })
+  // As it stands when its third process is dead: taken, and its lock has run out.
+  await lab.redis.multi().lrem(`${jobs}:wait`, 0, id).lpush(`${jobs}:active`, id).sadd(`${jobs}:stalled`, id).exec()
+  await lab.redis.hset(`${jobs}:${id}`, 'stc', 3)
+  await lab.work.start()
+  await vi.waitFor(async () => expect(await lab.redis.exists(`${jobs}:${id}`)).toBe(0), 10_000)
+  expect(await lab.redis.zcard(`${jobs}:failed`)).toBe(0)
+})
