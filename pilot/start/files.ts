@@ -87,7 +87,12 @@ export function realPorts(site: SiteFile, env: Record<string, string>): Ports {
         () => true,
         () => false,
       ),
-    tidy: () => tidyLogs(folders.logs, site.keepLogs),
+    tidy: async () => {
+      await removeOld(folders.logs, site.keepLogs, /^indraft:/)
+      // What ticks and pilots left that were killed in the middle of writing.
+      await removeOld(site.folder, HALF_WRITTEN_MS, /^(state\.json\.|\.lock\.)/)
+      await removeOld(folders.ends, HALF_WRITTEN_MS, /\.(tmp|leave)$/)
+    },
     starter: startPilots,
     nowMs: () => Date.now(),
     random: () => Math.random(),
@@ -95,10 +100,14 @@ export function realPorts(site: SiteFile, env: Record<string, string>): Ports {
   }
 }
 
-async function tidyLogs(folder: string, keepMs: number): Promise<void> {
-  for (const name of await readdir(folder).catch(() => [])) {
+/** Longer than any of them is needed; a pilot that was asked to end has done so by then. */
+const HALF_WRITTEN_MS = 3_600_000
+
+async function removeOld(folder: string, keepMs: number, names: RegExp): Promise<void> {
+  for (const name of (await readdir(folder).catch(() => [])).filter((one) => names.test(one))) {
     const path = join(folder, name)
-    const { mtimeMs } = await stat(path)
-    if (name.startsWith('indraft:') && Date.now() - mtimeMs > keepMs) await rm(path, { force: true })
+    // Another one may have been quicker.
+    const facts = await stat(path).catch(() => null)
+    if (facts && Date.now() - facts.mtimeMs > keepMs) await rm(path, { force: true })
   }
 }
