@@ -244,6 +244,7 @@ describe('relay - a centre that is away', () => {
     at.centre.give({ tasks: '0-7' })
     await at.buffered(8)
     at.centre.isCut = true
+    await until('the link counts as down', () => !at.relay.upstream.isUp)
     const leases = await a.takeAll()
     expect(leases.flatMap(tasksOf)).toHaveLength(8)
     expect(await a.report(leases.flatMap((lease) => resultsOf(lease)))).toEqual(Array(8).fill('accepted'))
