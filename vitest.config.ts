@@ -30,7 +30,7 @@ export default defineConfig({
           testTimeout: 600_000,
           hookTimeout: 600_000,
           // Each file has a centre of its own, which mostly waits.
-          maxWorkers: 2,
+          maxWorkers: 3,
         },
       },
     ],

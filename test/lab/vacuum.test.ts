@@ -8,13 +8,12 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { type Centre, inside, startCentre } from './centre.ts'
 import { type Product, paths, programs, startProduct } from './product.ts'
 import { whyNoLab } from './roots.ts'
+import { countSlurmCalls, type SlurmCalls } from './slurm-calls.ts'
 
 const folder = `${inside.home}/vacuum`
 const siteFile = `${inside.home}/site.yaml`
-const calls = '/tmp/slurm-calls'
 /** Cron looks once a minute; the test has no time for it. All that hangs on minutes is as much shorter. */
 const TICK_MS = 2000
-const slurmCommands = ['sbatch', 'squeue', 'scancel', 'sacct', 'scontrol', 'sinfo', 'srun', 'salloc', 'sacctmgr']
 
 const site = `
 indraft: 1
@@ -51,17 +50,12 @@ steps:
 describe.skipIf(whyNoLab() !== null)('vacuum', () => {
   let centre: Centre
   let product: Product
+  let calls: SlurmCalls
   beforeAll(async () => {
     centre = await startCentre({ nodes: 2 })
     product = await startProduct(centre)
     await centre.write('edge', siteFile, site, '644', 'alice')
-    // Every call of alice's ticks is noted and then made.
-    for (const name of slurmCommands) {
-      const text = `#!/bin/sh\necho "$(date +%s) ${name}" >>${calls}\nexec /usr/bin/${name} "$@"\n`
-      await centre.write('edge', `/opt/counted/${name}`, text, '755')
-    }
-    await centre.check('edge', ['chmod', '755', '/opt', '/opt/counted'])
-    await centre.write('edge', calls, '', '666')
+    calls = await countSlurmCalls(centre)
   })
   afterAll(async () => {
     await centre?.stop()
@@ -69,8 +63,7 @@ describe.skipIf(whyNoLab() !== null)('vacuum', () => {
 
   const tick = async (...words: string[]) => {
     const argv = [...programs.pilot, 'start', '--site', siteFile, ...words]
-    const env = { PATH: '/opt/counted:/usr/local/bin:/usr/bin:/bin' }
-    return await centre.run('edge', argv, { user: 'alice', env })
+    return await centre.run('edge', argv, { user: 'alice', env: calls.env })
   }
   const said: string[] = []
   /** Ticks until it holds, as cron does: whatever happens, the next one comes. */
@@ -89,9 +82,10 @@ describe.skipIf(whyNoLab() !== null)('vacuum', () => {
     }
   }
   const called = async () => {
-    const lines = (await centre.check('edge', ['cat', calls])).split('\n').filter(Boolean)
     const count: Record<string, number> = {}
-    for (const line of lines) count[line.split(' ')[1]!] = (count[line.split(' ')[1]!] ?? 0) + 1
+    for (const { command } of (await calls.read()).filter(({ host }) => host === 'edge')) {
+      count[command] = (count[command] ?? 0) + 1
+    }
     return count
   }
   const pilots = async () => (await centre.squeue()).filter(({ name }) => name.startsWith('indraft:'))
