@@ -327,7 +327,7 @@ class Going {
     await this.#world.ask(async (client): Promise<unknown> => {
       if (what === 'submit') return client.call('submitCampaign', { body: { source: yaml, tables } })
       if (what === 'retry') {
-        const body = { states: ['failed' as const], request: `again-${wave}` }
+        const body = { states: ['failed' as const], request: `try-again-${wave}` }
         return client.call('retryTasks', { params: { campaign: name }, body })
       }
       const desired = what === 'pause' ? 'paused' : what === 'resume' ? 'run' : 'cancelled'
