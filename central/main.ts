@@ -14,6 +14,7 @@ import { makeCapability } from '../shared/files/capability.ts'
 import { fileHandler } from '../shared/files/server.ts'
 import { connectNats, serveNats, watchUp } from '../shared/link-nats.ts'
 import type { Log } from '../shared/log.ts'
+import { listenForMetrics } from '../shared/metrics-listener.ts'
 import { makeSigner } from '../shared/signing.ts'
 import { timingsFor } from '../shared/timings.ts'
 import { banHandlers } from './api/bans.ts'
@@ -28,7 +29,7 @@ import { readCapabilityKey, readSigningKey } from './keys.ts'
 import { GLOBAL } from './leases/keys.ts'
 import { openStore } from './leases/open.ts'
 import type { SiteShapes } from './matching/nearest.ts'
-import { listenForMetrics, makeMetrics, type StoreCondition } from './metrics.ts'
+import { makeMetrics } from './metrics.ts'
 import { ALL_GROUPS, ensureAdminToken, openPeople } from './people.ts'
 import { connectRedis, storeRefusal } from './redis.ts'
 import { watchCredentials } from './sites/credentials.ts'
@@ -37,6 +38,7 @@ import type { JoinFacts } from './sites/join.ts'
 import { prepareNatsAccount } from './sites/nats-account.ts'
 import { openSiteRegistry, type SiteRegistry } from './sites/registry.ts'
 import { notingShapes, openSeenShapes, type SeenShapes } from './sites/shapes.ts'
+import type { StoreCondition } from './store-metrics.ts'
 
 export interface RunningCentral {
   apiUrl: string
@@ -190,7 +192,18 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
     begun.push(() => link.close())
     begun.push(() => work.stop())
     await work.start()
-    const listener = await listenForMetrics(metrics, { host: config.metricsHost, port: config.metricsPort }, ready)
+    const watched = {
+      metrics: () => metrics.text(),
+      contentType: metrics.registry.contentType,
+      troubles: () => [],
+      notReady: () =>
+        ready().then(
+          () => null,
+          (error: Error) => error.message,
+        ),
+      onRefused: metrics.onApiRefused,
+    }
+    const listener = await listenForMetrics(watched, { host: config.metricsHost, port: config.metricsPort })
     begun.push(() => listener.close())
 
     log.info({ apiUrl, metricsUrl: listener.url, nats: config.nats }, 'central.ready')

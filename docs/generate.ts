@@ -16,6 +16,8 @@ import {
   softwareSchema,
   stepSchema,
 } from '../central/campaigns/format.ts'
+import { CENTRAL_METRICS } from '../central/metric-table.ts'
+import { RELAY_METRICS } from '../edge-relay/metrics.ts'
 import { environmentName, type Setting, type Settings } from '../shared/config.ts'
 import { ERRORS } from '../shared/errors.ts'
 import {
@@ -29,6 +31,7 @@ import {
   TASK_STATE_CODE,
   taskTable,
 } from '../shared/lifecycle.ts'
+import type { MetricRow, MetricTable } from '../shared/metrics.ts'
 import { MESSAGES, REPLY_OF } from '../shared/protocol/messages.ts'
 import { MAX_MESSAGE_BYTES, PROTOCOL_VERSION } from '../shared/protocol/version.ts'
 
@@ -268,11 +271,40 @@ ${table(['name', 'environment', 'type', 'default', 'meaning'], rows)}`,
   return pages
 }
 
+function metricsPage(): string {
+  const programs: [string, string, MetricTable][] = [
+    ['Central', '`indraft central run`; each replica shows the same store.', CENTRAL_METRICS],
+    [
+      'Relay',
+      '`indraft relay run`. Where central shows the same metric it says the same, with the site, and for what is of the relay itself the relay, as labels.',
+      RELAY_METRICS,
+    ],
+  ]
+  const parts = programs.map(([title, where, metrics]) => {
+    const rows = Object.entries<MetricRow>(metrics).map(([name, { type, unit, labels, meaning }]) => [
+      `\`${name}\``,
+      type,
+      labels.map((label) => `\`${label}\``).join(', ') || '-',
+      unit ?? '0 or 1',
+      meaning,
+    ])
+    return `## ${title}\n\n${where}\n\n${table(['name', 'type', 'labels', 'unit', 'meaning'], rows)}`
+  })
+  return `# Metrics
+
+For Prometheus, under \`/metrics\` of each program's own listener (\`metricsPort\`), beside what the Node runtime shows of
+every process (\`process_*\`, \`nodejs_*\`). Counters begin at 0 with the process, what pilots count at a relay with its
+journal. The tables are \`central/metric-table.ts\`, \`edge-relay/metrics.ts\` and, for what beats carry upwards, \`shared/carried-metrics.ts\`.
+
+${parts.join('\n')}`
+}
+
 const pages = new Map<string, string>([
   ['errors.md', errorsPage()],
   ['messages.md', messagesPage()],
   ['states.md', statesPage()],
   ['campaign.md', campaignPage()],
+  ['metrics.md', metricsPage()],
   ...(await configPages()),
 ])
 

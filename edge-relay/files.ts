@@ -4,7 +4,7 @@
  * capability; the token alone opens nothing.
  */
 import { timingSafeEqual } from 'node:crypto'
-import { createServer, type Server } from 'node:https'
+import { createServer } from 'node:https'
 import type { AddressInfo } from 'node:net'
 import { answerBrokenHttp } from '../shared/broken-http.ts'
 import type { Clock } from '../shared/clock.ts'
@@ -15,6 +15,7 @@ import { attemptFolder } from '../shared/files/attempt-files.ts'
 import { coversAttempt, verifyCapability } from '../shared/files/capability.ts'
 import { type FileClient, fileAddress } from '../shared/files/client.ts'
 import { type FileRequest, type FileService, fileHandler } from '../shared/files/server.ts'
+import { closeServer, listen } from '../shared/listening.ts'
 import type { Log } from '../shared/log.ts'
 import type { CertifiedKey } from '../shared/tls.ts'
 import { attemptKey, type Cache } from './cache.ts'
@@ -77,23 +78,8 @@ export async function serveFiles(options: RelayFilesOptions): Promise<RelayFiles
   await listen(server, port, host)
   return {
     port: (server.address() as AddressInfo).port,
-    async close() {
-      const closed = new Promise<void>((resolve) => server.close(() => resolve()))
-      server.closeAllConnections()
-      await closed
-    },
+    close: () => closeServer(server),
   }
-}
-
-/** @throws Error naming the address where it is taken */
-export async function listen(server: Server | import('node:http').Server, port: number, host: string): Promise<void> {
-  await new Promise<void>((resolve, reject) => {
-    server.once('error', reject)
-    server.listen({ port, host, exclusive: true }, () => {
-      server.off('error', reject)
-      resolve()
-    })
-  })
 }
 
 function fileService(options: RelayFilesOptions): FileService {

@@ -12,6 +12,7 @@ import { enableFailpoints } from '../shared/failpoint.ts'
 import { attemptPath } from '../shared/ids.ts'
 import { connectNats, serveNats } from '../shared/link-nats.ts'
 import type { Log } from '../shared/log.ts'
+import { listenForMetrics, type Watched } from '../shared/metrics-listener.ts'
 import { timingsFor } from '../shared/timings.ts'
 import { keptCertificate, makeAuthority } from '../shared/tls.ts'
 import { VERSION } from '../shared/version.ts'
@@ -22,7 +23,7 @@ import { KeptCredential } from './credential.ts'
 import { serveFiles } from './files.ts'
 import { keepPorts, openIdentity, withPort } from './identity.ts'
 import { watchLifetime } from './lifetime.ts'
-import { type RelayFigures, RelayMetrics, serveMetrics } from './metrics.ts'
+import { RelayMetrics } from './metrics.ts'
 import { keepNats, PILOT_INBOX, PILOT_USER, RELAY_USER } from './nats.ts'
 import { Outside } from './outside.ts'
 import { lockState } from './state-lock.ts'
@@ -99,12 +100,12 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
       diskReserveBytes: config.diskReserve ?? 0,
       events: {
         onFailed: (error) => failed.resolve(error),
-        onVerdict: (verdict, end) => metrics.results.inc({ verdict, end }),
-        onGranted: (tasks) => metrics.granted.inc(tasks),
-        onPilotLost: () => metrics.pilotsLost.inc(),
-        onUploaded: (bytes) => metrics.uploaded.inc(bytes),
-        onRefusedByCentral: (code) => metrics.refusedByCentral.inc({ code }),
-        onSettled: (verdict) => metrics.settled.inc({ verdict }),
+        onVerdict: (verdict, end) => metrics.count.indraft_relay_results_total.inc({ verdict, end }),
+        onGranted: (tasks) => metrics.count.indraft_relay_tasks_granted_total.inc(tasks),
+        onPilotLost: () => metrics.count.indraft_relay_pilots_lost_total.inc(),
+        onUploaded: (bytes) => metrics.count.indraft_relay_uploaded_bytes_total.inc(bytes),
+        onRefusedByCentral: (code) => metrics.count.indraft_relay_upstream_refused_total.inc({ code }),
+        onSettled: (verdict) => metrics.count.indraft_relay_results_settled_total.inc({ verdict }),
       },
     })
     closers.push(() => core.close())
@@ -131,7 +132,7 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
       pilotPassword: identity.pilotPassword,
       clock,
       log,
-      onRestarted: () => metrics.natsRestarts.inc(),
+      onRestarted: () => metrics.count.indraft_relay_nats_restarts_total.inc(),
     })
     closers.push(() => nats.stop())
     const files = await withPort(config.filesPort, identity.ports.files, (port) =>
@@ -151,25 +152,13 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
         host: config.host,
         port,
         isDiskFull: () => disk.isFull,
-        onServed: (kind, verb, bytes) => metrics.fileBytes.inc({ kind, verb }, bytes),
-        onRefused: (code) => metrics.refused.inc({ code }),
+        onServed: (kind, verb, bytes) => metrics.count.indraft_relay_file_bytes_total.inc({ kind, verb }, bytes),
+        onRefused: (code) => metrics.count.indraft_relay_messages_refused_total.inc({ code }),
       }),
     )
     closers.push(() => files.close())
     filesUrl = `https://${bracketed(name)}:${files.port}`
 
-    const figures: RelayFigures = {
-      gauges: core.gauges,
-      pilotCounters: () => sessions.counters(),
-      pilotsByState: () => sessions.countByState(),
-      troubles: () => [
-        ...(nats.isUp() ? [] : ['the nats-server is down']),
-        ...(disk.isFull ? ['disk full'] : []),
-        ...(upstream.isContested ? ['another relay of this name works at this site: give each its own --name'] : []),
-      ],
-      isReady: () => isReady && nats.isUp(),
-    }
-    metrics.show(figures)
     await core.start()
 
     const connection = await connectNats({
@@ -183,10 +172,12 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
       ca: authority.ca,
     })
     closers.push(() => connection.close())
-    const handler = frameHandler(dispatcher, log, { onRefused: (code) => metrics.refused.inc({ code }) })
+    const handler = frameHandler(dispatcher, log, {
+      onRefused: (code) => metrics.count.indraft_relay_messages_refused_total.inc({ code }),
+    })
     const server = serveNats(connection, handler, log, site, {
       inboxPrefixOf: () => PILOT_INBOX,
-      onDropped: () => metrics.refused.inc({ code: 'auth.forbidden' }),
+      onDropped: () => metrics.count.indraft_relay_messages_refused_total.inc({ code: 'auth.forbidden' }),
     })
     const sweep = setInterval(() => dispatcher.sweep(), timingsFor('pilot', config.timeScale).beatMs)
     const tidy = setInterval(
@@ -194,8 +185,25 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
       TIDY_EVERY_MS,
     )
     tidy.unref()
+    const figures = {
+      gauges: core.gauges,
+      pilotCounters: () => sessions.counters(),
+      pilotsByState: () => sessions.countByState(),
+    }
+    const watched: Watched = {
+      metrics: () => metrics.text(figures),
+      contentType: metrics.contentType,
+      troubles: () => [
+        ...(nats.isUp() ? [] : ['the nats-server is down']),
+        ...(disk.isFull ? ['disk full'] : []),
+        ...(upstream.isContested ? ['another relay of this name works at this site: give each its own --name'] : []),
+      ],
+      notReady: async () => (isReady && nats.isUp() ? null : 'starting'),
+      onRefused: (code) => metrics.count.indraft_relay_messages_refused_total.inc({ code }),
+    }
+    // Always on loopback.
     const metricsServer = await withPort(config.metricsPort, identity.ports.metrics, (port) =>
-      serveMetrics(metrics, figures, port),
+      listenForMetrics(watched, { host: '127.0.0.1', port }),
     )
     closers.push(() => metricsServer.close())
 
@@ -217,7 +225,7 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
       keys: credential.keys,
     })
     isReady = true
-    const metricsUrl = `http://127.0.0.1:${metricsServer.port}`
+    const metricsUrl = metricsServer.url
     log.info({ site, relay: ownName, natsUrl, filesUrl, metricsUrl, pilotCredential }, 'relay.ready')
 
     let isStopping = false

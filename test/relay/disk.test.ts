@@ -71,7 +71,7 @@ describe.skipIf(!isRoot)('relay - its disk', () => {
       client.putFile(filesUrl + fileAddress.attempt(path), source, sha, { capability, giveUpAfterMs })
     await expect(put(0)).rejects.toMatchObject({ code: 'store.full' })
     await until('central knows', async () => (await view()).gauges.diskFull === 1)
-    expect(await (await fetch(`${metricsUrl}/metrics`)).text()).toContain('indraft_disk_full 1')
+    expect(await (await fetch(`${metricsUrl}/metrics`)).text()).toContain('indraft_relay_disk_full 1')
     expect(await a.report([resultOf(leases[1]!, Number(leases[1]!.tasks))])).toEqual(['accepted'])
     empty()
     await at.relay.said('disk.hasRoom')

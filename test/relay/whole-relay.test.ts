@@ -259,9 +259,9 @@ describe('whole relay', () => {
     ends.push(() => connection.close())
     await natsLink(connection, site).request(Buffer.from('garbage'), 5000)
     const text = await (await fetch(`${relay.metricsUrl}/metrics`)).text()
-    expect(text).toMatch(/indraft_messages_refused_total\{code="message.garbled"\} 1/)
+    expect(text).toMatch(/indraft_relay_messages_refused_total\{code="message.garbled"\} 1/)
     expect(text).toMatch(/indraft_pilots\{state="active"\} 1/)
-    expect(text).toMatch(/indraft_link_up 1/)
+    expect(text).toMatch(/indraft_relay_link_up 1/)
     expect((await fetch(`${relay.metricsUrl}/healthz`)).status).toBe(200)
     expect((await fetch(`${relay.metricsUrl}/readyz`)).status).toBe(200)
   })
@@ -324,7 +324,7 @@ describe('whole relay', () => {
         () => false,
       ),
     )
-    expect(await (await fetch(`${relay.metricsUrl}/metrics`)).text()).toMatch(/indraft_link_up 0/)
+    expect(await (await fetch(`${relay.metricsUrl}/metrics`)).text()).toMatch(/indraft_relay_link_up 0/)
     expect(await askDispatcher(relay.pilotCredential, nodes(6), 60_000)).toMatchObject({ isWhole: false })
   })
 })
