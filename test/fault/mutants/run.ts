@@ -14,6 +14,9 @@ import { basename, join, resolve } from 'node:path'
 /** For each test: one that lasts longer waits for ever. */
 const LONGEST_MS = 120_000
 
+/** Told to end: nothing further is begun. */
+let isStopped = false
+
 const checkout = resolve(import.meta.dirname, '../../..')
 
 export interface Named {
@@ -106,7 +109,10 @@ function runIn(tree: string, words: string[], longestMs: number): Promise<{ stat
       // All are gone.
     }
   }
-  const end = () => signalAll('SIGTERM')
+  const end = () => {
+    isStopped = true
+    signalAll('SIGTERM')
+  }
   for (const signal of ['SIGINT', 'SIGTERM'] as const) {
     process.on(signal, end)
     child.once('close', () => process.off(signal, end))
@@ -126,6 +132,7 @@ if (import.meta.main) {
   let lived = 0
   const startMs = performance.now()
   for (const mutant of mutants) {
+    if (isStopped) break
     const beganMs = performance.now()
     const wrong = await tryMutant(mutant)
     if (wrong !== undefined) lived++
