@@ -105,7 +105,9 @@ export class Beats {
 
   /** Complete with its last part: leases that it does not name, of those the holder had processed, are ended. */
   async onInventory(site: string, session: Session, inventory: Message<'inventory'>): Promise<void> {
-    const all = await this.#collect(`${siteBase(site)}:inventory:${session.id}`, inventory)
+    // A part of an earlier inventory that comes late, or again, completes none of the later.
+    const which = `${inventory.processed}/${inventory.parts}`
+    const all = await this.#collect(`${siteBase(site)}:inventory:${session.id}:${which}`, inventory)
     if (!all) return
     const listed = new Set(all.flatMap((part) => part.leases.map((lease) => `${lease.bundle}#${lease.fences[0]}`)))
     const processed = Math.min(...all.map((part) => part.processed))

@@ -3,6 +3,7 @@ import { rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from 'vitest'
 import { taskViewSchema } from '../../central/api/views.ts'
+import { Scripts } from '../../central/leases/scripts.ts'
 import { IndraftError } from '../../shared/errors.ts'
 import { decode } from '../../shared/protocol/codec.ts'
 import type { LeasePart, Message } from '../../shared/protocol/messages.ts'
@@ -590,4 +591,99 @@ test('work whose processes died with it, again and again - is taken up by the ne
   await lab.work.start()
   await vi.waitFor(async () => expect(await lab.redis.exists(`${jobs}:${id}`)).toBe(0), 10_000)
   expect(await lab.redis.zcard(`${jobs}:failed`)).toBe(0)
+})
+
+test('a grant on its way - what a holder says of before it ends nothing of it', async () => {
+  const id = await seed(2)
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  const { grants, sequence } = await pilot.pull(2)
+  // Said before the grant came: two beats, and an inventory.
+  const session = pilot.holder.welcome!.session
+  const before = { session, processed: sequence - 1, seen: null }
+  const more = { incarnation: 'i', draining: false, started: [], counters: {}, gauges: {}, pilots: [], usage: [] }
+  for (let i = 0; i < 3; i++) await lab.dispatcher.onBeat({ site: 'ALPHA' }, { ...before, ...more, held: [] })
+  await lab.dispatcher.onInventory({ site: 'ALPHA' }, { ...before, part: 0, parts: 1, leases: [] })
+  expect(await counts(id)).toEqual({ assigned: 2 })
+  await pilot.beat()
+  expect(grants).toHaveLength(2)
+  expect(await pilot.verdicts(pilot.allResults())).toEqual(['accepted', 'accepted'])
+  await clean()
+})
+
+test('an inventory whose part comes again - completes no later one', async () => {
+  const id = await seed(4)
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  const leasesOf = async () => (await pilot.pull(2)).grants.map(({ lease }) => lease)
+  const [a, b] = (await leasesOf()) as [LeasePart, LeasePart]
+  await pilot.beat()
+  const session = pilot.holder.welcome!.session
+  const take = (processed: number, part: number, leases: LeasePart[]) =>
+    lab.dispatcher.onInventory({ site: 'ALPHA' }, { session, processed, part, parts: 2, leases })
+  await take(1, 0, [a])
+  await take(1, 1, [b])
+  const [c, d] = (await leasesOf()) as [LeasePart, LeasePart]
+  await pilot.beat()
+  await take(2, 0, [c, d])
+  await take(1, 1, [b])
+  expect(await counts(id)).toEqual({ assigned: 4 })
+  await take(2, 1, [a, b])
+  expect(await counts(id)).toEqual({ assigned: 4 })
+  await clean()
+})
+
+test('late success of a cancelled task - changes nothing, for cancelled is for ever', async () => {
+  const id = await seed(2)
+  const slow = await new TestHolder(lab.dispatcher, { name: 'slow' }).hello()
+  await slow.pull(2)
+  await slow.startAll()
+  const late = slow.allResults()
+  await slow.holder.bye({ code: 700, reason: 'test', returned: [] })
+  expect(await counts(id)).toEqual({ queued: 2 })
+  await lab.store.setDesired(id, 'cancelled')
+  await lab.settle()
+  expect(await counts(id)).toEqual({ cancelled: 2 })
+  await slow.hello()
+  expect(await slow.verdicts(late)).toEqual(['stale', 'stale'])
+  expect(await counts(id)).toEqual({ cancelled: 2 })
+  await clean()
+})
+
+test('a site where a task failed - is passed over for it while another site could take it', async () => {
+  lab.sites.set('BETA', { ...lab.sites.get('ALPHA')! })
+  const here = await new TestHolder(lab.dispatcher, { name: 'here' }).hello()
+  const same = await new TestHolder(lab.dispatcher, { name: 'same' }).hello()
+  const there = await new TestHolder(lab.dispatcher, { name: 'there', site: 'BETA' }).hello()
+  const id = await seed(1)
+  await here.pull(1)
+  await here.verdicts(here.allResults({ end: 'failed', reason: 'stage.inFailed' }))
+  const [queue] = await vi.waitFor(
+    async () => {
+      await lab.settle()
+      const queues = await lab.redis.smembers(`indraft:{${GROUP}}:queues`)
+      expect(queues).toHaveLength(1)
+      return queues
+    },
+    { timeout: 10_000, interval: 50 },
+  )
+  expect(queue).toMatch(/\|ALPHA$/)
+  for (const holder of [same, there]) await holder.beat()
+  expect(await same.pull(1)).toMatchObject({ grants: [] })
+  expect((await there.pull(1)).grants).toHaveLength(1)
+  expect(await counts(id)).toEqual({ assigned: 1 })
+  await clean()
+})
+
+test('a centre that stood still with a pull - grants nothing to it when its holder is further by then', async () => {
+  const id = await seed(4)
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  await pilot.pull(0)
+  const { grants, sequence } = await pilot.pull(1)
+  const pick = { campaign: id, step: 'a', class: 'class0000001', avoid: '', tasks: 1, bundles: 1, node: '', others: [] }
+  const { session } = pilot.holder.welcome!
+  // What it does last, having looked at everything before.
+  const late = { session, site: 'ALPHA', holder: 'p1', sequence: sequence - 1, confirmMs: 60_000, picks: [pick] }
+  expect(await new Scripts(lab.redis).run('grant', `indraft:{${GROUP}}`, late)).toEqual({ outcome: 4 })
+  expect(grants).toHaveLength(1)
+  expect(await counts(id)).toEqual({ queued: 3, assigned: 1 })
+  await clean()
 })

@@ -2,7 +2,8 @@
 -- A bundle larger than what is wanted is split; the rest stays queued under its own id.
 -- args: session, site, holder, sequence, confirmMs, picks (list of {campaign, step, class, avoid, tasks, bundles, node,
 --   others})
--- outcomes: 1 granted (leases), 2 repeated (leases), 3 the session is dead here, 4 nothing left of what was picked
+-- outcomes: 1 granted (leases), 2 repeated (leases), 3 the session is dead here, 4 nothing left of what was picked, or
+--   the holder has left this pull behind (who asks stood still meanwhile)
 -- events: bundle.granted, task.granted
 local replyKey = key('reply', args.session)
 
@@ -46,6 +47,7 @@ if stored then
     end
     return answer({ outcome = 2, leases = leases })
   end
+  if reply.sequence > args.sequence then return answer({ outcome = 4 }) end
 end
 
 local now = nowMs()
