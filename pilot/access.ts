@@ -2,9 +2,9 @@
  * The way to the dispatcher: what the credential file says, and the link and the file client made from it.
  *
  * A relay that lost its disk comes back with another authority, other passwords and other ports, and writes them into the
- * same file. So the file is looked at while there is no link, and a new content is followed: the link at once, files with
- * the next welcome, which says where they are. Transfers under way at the old place end with link.closed, and drivers.ts
- * begins them anew.
+ * same file; one whose secrets were changed, likewise, at the place where it was. So the file is looked at while there is no
+ * link, and a new content is followed: the link and files at once, files at another place with the next welcome, which
+ * says where. Transfers under way at the old place end with link.closed, and drivers.ts begins them anew.
  *
  * What always holds: a living pilot follows no file that says another site, brings a key that it did not know at its
  * start, or can be written by anybody who could not write the one it started with. Such a file is for the next pilot;
@@ -86,8 +86,13 @@ export class Access implements Link {
       before.url = filesUrl
       return
     }
+    this.#renewFiles(filesUrl)
+  }
+
+  #renewFiles(url: string | null): void {
+    const before = this.#files
     this.#filesOf = this.#credential
-    this.#files = { client: this.#fileClient(), url: filesUrl }
+    this.#files = { client: this.#fileClient(), url }
     void before.client.close()
   }
 
@@ -178,6 +183,7 @@ export class Access implements Link {
     this.#log.info({ path: this.#path, url: found.nats.url }, 'credential.renewed')
     const before = this.#link
     this.#credential = found
+    this.#renewFiles(this.#files.url)
     this.#connect()
     await before?.close()
   }

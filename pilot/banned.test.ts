@@ -3,7 +3,10 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, expect, test } from 'vitest'
 import { silentLog } from '../shared/log.ts'
+import { parseDuration } from '../shared/quantity.ts'
+import { timingsFor } from '../shared/timings.ts'
 import { Banned } from './banned.ts'
+import { PILOT_SETTINGS } from './config.ts'
 
 let folder: string
 let path: string
@@ -43,4 +46,11 @@ test('banned - a file that cannot be read lifts nothing', async () => {
   chmodSync(path, 0)
   expect(await banned.refresh()).toBe(false)
   expect(banned.has('ada')).toBe(true)
+})
+
+test('ban - an order is with a payload within 5 minutes of contact by the intervals alone', () => {
+  const [relay, pilot] = (['relay', 'pilot'] as const).map((role) => timingsFor(role, 1).beatMs) as [number, number]
+  const grace = parseDuration(PILOT_SETTINGS.payloadGrace.default)!
+  // One beat each that has just gone, one of each that is lost and repeated, and the payload's own grace.
+  expect(2 * relay + 2 * pilot + grace).toBeLessThan(5 * 60_000)
 })

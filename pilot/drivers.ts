@@ -10,6 +10,7 @@ import { createReadStream, createWriteStream } from 'node:fs'
 import { copyFile, lstat, mkdir, open, readFile, realpath, rename, rm } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { pipeline } from 'node:stream/promises'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 import { type ErrorCode, IndraftError, isIndraftError } from '../shared/errors.ts'
 import { checksumFile, sameChecksum } from '../shared/files/checksum.ts'
@@ -22,6 +23,8 @@ import type { FileServer } from './access.ts'
 import { enforceFolder, type SitePolicy } from './policy.ts'
 
 const TRANSFERS_AT_ONCE = 4
+/** Between two looks for a new credential. */
+const RENEWAL_LOOK_MS = 500
 
 export interface Transfer {
   /** The dispatcher's file server, as of now. */
@@ -162,18 +165,26 @@ async function isFile(path: string): Promise<boolean> {
   )
 }
 
-/** At the dispatcher's file server; begun anew at the next one where the pilot changes over to another meanwhile. */
+/**
+ * At the dispatcher's file server; begun anew at the next one where the pilot changes over to another meanwhile, or to a
+ * new credential. A server that does not know the old one any more is the first sign of that: the new one is waited for.
+ */
 export async function atServer<T>(
-  { files, signal }: Pick<Transfer, 'files' | 'signal'>,
+  { files, signal, giveUpAfterMs = 0 }: Pick<Transfer, 'files' | 'signal'> & { giveUpAfterMs?: number },
   act: (client: FileClient, url: string) => Promise<T>,
 ): Promise<T> {
+  const endsAtMs = performance.now() + giveUpAfterMs
   for (;;) {
     const { client, url } = files()
     if (url === null) throw new IndraftError('file.unreachable', 'the dispatcher serves no files')
     try {
       return await act(client, url)
     } catch (error) {
-      if (!isIndraftError(error, 'link.closed') || signal.aborted || files().client === client) throw error
+      const isChanged = () => files().client !== client
+      if (isIndraftError(error, 'auth.invalid')) {
+        while (!isChanged() && !signal.aborted && performance.now() < endsAtMs) await sleep(RENEWAL_LOOK_MS)
+      } else if (!isIndraftError(error, 'link.closed')) throw error
+      if (signal.aborted || !isChanged()) throw error
     }
   }
 }

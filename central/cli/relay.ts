@@ -59,6 +59,32 @@ export function registerRelay(program: Command): Command {
       print(options, { pid }, () => [`process ${pid} drains: it ends when its pilots have finished and results are up`])
     })
 
+  withJson(relay.command('rotate'))
+    .description('a new pilot.json: new passwords, in force when the relay of this folder is started again')
+    .requiredOption('--state <folder>', "the relay's state folder")
+    .addHelpText(
+      'after',
+      `
+For a pilot.json that somebody else may have. Then stop the relay (SIGTERM) and start it; pilots that live follow when they
+see the new file under the path they were started with, and lose nothing.
+
+Example:
+  indraft relay rotate --state ~/relay`,
+    )
+    .action(async (options: Options & { state: string }) => {
+      const { rotateSecrets } = await import('../../edge-relay/identity.ts')
+      const { runningRelay } = await import('../../edge-relay/state-lock.ts')
+      rotateSecrets(options.state)
+      const pid = runningRelay(options.state)
+      const path = join(options.state, 'pilot.json')
+      print(options, { pid, path }, () => [
+        pid === null
+          ? 'in force when the relay is started'
+          : `in force when process ${pid} has ended and the relay is started again`,
+        `then copy ${path} to where pilots read it`,
+      ])
+    })
+
   withClient(relay.command('list'))
     .description('relays, with the state of their link')
     .addHelpText('after', '\nExamples:\n  indraft relay list')
