@@ -6,7 +6,7 @@ import type { Clock } from '../../shared/clock.ts'
 import type { Grant, LeasePart } from '../../shared/protocol/messages.ts'
 import type { Signed } from '../../shared/protocol/work.ts'
 import type { Signer } from '../../shared/signing.ts'
-import type { StoreOptions } from './open.ts'
+import type { StoreOptions } from './options.ts'
 import type { Plans, StoredStep } from './plans.ts'
 import { mapOf, type Scripts } from './scripts.ts'
 

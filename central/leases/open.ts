@@ -4,14 +4,9 @@
  */
 
 import { stat } from 'node:fs/promises'
-import type { Clock } from '../../shared/clock.ts'
 import type { AttemptName } from '../../shared/files/capability.ts'
-import type { Shape } from '../../shared/fit.ts'
-import type { Log } from '../../shared/log.ts'
-import type { LeasePart, OutputRecord } from '../../shared/protocol/messages.ts'
+import type { OutputRecord } from '../../shared/protocol/messages.ts'
 import { containsIndex, parseRanges } from '../../shared/ranges.ts'
-import type { Signer } from '../../shared/signing.ts'
-import type { BlobStore } from '../blobs.ts'
 import type { CampaignStore } from '../campaigns/model.ts'
 import { Manifests } from '../publishing/manifests.ts'
 import { storedFilePath } from '../publishing/publish.ts'
@@ -29,6 +24,7 @@ import { GLOBAL, groupBase } from './keys.ts'
 import { Leases } from './leases.ts'
 import { Mark } from './mark.ts'
 import { MatchIndex } from './match-index.ts'
+import type { StoreOptions } from './options.ts'
 import { Plans } from './plans.ts'
 import { Results } from './results.ts'
 import { Scripts } from './scripts.ts'
@@ -38,53 +34,6 @@ import { openCampaignStore } from './store.ts'
 import { Tasks } from './tasks.ts'
 import { Verifier } from './verify.ts'
 import { Waiting } from './waiting.ts'
-
-/** Whether it gets work: draining, nothing new; disabled, it is not heard at all, and what it had goes to others. */
-export type SiteState = 'enabled' | 'draining' | 'disabled'
-
-/** What the registry of sites says about one. */
-export interface SiteInfo {
-  labels: Record<string, string>
-  state: SiteState
-  /** How long the site's link may be cut before its work goes to others, milliseconds; undefined: the usual. */
-  outageMs?: number | undefined
-  /** Node shapes that the site declared. */
-  shapes?: Shape[] | undefined
-}
-
-/** For metrics; called after the fact is durable. */
-export interface StoreEvents {
-  onVerdict?(verdict: 'accepted' | 'duplicate' | 'stale' | 'refused', end: 'done' | 'failed', group: string): void
-  onGranted?(group: string, bundles: number, tasks: number): void
-  onExpired?(group: string, tasks: number): void
-  onMatched?(durationMs: number): void
-}
-
-export interface StoreOptions {
-  /** Redis URL. */
-  redis: string
-  blobs: BlobStore
-  signer: Signer
-  clock: Clock
-  log: Log
-  /** Whether holders can be heard now; always, unless said. */
-  hears?: () => boolean
-  /** Replicas of Redis that must have a write on disk before it is acknowledged; none unless said. */
-  replicas?: number
-  /** Shortens every interval; 1 in production. */
-  timeScale: number
-  /** `<state>/outputs`: holds `attempt/` and `published/`. */
-  outputsDir: string
-  /** Null where the site is not registered. */
-  siteOf(site: string): Promise<SiteInfo | null>
-  /** Every registered site, for the view of shapes. */
-  siteNames(): Promise<string[]>
-  /** For welcome; null until the file service listens or where only a shared file system is used. */
-  filesUrl(): string | null
-  /** Opens the files of a site's lease at the centre; absent where the centre serves no files. */
-  capabilityFor?(site: string, lease: Omit<LeasePart, 'bundle'>, expiresAtMs: number): string
-  events?: StoreEvents
-}
 
 /** What the composition root gets; the parts beneath are its own business. */
 export interface OpenStore {

@@ -9,7 +9,7 @@ import type { Starved } from '../campaigns/model.ts'
 import type { QueueEntry } from '../matching/choose.ts'
 import { groupBase } from './keys.ts'
 import type { MatchIndex } from './match-index.ts'
-import type { SiteInfo } from './open.ts'
+import type { SiteInfo } from './options.ts'
 import type { Scripts } from './scripts.ts'
 import type { SessionRecord, Sessions } from './sessions.ts'
 

@@ -7,7 +7,7 @@ import type { Log } from '../../shared/log.ts'
 import { GRACE_AFTER_RESTART, timingsFor } from '../../shared/timings.ts'
 import { GLOBAL, groupBase } from '../leases/keys.ts'
 import type { Leases } from '../leases/leases.ts'
-import type { SiteInfo } from '../leases/open.ts'
+import type { SiteInfo } from '../leases/options.ts'
 import type { Scripts } from '../leases/scripts.ts'
 import type { SessionRecord, Sessions } from '../leases/sessions.ts'
 
