@@ -17,6 +17,8 @@ export interface CountedSlurm {
   calls(): { program: string; atMs: number }[]
   /** Ids of the jobs that wait or run. */
   jobs(): string[]
+  /** What sbatch says from now on, in place of taking a job. */
+  refuse(said: string): void
   /** They are over, and gone from the queue. */
   end(): void
   close(): void
@@ -25,6 +27,7 @@ export interface CountedSlurm {
 const PROGRAMS: Readonly<Record<string, string>> = {
   sbatch: `for word; do case $word in --job-name=*) name=\${word#--job-name=};; esac; done
 cat >/dev/null
+[ ! -s "$here/refusal" ] || { cat "$here/refusal" >&2; exit 1; }
 id=$(($(cat "$here"/calls | wc -l)))
 echo "$id|$name|RUNNING|n1|None" >>"$here/queue"
 echo "$id"`,
@@ -44,7 +47,7 @@ export function countedSlurm(credential: string, more = ''): CountedSlurm {
     )
     chmodSync(join(bin, name), 0o755)
   }
-  for (const name of ['calls', 'queue', 'now']) writeFileSync(join(folder, name), '')
+  for (const name of ['calls', 'queue', 'now', 'refusal']) writeFileSync(join(folder, name), '')
   const site = parseSiteFile(
     `{indraft: 1, folder: ${join(folder, 'vacuum')}, credential: ${credential}, starter: slurm, ${more}
       kinds: {cpu: {time: 12h, shape: {cores: 8}}}}`,
@@ -66,6 +69,7 @@ export function countedSlurm(credential: string, more = ''): CountedSlurm {
         return { program, atMs: Number(atMs) }
       }),
     jobs: () => lines('queue').map((line) => line.split('|')[1]!.replace('indraft:', '')),
+    refuse: (said) => writeFileSync(join(folder, 'refusal'), said),
     end: () => writeFileSync(join(folder, 'queue'), ''),
     close() {
       process.env.PATH = before

@@ -90,6 +90,24 @@ describe('back-off', () => {
     expect(three.scopes['here:cpu']).toMatchObject({ code: 500, reason: '3 nodes agree, the last one: reason 500' })
   })
 
+  it('back-off - banned nodes of more than an hour ago do not agree with one of now', () => {
+    const state = emptyState()
+    for (const node of ['n1', 'n2']) judgeEnd(state, site, started(), end(500, 0, 0, node), moment(NOW - 61 * MIN))
+    judgeEnd(state, site, started(), end(500, 0, 0, 'n3'), moment())
+    expect(Object.keys(state.scopes)).toEqual(['node:n1', 'node:n2', 'node:n3'])
+  })
+
+  it.each([
+    ['that began before it proves nothing', 31, 1],
+    ['that began after it opens class and site', 19, 0],
+  ])('back-off - struck twenty minutes ago, a good end of a pilot %s', (_title, livedMin, count) => {
+    const state = emptyState()
+    for (const key of ['class:cpu', 'here:cpu'])
+      strike(state, key, { code: 400, reason: '', startedAtMs: NOW - 25 * MIN }, site, moment(NOW - 20 * MIN))
+    judgeEnd(state, site, started(), end(200, livedMin, 3), moment())
+    expect(Object.keys(state.scopes)).toHaveLength(2 * count)
+  })
+
   const struck = (code: number, agoMin: number, untilMin: number, isLiftable = false) => ({
     ...{ strikes: 2, sinceMs: NOW - agoMin * MIN, untilMs: NOW + untilMin * MIN, code, reason: 'why', isLiftable },
   })

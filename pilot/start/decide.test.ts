@@ -110,6 +110,24 @@ describe('decide - how many', () => {
     expect(decided({ demand: says({ fits: [fits(8 * 6)] }) }, many).starts.map(({ nodes }) => nodes)).toEqual([4, 2])
   })
 
+  it.each<[string, string, Partial<State>, number[], string]>([
+    ['no more than may run', '', { pilots: pilots(7) }, [3], 'caps.running is 10 nodes'],
+    ['no more than may be of its kind', 'most: 6, ', {}, [4, 2], 'kinds.cpu.most is 6 nodes'],
+    ['and none beyond', 'most: 2, ', { pilots: pilots(2) }, [], 'kinds.cpu.most is 2 nodes'],
+    [
+      'one alone after a back-off',
+      '',
+      { scopes: { 'here:cpu': { strikes: 1, sinceMs: 0, untilMs: 1, code: 400, reason: '', isLiftable: false } } },
+      [1],
+      'one probe goes first',
+    ],
+  ])('decide - jobs of up to four nodes: %s', (_title, more, state, nodes, why) => {
+    const given = siteOf('', `cpu: {time: 10h, nodesPerJob: 4, ${more}shape: {cores: 8}}`)
+    const decision = decided({ demand: says({ fits: [fits(1000)] }), ...state }, given)
+    expect(decision.starts.map((start) => start.nodes)).toEqual(nodes)
+    expect(decision.why.join('\n')).toContain(why)
+  })
+
   it('decide - after a back-off one node goes first, however many are wanted', () => {
     const scopes = {
       'here:cpu': { strikes: 1, sinceMs: NOW - HOUR, untilMs: NOW - 1, code: 400, reason: '', isLiftable: false },
@@ -136,6 +154,14 @@ describe('decide - which', () => {
     expect(kinds({ demand }, given).sort()).toEqual(['a', 'b', 'b'])
     const many = Object.fromEntries([0, 1, 2, 3].map((at) => [`b.${at}`, started({ id: `b.${at}`, kind: 'b' })]))
     expect(kinds({ demand, pilots: many }, given)).toEqual(['a', 'a', expect.any(String)])
+  })
+
+  it('decide - of the kinds of one account the one with least for its share goes next', () => {
+    const given = siteOf('', 'a: {time: 10h, share: 1, shape: {cores: 8}}, b: {time: 10h, share: 2, shape: {cores: 8}}')
+    for (const random of [() => 0, () => 0.99]) {
+      const { starts } = decided({ demand: both }, given, random)
+      expect(starts.map(({ kind }) => kind).sort()).toEqual(['a', 'b', 'b'])
+    }
   })
 
   it('decide - who is as near to its share goes by lot', () => {

@@ -28,7 +28,13 @@ export function localStarter(
         const child = spawn(program!, [...words, ...limit], { detached: true, stdio: ['ignore', output, output], env })
         const pid = await new Promise<number>((resolve, reject) => {
           child.once('spawn', () => resolve(child.pid!))
-          child.once('error', (error) => reject(new NotStarted(error.message)))
+          child.once('error', (error: NodeJS.ErrnoException) => {
+            const why =
+              error.code === 'ENOENT'
+                ? `there is no program ${program}: command in the site file names it`
+                : error.message
+            reject(new NotStarted(why))
+          })
         })
         child.unref()
         return `${hostname()}:${pid}`

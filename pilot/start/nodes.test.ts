@@ -117,6 +117,14 @@ describe('black holes', () => {
     expect(state.work).toEqual({})
   })
 
+  it('latch - what a node did more than a day ago is no measure any more', () => {
+    const state = emptyState()
+    learn(state, site, 'cpu', end('n1', step(50, 0)), 0)
+    expect(learn(state, site, 'cpu', end('n2', step(0, 20, null)), 86_400_001)).toEqual([])
+    learn(state, site, 'cpu', end('n1', step(50, 0)), 86_400_002)
+    expect(Object.keys(state.latches)).toEqual(['n2'])
+  })
+
   it('exclude - the latest findings, up to the most that the site file names', () => {
     const state = emptyState()
     const few = { ...site, nodes: { ...site.nodes, mostExcluded: 2 } }

@@ -1,9 +1,11 @@
 import { execFileSync } from 'node:child_process'
 import { describe, expect, it } from 'vitest'
+import { countedSlurm } from '../../test/counted-slurm.ts'
 import type { Start } from './decide.ts'
 import { expandNodeList } from './node-list.ts'
 import { parseSiteFile } from './site-file.ts'
 import { batchScript, readQueue, sbatchWords } from './slurm.ts'
+import { NotStarted } from './tick.ts'
 
 const site = parseSiteFile(
   `{indraft: 1, folder: /v, credential: "/c/it's mine.json", command: [node, /opt/pilot.mjs], starter: slurm, accounts: {p1: {}},
@@ -57,6 +59,26 @@ describe('slurm', () => {
     const canary = sbatchWords(site, { ...order, canaryOf: 'n3', exclude: [], nodes: 1 }, '/v/logs')
     expect(canary).toContain('--nodelist=n3')
     expect(canary.join()).not.toContain('--exclude')
+  })
+
+  it.each([
+    ['sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified', true],
+    ['sbatch: error: invalid partition specified: nowhere', true],
+    ["sbatch: unrecognized option '--nope'", true],
+    ['sbatch: error: Batch job submission failed: Socket timed out on send/recv operation', false],
+    ['sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)', false],
+    ['sbatch: error: slurm_persist_conn_open_without_init: failed to open persistent connection', false],
+  ])('sbatch that says %j: nothing was started, for certain: %s', async (said, isCertain) => {
+    const slurm = countedSlurm('/none')
+    try {
+      slurm.refuse(said)
+      const starting = slurm.ports().starter.start(order)
+      const error = await starting.catch((thrown: unknown) => thrown)
+      expect([(error as Error).message, error instanceof NotStarted]).toEqual([said, isCertain])
+      expect(slurm.jobs()).toEqual([])
+    } finally {
+      slurm.close()
+    }
   })
 
   it('script: a shell takes it apart into the words that were meant', () => {

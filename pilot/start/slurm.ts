@@ -13,7 +13,7 @@ import { NotStarted, type Starter } from './tick.ts'
 const TIMEOUT_MS = 60_000
 const NAME = 'indraft:'
 /** Slurm answers such before it has taken the job; whatever else goes wrong leaves open whether it was taken. */
-const REFUSED = /error: (Batch job submission failed|Unable to allocate|Invalid|.*[Ii]nvalid|.*unrecognized option)/
+const REFUSED = /unrecognized option|error: (Batch job submission failed|Unable to allocate|.*[Ii]nvalid)/
 const UNKNOWN = /timed out|Unable to contact|Connection|Zero Bytes|rate limit/i
 
 export function slurmStarter(site: SiteFile, folders: { ends: string; logs: string; stopFile: string }): Starter {

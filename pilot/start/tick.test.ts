@@ -162,6 +162,30 @@ describe('tick - answers of the batch system', () => {
     const { scopes, vanished } = await stateNow()
     expect(vanished).toEqual({ n4: 2 })
     expect(scopes['node:n4']).toMatchObject({ code: 500, reason: 'ended young and without a word' })
+    expect(scopes['here:cpu']).toMatchObject({ code: 700, reason: 'ended young and without a word' })
+  })
+
+  it('a record that comes a minute after its job is gone from the queue still counts', async () => {
+    await later(0)
+    const [{ id, order }] = jobs as [(typeof jobs)[0]]
+    jobs = [{ jobId: '1', id, state: 'running', nodes: ['n4'], reason: '', order }]
+    await later(150_000)
+    jobs = []
+    tasks = 0
+    await later(600_000)
+    expect((await stateNow()).pilots[id]).toMatchObject({ missingSinceMs: nowMs })
+    await later(60_000)
+    await endOf(id, 200)
+    await later(30_000)
+    expect(await stateNow()).toMatchObject({ pilots: {}, scopes: {}, vanished: {} })
+  })
+
+  it('a lock that was taken over: nothing is started any more', async () => {
+    const ports = portsOf()
+    ports.lock = async () => ({ isHeld: async () => false, release: async () => {} })
+    const outcome = await tick(site, ports, silentLog)
+    expect(outcome).toMatchObject({ errors: ['the lock was taken over: nothing more is started'] })
+    expect(jobs).toEqual([])
   })
 
   it('dry runs change nothing', async () => {
