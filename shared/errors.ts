@@ -35,7 +35,7 @@ export const ERRORS = {
   'site.disabled': entry(403, false, 'site', 'The site was disabled by the centre.'),
   'dispatcher.busy': entry(503, true, 'system', 'The dispatcher cannot answer now: ask again later.'),
   'dispatcher.halted': entry(503, true, 'system', 'Granting is stopped because the store lost acknowledged writes.'),
-  'store.full': entry(507, true, 'system', 'The store is over 80 % full: new work is refused, completions go on.'),
+  'store.full': entry(507, true, 'system', 'The store is over 80 % full, or a disk is full: new work is refused.'),
   'link.timeout': entry(504, true, 'system', 'No answer came in time.'),
   'link.noResponder': entry(503, true, 'system', 'Nobody answers on this link now.'),
   'link.closed': entry(503, false, 'system', 'The link was closed on this side.'),
