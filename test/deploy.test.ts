@@ -88,6 +88,8 @@ describe('deploy', () => {
     expect(sections.get('Unit')?.Description).toMatch(/\w/)
     if (unit.endsWith('.timer')) expect(sections.get('Timer')?.OnUnitInactiveSec).toBe('1min')
     else expect(sections.get('Service')?.ExecStart).toMatch(/^\/usr\/bin\/env indraft/)
+    // For a user's manager this was below ~/.config until systemd 254: not where the join was made.
+    expect(sections.get('Service')?.ExecStart ?? '').not.toContain('%S')
     // What a timer starts is not started by itself.
     if (unit !== 'indraft-start.service') expect(sections.get('Install')?.WantedBy).toMatch(/\.target$/)
   })
