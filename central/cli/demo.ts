@@ -29,7 +29,7 @@ import { causeAccident, VICTIMS, type Victim } from './demo/accident.ts'
 import { makeProgress, type Progress } from './demo/progress.ts'
 import { resolveFileUrls } from './file-urls.ts'
 import { loadUpConfig, temporaryFolder } from './up/config.ts'
-import { clearState, type Stack, startStack } from './up/stack.ts'
+import type { Stack } from './up/stack.ts'
 import { stopSignal } from './up.ts'
 
 const CAMPAIGN_FILE = fileURLToPath(new URL('../../deploy/demo/ising.yaml', import.meta.url))
@@ -108,6 +108,7 @@ async function runDemo(options: DemoOptions): Promise<boolean> {
   let stack: Stack | undefined
   let good = false
   try {
+    const { startStack } = await import('./up/stack.ts')
     stack = await startStack(config, {
       say: (line) => progress.note(`  ${line}`),
       onRunning: ({ name, part, starts }) => {
@@ -159,6 +160,7 @@ async function makeRoom(folder: string, results: string): Promise<void> {
   }
   mkdirSync(folder, { recursive: true, mode: 0o700 })
   writeFileSync(marker, 'This folder belongs to "indraft demo", which clears it at its next start.\n')
+  const { clearState } = await import('./up/stack.ts')
   await clearState(folder)
   rmSync(results, { recursive: true, force: true })
   mkdirSync(results)

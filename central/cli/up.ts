@@ -5,7 +5,7 @@ import type { Command } from 'commander'
 import { formatDuration } from '../../shared/quantity.ts'
 import { loadUpConfig, UP_SETTINGS } from './up/config.ts'
 import type { Service } from './up/service.ts'
-import { type Stack, startStack } from './up/stack.ts'
+import type { Stack } from './up/stack.ts'
 
 /** Terminals send Ctrl-C to a launcher and to us: what comes this soon after the first is the same wish. */
 const SAME_WISH_MS = 1_000
@@ -57,6 +57,8 @@ async function runUp(config: ReturnType<typeof loadUpConfig>, json: boolean): Pr
   const tell = (line: string, fields: Record<string, unknown>) => console.log(json ? JSON.stringify(fields) : line)
   const stopping = stopSignal()
   if (!json) console.log(`indraft up   home ${shortPath(resolve(config.home))}   site ${config.site}\n`)
+  // Loaded only here: no other command pays for what starts servers.
+  const { startStack } = await import('./up/stack.ts')
   const started = startStack(config, {
     say: (line) => tell(`           ${line}`, { event: 'note', text: line }),
     onRunning: (service) => tell(stateLine(service), { event: 'running', ...facts(service) }),

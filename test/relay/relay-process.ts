@@ -78,7 +78,7 @@ export function spawnIndraft(words: string[], enter: string[] = [], env: Record<
   const [program, ...rest] = [...enter, ...node]
   const child: ChildProcess = spawn(program!, rest, {
     stdio: ['ignore', 'inherit', 'pipe'],
-    env: { PATH: process.env.PATH, HOME: process.env.HOME, ...env },
+    env: { ...inherited('PATH', 'HOME', 'NODE_COMPILE_CACHE'), ...env },
   })
   const lines: Line[] = []
   const waiting: { msg: string; resolve: (line: Line) => void; reject: (error: Error) => void }[] = []
@@ -105,4 +105,8 @@ export function spawnIndraft(words: string[], enter: string[] = [], env: Record<
       }),
     kill: (signal) => void child.kill(signal),
   }
+}
+
+function inherited(...names: string[]): Record<string, string> {
+  return Object.fromEntries(names.flatMap((name) => (process.env[name] ? [[name, process.env[name]]] : [])))
 }
