@@ -60,3 +60,30 @@ test('schedule - a fault is said in one line with its kind, its target and its n
     'kill central central-2 downMs=300',
   )
 })
+
+test('schedule - in every run a helper dies half-way through feeding, releasing and publishing', () => {
+  for (let seed = 0; seed < 20; seed++) {
+    const kinds = drawSchedule({ ...options, seed }).faults.map(kindOf)
+    for (const what of ['feeding', 'releasing', 'publishing']) expect(kinds).toContain(`half-way ${what}`)
+  }
+})
+
+test('schedule - a relay that goes away has another one at its site; both meet every kind that is theirs', () => {
+  const drawn = Array.from({ length: 60 }, (_, seed) => drawSchedule({ ...options, seed }).faults).flat()
+  const away = drawn.flatMap((fault) => (fault.kind === 'away' ? [fault.relay] : []))
+  expect(new Set(away)).toEqual(new Set(['alpha', 'alpha-second']))
+  for (const kind of ['link', 'delay', 'replay', 'journal']) {
+    const met = drawn.flatMap((fault) =>
+      'relay' in fault && fault.kind === kind ? [`${fault.site}/${fault.relay}`] : [],
+    )
+    expect(new Set(met), kind).toEqual(new Set(['alpha/alpha', 'alpha/alpha-second', 'beta/beta']))
+  }
+})
+
+test('schedule - what failed of a campaign is tried again after most of it is over', () => {
+  const { doings } = drawSchedule(options)
+  for (const { at, wave } of doings.filter(({ what }) => what === 'retry')) {
+    expect(at).toBeGreaterThan(doings.find((doing) => doing.what === 'submit' && doing.wave === wave)!.at)
+  }
+  expect(doings.filter(({ what }) => what === 'retry').map(({ wave }) => wave)).toEqual([0, 3])
+})
