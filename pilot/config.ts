@@ -166,7 +166,8 @@ export const PILOT_SETTINGS = {
   sharedFolders: {
     type: 'list',
     default: [],
-    meaning: 'Policy: file: inputs and outputs only below these folders; empty allows all.',
+    meaning:
+      'Policy: file: inputs and outputs only below these folders. Empty: all that the account can where hostRuntime is true, none where only containers run.',
   },
   stopFile: {
     type: 'text',

@@ -6,9 +6,9 @@
  *   http:, https:   fetched by the dispatcher's file server, which caches
  *   store:          an attempt's files at the dispatcher
  */
-import { createReadStream, createWriteStream } from 'node:fs'
-import { copyFile, lstat, mkdir, open, readFile, realpath, rename, rm } from 'node:fs/promises'
-import { dirname, join, resolve } from 'node:path'
+import { constants, createWriteStream } from 'node:fs'
+import { copyFile, lstat, mkdir, open, readFile, readlink, realpath, rename, rm } from 'node:fs/promises'
+import { basename, dirname, join, resolve } from 'node:path'
 import { pipeline } from 'node:stream/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath, pathToFileURL } from 'node:url'
@@ -20,7 +20,7 @@ import { check, unpack } from '../shared/protocol/codec.ts'
 import type { OutputRecord } from '../shared/protocol/messages.ts'
 import { type Manifest, manifestSchema } from '../shared/protocol/work.ts'
 import type { FileServer } from './access.ts'
-import { enforceFolder, type SitePolicy } from './policy.ts'
+import { enforceFolder, enforceWrite, type SitePolicy } from './policy.ts'
 
 const TRANSFERS_AT_ONCE = 4
 /** Between two looks for a new credential. */
@@ -198,10 +198,18 @@ async function fetchFrom(transfer: Transfer, address: string, target: string, ch
 async function fetchShared(url: string, target: string, checksum: string | null, transfer: Transfer): Promise<void> {
   const source = await realpath(fileURLToPath(url))
   enforceFolder(transfer.policy, source, transfer.own)
-  const facts = await lstat(source)
-  if (!facts.isFile()) throw new IndraftError('stage.inputMissing', `${source} is not a regular file`)
-  if (facts.size > transfer.maxBytes) throw new IndraftError('file.tooLarge', `${facts.size} bytes`)
-  await pipeline(createReadStream(source), createWriteStream(target), { signal: transfer.signal })
+  const file = await open(source, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK)
+  try {
+    // What was opened, whatever was put into its place since the look.
+    enforceFolder(transfer.policy, await readlink(`/proc/self/fd/${file.fd}`), transfer.own)
+    const facts = await file.stat()
+    if (!facts.isFile()) throw new IndraftError('stage.inputMissing', `${source} is not a regular file`)
+    if (facts.size > transfer.maxBytes) throw new IndraftError('file.tooLarge', `${facts.size} bytes`)
+    const content = file.createReadStream({ autoClose: false })
+    await pipeline(content, createWriteStream(target), { signal: transfer.signal })
+  } finally {
+    await file.close()
+  }
   if (checksum === null) return
   const found = await checksumFile(target, checksum, transfer.signal)
   if (!sameChecksum(found, checksum)) throw new IndraftError('file.checksum', `promised ${checksum}, found ${found}`)
@@ -213,9 +221,9 @@ async function fetchShared(url: string, target: string, checksum: string | null,
  */
 async function storeShared(file: OutputFile, url: string | null, transfer: Transfer): Promise<string> {
   const final = resolve(fileURLToPath(url!))
-  enforceFolder(transfer.policy, final, transfer.own)
+  await enforceWrite(transfer.policy, final, transfer.own)
   await mkdir(dirname(final), { recursive: true })
-  enforceFolder(transfer.policy, join(await realpath(dirname(final)), 'x'), transfer.own)
+  await enforceWrite(transfer.policy, join(await realpath(dirname(final)), basename(final)), transfer.own)
   const named = `${final}.attempt-${file.attempt.fences.join('-')}`
   const temporary = `${named}.${process.pid}.tmp`
   try {

@@ -28,7 +28,7 @@ import type { Offline } from './offline.ts'
 import { OomKills } from './oom.ts'
 import { Outbox } from './outbox.ts'
 import type { PayloadAround } from './payload.ts'
-import type { SitePolicy } from './policy.ts'
+import { places, type SitePolicy } from './policy.ts'
 import { linuxProcesses } from './processes.ts'
 import { containerBinaries, findRuntimes } from './runtimes.ts'
 import { Session } from './session.ts'
@@ -105,16 +105,26 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     timeLeftMs: timeLeft.leftMs,
   })
 
-  const banned = new Banned(config.denySubjects, config.banFile ?? join(resolve(config.scratch), 'BANNED'), log)
+  // In the folder that was named, which an administrator knows, also where ours lies below it.
+  const banFile = config.banFile ?? join(resolve(config.scratch), 'BANNED')
+  const stopFile = config.stopFile ?? join(resolve(config.scratch), 'STOP')
+  const traceFolder = config.traceLog ?? join(scratch, 'trace')
+  const imageFolder = resolve(config.imageFolder ?? join(scratch, 'images'))
+  const banned = new Banned(config.denySubjects, banFile, log)
   await banned.refresh()
-  const policy = {
+  const own = await places([home.folder, ...credentials])
+  const policy: SitePolicy = {
     ...config,
     network: config.network as SitePolicy['network'],
-    sharedFolders: config.sharedFolders.map((folder) => resolve(folder)),
+    sharedFolders: await places(config.sharedFolders),
+    kept: await places([
+      ...[scratch, banFile, stopFile, traceFolder, imageFolder],
+      ...(config.endFolder === null ? [] : [config.endFolder]),
+    ]),
     isBanned: (subject: string) => banned.has(subject),
   }
   const trace = new Trace({
-    folder: config.traceLog ?? join(scratch, 'trace'),
+    folder: traceFolder,
     node: config.node,
     keepMs: config.traceKeep,
     mostBytes: config.traceSize,
@@ -130,7 +140,6 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     everyMs: config.watchEvery,
     onUnkillable: (attempt) => session?.closeSlot(attempt),
   })
-  const imageFolder = resolve(config.imageFolder ?? join(scratch, 'images'))
   const images = new ImageStore({ folder: imageFolder, clock, log })
   void images.tidy()
   const oom = new OomKills()
@@ -141,7 +150,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     pilot: name,
     run,
     ...home,
-    own: [home.folder, ...credentials.map((path) => resolve(path))],
+    own,
     policy,
     runtimes,
     gpus,
@@ -176,8 +185,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     outbox,
     around,
     banned,
-    // In the folder that was named, which an administrator knows, also where ours lies below it.
-    stopFile: config.stopFile ?? join(resolve(config.scratch), 'STOP'),
+    stopFile,
     onWelcome: (welcome) => {
       dispatcher.onWelcome(welcome.filesUrl)
       welcomed.resolve()
@@ -197,7 +205,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     const checks = await testScratch(home.folder)
     const found = await findRuntimes({
       ...{ config, batch, log, candidates, gpus, folder: join(home.folder, 'container') },
-      own: [home.folder, ...credentials.map((path) => resolve(path))],
+      own,
       onLost: (detail) => living.drain('finish', { code: 500, reason: detail }),
     })
     if (isOver) found.offline?.close()

@@ -1,5 +1,8 @@
+import { mkdirSync, mkdtempSync, realpathSync, rmSync, symlinkSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { expect, test } from 'vitest'
-import { enforceFolder, enforcePolicy, type SitePolicy } from './policy.ts'
+import { enforceFolder, enforcePolicy, enforceWrite, places, type SitePolicy } from './policy.ts'
 
 const hex = 'a'.repeat(64)
 const open: SitePolicy = { allowGroups: [], allowImages: [], hostRuntime: true, network: 'none', sharedFolders: [] }
@@ -67,6 +70,42 @@ test.each(['none', 'proxy', 'outgoing'] as const)('policy - no more network than
       enforcePolicy({ ...open, network }, { group: '/vo', image: 'host', needs: { network: wanted } })
     if (order.indexOf(wanted) <= order.indexOf(network)) expect(enforce).not.toThrow()
     else expect(enforce).toThrow(expect.objectContaining({ code: 'policy.refused' }))
+  }
+})
+
+test('policy - files: nothing where only containers run and no folder is named', () => {
+  const sealed = { ...open, hostRuntime: false }
+  expect(() => enforceFolder(sealed, '/home/someone/.ssh/authorized_keys', [])).toThrow('sharedFolders')
+  expect(() => enforceFolder({ ...sealed, sharedFolders: ['/data'] }, '/data/x', [])).not.toThrow()
+})
+
+test('policy - files: what the site and its pilots keep is nobody’s input or output, also in a shared folder', async () => {
+  const policy = { ...open, sharedFolders: ['/shared'], kept: ['/shared/STOP', '/shared/trace'] }
+  for (const path of ['/shared/STOP', '/shared/trace/n1-20261122.jsonl']) {
+    expect(() => enforceFolder(policy, path, [])).toThrow(expect.objectContaining({ code: 'policy.refused' }))
+  }
+  expect(() => enforceFolder(policy, '/shared/STOPPED', [])).not.toThrow()
+})
+
+test('policy - files: no output becomes an image that the site allows; as an input it may be read', async () => {
+  const policy = { ...open, allowImages: ['/images', 'docker://registry.example/', `sha256:${hex}`] }
+  await expect(enforceWrite(policy, '/images/evil.sif', [])).rejects.toMatchObject({ code: 'policy.refused' })
+  await expect(enforceWrite(policy, '/imagesque/x', [])).resolves.toBeUndefined()
+  expect(() => enforceFolder(policy, '/images/good.sif', [])).not.toThrow()
+})
+
+test('policy - files: a place is known by its real path too, also of what is not there yet', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'indraft-places-'))
+  try {
+    const real = join(realpathSync(folder), 'lustre/home')
+    mkdirSync(real, { recursive: true })
+    symlinkSync(real, join(folder, 'home'))
+    const named = join(folder, 'home/site/pilot.json')
+    const found = await places([named])
+    expect(found).toEqual([named, join(real, 'site/pilot.json')])
+    expect(() => enforceFolder(open, join(real, 'site/pilot.json'), found)).toThrow('belongs to the pilot')
+  } finally {
+    rmSync(folder, { recursive: true })
   }
 })
 

@@ -21,8 +21,13 @@ export interface SitePolicy {
   network: TemplateBody['needs']['network']
   /** People whom this site does not serve; see banned.ts. Nobody where not given. */
   isBanned?: (subject: string) => boolean
-  /** Absolute folders for file: URLs. Empty allows all that the account can read. */
+  /**
+   * Absolute folders for file: URLs. Empty allows all that the account can where hostRuntime does so too, and none where
+   * only containers run: a file in the account's home, read or written, would be a way out of any container.
+   */
   sharedFolders: readonly string[]
+  /** What the site and its pilots keep, wherever it lies: STOP and ban file, traces, end records, images, scratch. */
+  kept?: readonly string[]
 }
 
 /** @throws IndraftError policy.refused */
@@ -91,16 +96,43 @@ export async function enforceImagePath(path: string, own: readonly string[]): Pr
 /**
  * Whether a file on a shared file system may be read or written for a payload.
  * @param path resolved: no symbolic links, no dots
- * @param own the pilot's folders and credential, which no payload may name as an input
+ * @param own the pilot's folders and credential, which no payload may name as an input; as places() gives them
  * @throws IndraftError policy.refused
  */
 export function enforceFolder(policy: SitePolicy, path: string, own: readonly string[]): void {
-  if (own.some((folder) => isWithin(path, folder))) {
+  if ([...own, ...(policy.kept ?? [])].some((folder) => isWithin(path, folder))) {
     throw new IndraftError('policy.refused', 'the file belongs to the pilot')
+  }
+  if (policy.sharedFolders.length === 0 && !policy.hostRuntime) {
+    throw new IndraftError(
+      'policy.refused',
+      'only containers run here, and no folder is named for files (sharedFolders)',
+    )
   }
   if (policy.sharedFolders.length > 0 && !policy.sharedFolders.some((folder) => isWithin(path, folder))) {
     throw new IndraftError('policy.refused', `${path} is outside the folders that this site shares`)
   }
+}
+
+/** As enforceFolder, for what is to be written: also not where the site takes images from. @throws IndraftError policy.refused */
+export async function enforceWrite(policy: SitePolicy, path: string, own: readonly string[]): Promise<void> {
+  enforceFolder(policy, path, own)
+  const folders = policy.allowImages.map((one) => plainName(one)).filter((one) => one?.startsWith('/'))
+  if ((await places(folders as string[])).some((folder) => isWithin(path, folder))) {
+    throw new IndraftError('policy.refused', `${path} would be an image that this site allows`)
+  }
+}
+
+/** Paths as they are named and as they really are, also of what is not there yet: the real one of what is above it. */
+export async function places(paths: readonly string[]): Promise<string[]> {
+  const real = async (path: string): Promise<string> => {
+    const above = posix.dirname(path)
+    return await realpath(path).catch(async () =>
+      above === path ? path : posix.join(await real(above), posix.basename(path)),
+    )
+  }
+  const named = paths.map((path) => posix.resolve(path))
+  return [...new Set([...named, ...(await Promise.all(named.map(real)))])]
 }
 
 export function isWithin(path: string, folder: string): boolean {

@@ -5,7 +5,7 @@
  */
 
 import { createHash } from 'node:crypto'
-import { copyFileSync, cpSync, mkdirSync, writeFileSync } from 'node:fs'
+import { copyFileSync, cpSync, mkdirSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
@@ -25,6 +25,8 @@ interface Step {
   network?: 'none' | 'outgoing'
   env?: Record<string, string>
   output?: string
+  /** Where the output is to be put; at the centre where not given. */
+  outputUrl?: string
   input?: string
   resources?: string
   /** As JSON. */
@@ -88,12 +90,16 @@ describe.skipIf(whyNoLab() !== null)('hostile payloads', () => {
   beforeAll(async () => {
     centre = await startCentre({ nodes: 1, slurm: false })
     product = await startProduct(centre, 0.1)
-    copyFileSync(join(import.meta.dirname, 'hostile-payload.mjs'), join(centre.shared, 'hostile-payload.mjs'))
+    mkdirSync(join(centre.shared, 'data'))
+    copyFileSync(join(import.meta.dirname, 'hostile-payload.mjs'), join(centre.shared, 'data/hostile-payload.mjs'))
+    await centre.check('edge', ['chown', 'alice:', `${inside.shared}/data`])
+    symlinkSync('home/alice', join(centre.shared, 'also-home'))
     // What an account may have lying about: the pilot is to leave it alone, and to keep it from payloads.
     await centre.write('edge', `${inside.home}/.apptainer/remote.yaml`, 'not for pilots', '600', 'alice')
     await centre.check('edge', ['chown', 'alice:', `${inside.home}/.apptainer`])
     const words = ['--idle-before', '3min', '--idle-after', '3min', '--payload-grace', '1s', '--host-runtime', 'false']
-    const more = ['--network', 'outgoing', '--scratch', scratch, '--cores', '8', '--stage-timeout', '3s']
+    const site = ['--shared-folders', `${inside.shared}/data`, '--stop-file', `${inside.shared}/data/STOP`]
+    const more = [...site, '--network', 'outgoing', '--scratch', scratch, '--cores', '8', '--stage-timeout', '3s']
     const argv = [...programs.pilot, 'run', '--credential', paths.pilotCredential, ...words, ...more]
     const env = {
       APPTAINER_BIND: '/shared',
@@ -126,9 +132,10 @@ describe.skipIf(whyNoLab() !== null)('hostile payloads', () => {
 
   const submit = async (name: string, steps: Readonly<Record<string, Step>>) => {
     const text = Object.entries(steps).map(([step, { image = busybox, run, network = 'outgoing', ...more }]) => {
-      const { output, input, env = {}, resources = 'memory: 200MB, walltime: 2min', software } = more
+      const { output, outputUrl, input, env = {}, resources = 'memory: 200MB, walltime: 2min', software } = more
       const inputs = input ? `, inputs: [{url: "file://${input}", path: payload.mjs}]` : ''
-      const outputs = output ? `, outputs: [{path: ${output}}]` : ''
+      const place = outputUrl ? `, url: "file://${outputUrl}"` : ''
+      const outputs = output ? `, outputs: [{path: ${output}${place}}]` : ''
       const command = JSON.stringify(['sh', '-c', run.replaceAll('$(', () => '$$(')])
       const needs = software ? `, software: ${JSON.stringify(software)}` : ''
       const rest = `resources: {cores: 1, ${resources}}${inputs}${outputs}${needs}`
@@ -170,7 +177,7 @@ describe.skipIf(whyNoLab() !== null)('hostile payloads', () => {
   test('isolation - a payload sees nothing of the pilot, the account and other payloads', {
     timeout: 600_000,
   }, async () => {
-    const program = `${inside.shared}/hostile-payload.mjs`
+    const program = `${inside.shared}/data/hostile-payload.mjs`
     const credential = JSON.parse(await centre.check('edge', ['cat', paths.pilotCredential], { user: 'alice' })) as {
       nats: { url: string; password: string }
       files: { token: string }
@@ -292,6 +299,42 @@ describe.skipIf(whyNoLab() !== null)('hostile payloads', () => {
     expect(await outcome('software')).toEqual({ one: 'done', stack: 'done', none: 'done', gone: 'software.failed' })
     expect(await fetched('software', 'one', 'out')).toBe('of data.vo.example\ndata.vo.example\nnot written')
     expect(await fetched('software', 'stack', 'out')).toBe('ROOT/6.30 software.eessi.io')
+  })
+
+  test('files - what lies outside the shared folders, or is the site’s own, can be neither read nor written through a task', {
+    timeout: 600_000,
+  }, async () => {
+    const home = inside.home
+    const writes = {
+      logIn: `${home}/.ssh/authorized_keys`,
+      throughALink: `${inside.shared}/also-home/.bashrc`,
+      stop: `${inside.shared}/data/STOP`,
+      trace: `${scratch}/trace/n1-20260101.jsonl`,
+    }
+    const reads = {
+      credential: paths.pilotCredential,
+      credentialByDots: `${inside.shared}/data/../home/alice/.indraft/pilot.json`,
+      passwords: '/etc/passwd',
+      outbox: `${scratch}/x`,
+    }
+    const odd = 'files'
+    await submit(odd, {
+      fine: { run: 'echo yes >out', output: 'out', outputUrl: `${inside.shared}/data/fine` },
+      ...Object.fromEntries(
+        Object.entries(writes).map(([name, outputUrl]) => [name, { run: 'echo mine >out', output: 'out', outputUrl }]),
+      ),
+      ...Object.fromEntries(Object.entries(reads).map(([name, input]) => [name, { run: 'true', input }])),
+    })
+    const { fine, ...others } = await outcome(odd)
+    expect(fine).toBe('done')
+    const { outbox, ...refused } = others
+    // Not there: nothing is told of what is.
+    expect(['policy.refused', 'stage.inputMissing']).toContain(outbox)
+    expect(new Set(Object.values(refused))).toEqual(new Set(['policy.refused']))
+    expect(Object.keys(refused)).toHaveLength(7)
+    expect(
+      await centre.check('edge', ['sh', '-c', `cat ${home}/.bashrc ${inside.shared}/data/STOP 2>&1; ls -a ${home}`]),
+    ).not.toMatch(/mine|\.ssh/)
   })
 
   test('GPUs - device files of others are covered, and no namespace of its own brings them back', async () => {
