@@ -11,7 +11,7 @@ import type { SiteInfo } from '../leases/options.ts'
 import type { Scripts } from '../leases/scripts.ts'
 import type { SessionRecord, Sessions } from '../leases/sessions.ts'
 
-/** Longer than this between two sweeps means that holders could not reach us, not scaled. */
+/** Nobody listening for longer than this means that holders could not reach us, not scaled. */
 const OWN_SILENCE_MS = 15_000
 /** A session's mark in its groups outlives any grant that could still be under way. */
 const DEAD_KEPT_MS = 24 * 3600_000
@@ -45,10 +45,15 @@ export class Reaper {
     this.#confirmMs = timingsFor('relay', scale).confirmMs
   }
 
+  /** To be called all the time: says that holders are heard. Where nobody said so for long, that was our silence. */
+  async listen(): Promise<void> {
+    if (this.#hears()) await this.#noteHearing(await this.#nowMs())
+  }
+
   async sweep(): Promise<void> {
     if (!this.#hears()) return
     const nowMs = await this.#nowMs()
-    const graceMs = await this.#noteSweep(nowMs)
+    const graceMs = await this.#noteHearing(nowMs)
     const listed = await this.#sessions.listed()
     const shut = await this.#disabled(new Set(listed.map(({ site }) => site)))
     for (const session of listed) {
@@ -100,7 +105,7 @@ export class Reaper {
   }
 
   /** Since when, at the earliest, silence counts: the end of our own last silence. */
-  async #noteSweep(nowMs: number): Promise<number> {
+  async #noteHearing(nowMs: number): Promise<number> {
     const [swept, grace] = await this.#scripts.redis.hmget(GLOBAL.mark, 'sweptMs', 'graceMs')
     const wasSilent = nowMs - Number(swept ?? 0) > OWN_SILENCE_MS * Math.max(this.#scale, 0.2)
     const since = wasSilent ? nowMs : Number(grace ?? 0)

@@ -92,6 +92,7 @@ export class Work {
   readonly #queue: WorkQueue
   /** One at a time in this process; others may run beside it elsewhere. */
   #sweeping: Promise<void> | undefined
+  #reaping: Promise<void> | undefined
   #worker: { worker: Worker; connection: Redis } | undefined
   #timer: NodeJS.Timeout | undefined
   /** Tasks whose outputs could not be published when this process tried last. */
@@ -127,11 +128,7 @@ export class Work {
 
   async stop(): Promise<void> {
     clearInterval(this.#timer)
-    if (this.#sweeping)
-      await within(
-        STOP_WAIT_MS,
-        this.#sweeping.catch(() => {}),
-      )
+    await within(STOP_WAIT_MS, Promise.allSettled([this.#sweeping, this.#reaping]))
     if (!this.#worker) return
     const { worker, connection } = this.#worker
     this.#worker = undefined
@@ -158,9 +155,18 @@ export class Work {
    * last: one clock an hour ahead would put off everybody's sweep by that hour (test/central/store-faults.test.ts).
    */
   async #takeTurn(everyMs: number): Promise<void> {
-    if (this.#sweeping) return
+    await this.#parts.reaper.listen()
     const turn = await this.#parts.scripts.redis.set(GLOBAL.turn, process.pid, 'PX', Math.ceil(everyMs / 2), 'NX')
-    if (turn !== null) await this.sweep()
+    if (turn === null) return
+    // A sweep that takes long (millions of tasks, a slow disk) puts off the end of nobody's session.
+    await (this.#sweeping ? this.#reap() : this.sweep())
+  }
+
+  #reap(): Promise<void> {
+    this.#reaping ??= this.#parts.reaper.sweep().finally(() => {
+      this.#reaping = undefined
+    })
+    return this.#reaping
   }
 
   /** Looks for everything that is due, whoever should have asked for it. One round does it all; tests call it. */
@@ -172,8 +178,8 @@ export class Work {
   }
 
   async #sweepOnce(): Promise<void> {
-    const { scripts, reaper, feeder, plans, log } = this.#parts
-    await reaper.sweep()
+    const { scripts, feeder, plans, log } = this.#parts
+    await this.#reap()
     for (const group of await scripts.redis.smembers(GLOBAL.groups)) {
       const base = groupBase(group)
       const sweepCampaign = async (campaign: string) => {

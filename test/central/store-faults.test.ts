@@ -1,5 +1,6 @@
 /** The store under faults, each test named for its own: what is lost, late, doubled or dead, and what holds then. */
-import { rmSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import { closeSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from 'vitest'
 import { taskViewSchema } from '../../central/api/views.ts'
@@ -34,6 +35,11 @@ async function seed(size: number, name = 'faulty') {
   await lab.store.create(plan)
   await lab.settle()
   return plan.id
+}
+/** The blob of a campaign's plan. */
+async function planPath(id: string): Promise<string> {
+  const hex = (await lab.redis.hget(`indraft:{${GROUP}}:campaign:${id}`, 'plan'))!.slice('sha256:'.length)
+  return join(lab.folder, 'blobs', hex.slice(0, 2), hex)
 }
 /** Sweeps until so many tasks are queued again; `others` beat meanwhile. */
 const queuedAgain = (id: string, queued: number, ...others: TestHolder[]) =>
@@ -555,9 +561,7 @@ test('blobs of a campaign that are gone - are said, and hold up neither other ca
   const pilot = await new TestHolder(lab.dispatcher).hello()
   await pilot.pull(1)
   await pilot.startAll()
-  const plan = await lab.redis.hget(`indraft:{${GROUP}}:campaign:${lost}`, 'plan')
-  const hex = plan!.slice('sha256:'.length)
-  rmSync(join(lab.folder, 'blobs', hex.slice(0, 2), hex))
+  rmSync(await planPath(lost))
   // A process that has never read it.
   const next = await lab.reopen()
   const good = planOf('good', { a: { size: 1 } })
@@ -685,5 +689,54 @@ test('a centre that stood still with a pull - grants nothing to it when its hold
   expect(await new Scripts(lab.redis).run('grant', `indraft:{${GROUP}}`, late)).toEqual({ outcome: 4 })
   expect(grants).toHaveLength(1)
   expect(await counts(id)).toEqual({ queued: 3, assigned: 1 })
+  await clean()
+})
+
+/** A centre at work whose disk does not answer: whoever reads this plan there waits until all is over. */
+async function whileNobodyReads(id: string, during: () => Promise<void>): Promise<void> {
+  const path = await planPath(id)
+  const bytes = readFileSync(path)
+  rmSync(path)
+  execFileSync('mkfifo', [path])
+  const started = (await lab.reopen()).work.start()
+  try {
+    await during()
+  } finally {
+    const waiting = openSync(path, 'w')
+    rmSync(path)
+    writeFileSync(path, bytes)
+    closeSync(waiting)
+    await started
+  }
+}
+
+const soon = (check: () => Promise<void>) => vi.waitFor(check, { timeout: 30_000, interval: 50 })
+
+test('a sweep that takes very long - puts off the end of nobody who is silent meanwhile', async () => {
+  const id = await seed(2)
+  const slow = await seed(1, 'slow')
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  await pilot.pull(2)
+  await pilot.startAll()
+  expect(await counts(id)).toEqual({ running: 2 })
+  await whileNobodyReads(slow, () => soon(async () => expect(await counts(id)).toEqual({ queued: 2 })))
+  await clean()
+})
+
+test('an end of leases that takes very long - is no silence of ours', async () => {
+  const slow = await seed(1, 'slow')
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  await pilot.pull(1)
+  await pilot.startAll()
+  const heardMs = async () => Number(await lab.redis.hget('indraft:mark', 'sweptMs'))
+  await whileNobodyReads(slow, async () => {
+    await soon(async () => expect((await lab.store.holders())[0]).toMatchObject({ state: 'lost' }))
+    for (let i = 0; i < 3; i++) {
+      const before = await heardMs()
+      await soon(async () => expect(await heardMs()).toBeGreaterThan(before))
+    }
+    expect(await counts(slow)).toEqual({ running: 1 })
+  })
+  await soon(async () => expect(await counts(slow)).toEqual({ queued: 1 }))
   await clean()
 })
