@@ -27,7 +27,7 @@ export function wordsOf(error: unknown): string {
   return (error instanceof Error ? error.message : String(error)).replace(/\s+/g, ' ').slice(0, 300)
 }
 
-const NAME_WIDTH = 26
+const NAME_WIDTH = 30
 
 /** Lines for a terminal; bad in capitals, what to do below it. */
 export function shown(checks: readonly Check[]): string[] {

@@ -28,12 +28,14 @@ export async function checkPilotCredential(
   try {
     const startMs = performance.now()
     const offer = [{ shape, count: 1, timeLeftMs: 3_600_000, aheadMs: 0, node: null }]
-    const { fits, isWhole, nowMs } = await askDispatcher(path, offer, PATIENCE_MS)
+    const { fits, isWhole, nowMs, reason } = await askDispatcher(path, offer, PATIENCE_MS)
     const tookMs = Math.round(performance.now() - startMs)
     const tls = url.startsWith('tls://') ? 'its certificate is the one expected' : 'without TLS'
     checks.push(good('relay answers', `${url} in ${tookMs} ms, ${tls}`))
     const tasks = fits.reduce((sum, fit) => sum + fit.tasks, 0)
-    if (isWhole) checks.push(good('work', tasks > 0 ? `${tasks} tasks would fit here now` : 'none would fit here now'))
+    if (reason === 'draining') checks.push(DRAINED)
+    else if (isWhole)
+      checks.push(good('work', tasks > 0 ? `${tasks} tasks would fit here now` : 'none would fit here now'))
     else {
       const advice = 'on the edge: indraft-pilot doctor --edge --relay-state DIR says why'
       checks.push(warn('work', 'the relay did not hear from the centre', advice))
@@ -67,6 +69,12 @@ export const RELAY_ADVICE: Advice = {
     'something stands in between and shows a certificate of its own, or the centre has a new authority: ask there',
 }
 
+export const DRAINED = warn(
+  'work',
+  'none: this site is to get nothing new for now',
+  'indraft site enable at the centre ends a drain from there; a relay that drains ends by itself',
+)
+
 /** What kept us from an address, by its code wherever in the chain of causes it is. */
 export function unreachable(name: string, url: string, error: unknown, advice: Advice): Check {
   const codes = codesOf(error)
@@ -97,6 +105,9 @@ export function unreachable(name: string, url: string, error: unknown, advice: A
   }
   if (codes.some((code) => TLS_CODE.test(code))) {
     return bad(name, found('its certificate is not of the authority in the credential'), advice.authority)
+  }
+  if (has('site.disabled')) {
+    return bad(name, found('the centre has disabled this site'), 'ask the people there: indraft site enable')
   }
   if (has('AUTHORIZATION_VIOLATION', 'AUTHENTICATION_EXPIRED', 'auth.invalid'))
     return bad(name, found('it refuses this credential'), advice.password)

@@ -3,18 +3,22 @@
  * nothing, changes nothing, and asks Slurm one question (squeue).
  */
 import { readFile, stat } from 'node:fs/promises'
+import { request as plainRequest } from 'node:http'
 import { request } from 'node:https'
 import { join } from 'node:path'
 import { execa } from 'execa'
-import { readRelayCredential } from '../../shared/credentials.ts'
+import { type RelayCredential, readRelayCredential } from '../../shared/credentials.ts'
 import { diskOf, fsyncsPerSecond } from '../../shared/disk.ts'
-import { connectNats } from '../../shared/link-nats.ts'
+import { IndraftError } from '../../shared/errors.ts'
+import { connectNats, natsLink } from '../../shared/link-nats.ts'
+import { decode, encode } from '../../shared/protocol/codec.ts'
+import type { Message } from '../../shared/protocol/messages.ts'
 import { formatBytes, formatDuration } from '../../shared/quantity.ts'
 import { locateServer } from '../../shared/servers/locate.ts'
 import { foldersOf } from '../start/files.ts'
 import { readSiteFile, type SiteFile } from '../start/site-file.ts'
 import { bad, type Check, good, warn, wordsOf } from './check.ts'
-import { checkPilotCredential, RELAY_ADVICE, unreachable } from './connection.ts'
+import { checkPilotCredential, DRAINED, RELAY_ADVICE, unreachable } from './connection.ts'
 import { checkClock, checkFolder, checkSecret, findProgram, isThere } from './files.ts'
 
 /** The relay takes no more work below its diskReserve, 256 MiB; images want more. */
@@ -75,6 +79,8 @@ const SMALL_SHAPE: Parameters<typeof checkPilotCredential>[1] = {
   network: 'none',
 }
 
+const QUESTION = { shape: SMALL_SHAPE, count: 1, timeLeftMs: 3_600_000, aheadMs: 0, node: null }
+
 async function checkNatsServer(): Promise<Check> {
   try {
     const { version, path } = await locateServer('nats-server', { fetch: false })
@@ -121,15 +127,23 @@ async function checkCentre(path: string): Promise<Check[]> {
       },
       false,
     )
-    const connection = await within(connecting)
-    await connection.close()
-    checks.push(good('centre, control', `${nats.url}${tls}`))
+    const link = natsLink(await within(connecting), site)
+    try {
+      // Whether it hears this site, and not only that it lets it in.
+      const reply = decode(await link.request(encode('demand', { offer: [QUESTION] }), PATIENCE_MS))
+      if (reply.type === 'refused') throw new IndraftError((reply.body as Message<'refused'>).code)
+      checks.push(good('centre, control', `${nats.url}${tls}`))
+      if ((reply.body as Message<'demanded'>).reason === 'draining') checks.push(DRAINED)
+    } finally {
+      await link.close()
+    }
   } catch (error) {
     checks.push(unreachable('centre, control', nats.url, error, RELAY_ADVICE))
   }
   try {
     const startMs = performance.now()
-    const date = await dateOf(files.url, files.ca)
+    const { date, refusal } = await askFiles(files)
+    if (refusal !== null) throw new IndraftError(refusal)
     checks.push(good('centre, files', `${files.url} in ${Math.round(performance.now() - startMs)} ms`))
     if (date !== null) checks.push(checkClock('clock against the centre', date - Date.now()))
   } catch (error) {
@@ -152,16 +166,30 @@ async function within<T extends { close(): Promise<void> }>(connecting: Promise<
   }
 }
 
-/** What the server there thinks the time is, from any answer of its; to the second. Null where it does not say. */
-function dateOf(url: string, ca: string | null): Promise<number | null> {
-  return new Promise((resolve, reject) => {
-    const asked = request(url, { method: 'HEAD', timeout: PATIENCE_MS, ...(ca === null ? {} : { ca }), agent: false })
+/** No file has this content; whoever may not ask hears that instead. */
+const NO_BLOB = `/files/blob/${'0'.repeat(64)}`
+const REFUSALS = ['auth.invalid', 'site.disabled'] as const
+
+/** What the server there thinks the time is, to the second (null where it does not say), and whether it refuses us. */
+function askFiles({ url, token, ca }: RelayCredential['files']) {
+  return new Promise<{ date: number | null; refusal: (typeof REFUSALS)[number] | null }>((resolve, reject) => {
+    const headers = { authorization: `Bearer ${token}` }
+    const secure = url.startsWith('https:')
+    const options = { headers, timeout: PATIENCE_MS, ...(secure && ca !== null ? { ca } : {}), agent: false as const }
+    const asked = (secure ? request : plainRequest)(new URL(NO_BLOB, url), options)
     asked.on('timeout', () => asked.destroy(Object.assign(new Error('no answer'), { code: 'ETIMEDOUT' })))
     asked.on('error', reject)
     asked.on('response', (response) => {
-      response.resume()
       const atMs = Date.parse(response.headers.date ?? '')
-      resolve(Number.isNaN(atMs) ? null : atMs)
+      let text = ''
+      response.setEncoding('utf8')
+      response.on('data', (part: string) => {
+        text = (text + part).slice(0, 2000)
+      })
+      response.on('end', () => {
+        const refusal = REFUSALS.find((code) => text.includes(`"${code}"`)) ?? null
+        resolve({ date: Number.isNaN(atMs) ? null : atMs, refusal })
+      })
     })
     asked.end()
   })
@@ -187,7 +215,12 @@ async function examineTicks(file: string, path: string): Promise<Check[]> {
   const isFound = program.startsWith('/') ? await isThere(program) : (await findProgram(program, path)) !== null
   if (!isFound) {
     const advice = 'command in the site file: a path that the nodes see'
-    checks.push(warn('command', `${program} is not found on this machine; is it on the nodes?`, advice))
+    const found = `${program} is not found on this machine`
+    checks.push(
+      site.starter === 'local'
+        ? bad('command', found, 'command in the site file: the path of indraft-pilot')
+        : warn('command', `${found}; is it on the nodes?`, advice),
+    )
   }
   const kind = Object.values(site.kinds)[0]!
   const { memory, scratch, gpuMemory, ...rest } = kind.shape

@@ -22,8 +22,9 @@ import { type RelayProcess, spawnRelay } from '../relay/relay-process.ts'
 import { type CentralLab, startCentralLab } from './central-lab.ts'
 
 const LAUNCHER = fileURLToPath(new URL('../../central/cli/indraft.mjs', import.meta.url))
+const DOCTOR = fileURLToPath(new URL('../../pilot/indraft-pilot.mjs', import.meta.url))
 /** What no event tells this process is asked for. */
-const SOON = { timeout: 60_000, interval: 100 }
+const SOON = { timeout: 120_000, interval: 100 }
 
 let lab: CentralLab
 let folder: string
@@ -78,6 +79,14 @@ async function indraft(...words: string[]) {
   return { code: exitCode, stdout, stderr }
 }
 
+/** What the edge's administrator is told of a check. */
+async function doctor() {
+  const words = ['doctor', '--edge', '--relay-state', state, '--json']
+  const { stdout } = await execa(process.execPath, [DOCTOR, ...words], { reject: false })
+  const { checks } = JSON.parse(stdout) as { checks: { name: string; state: string; found: string }[] }
+  return (name: string) => checks.find((check) => check.name === name)
+}
+
 /** Types at the site what the command at the centre printed. */
 async function join_(printed: string): Promise<RelayCredential> {
   const words = /indraft (relay join .*)$/m.exec(printed)![1]!.replace('DIR', state).split(' ')
@@ -130,12 +139,15 @@ describe('site commands', () => {
     expect((await pilot.beat()).orders).toEqual([{ kind: 'holder.drain' }])
     expect(await pilot.pull({}, 1)).toMatchObject({ grants: [], reason: 'draining' })
     expect((await asks()).body).toMatchObject({ fits: [], reason: 'draining' })
+    const seen = await doctor()
+    expect(seen('centre, control')).toMatchObject({ state: 'good' })
+    expect(seen('work')).toMatchObject({ state: 'warn', found: 'none: this site is to get nothing new for now' })
     expect(await pilot.report(resultsOf(lease))).toEqual(['accepted'])
     await vi.waitFor(async () => expect(await counts()).toMatchObject({ done: 1, queued: 2 }), SOON)
     expect(await indraft('site', 'enable', site)).toMatchObject({ code: 0 })
     await relay.said('relay.resumed')
     await take()
-  }, 120_000)
+  }, 300_000)
 
   test('site disable - the credential is refused, its work is free at once; what it finished counts after enable', async () => {
     await begin()
@@ -147,12 +159,14 @@ describe('site commands', () => {
       expect(relay.lines).toContainEqual(expect.objectContaining({ msg: 'upstream.refused', code: 'site.disabled' }))
     }, SOON)
     expect(await fileAnswer(readRelayCredential(join(state, 'relay.json')))).toBe('site.disabled')
+    const found = expect.stringContaining('the centre has disabled this site')
+    expect((await doctor())('centre, files')).toMatchObject({ state: 'bad', found })
     await pilot.report(resultsOf(lease))
     expect(await indraft('site', 'add', site)).toMatchObject({ code: 0 })
     expect(await counts()).toMatchObject({ queued: 1, done: 0 })
     expect(await indraft('site', 'enable', site)).toMatchObject({ code: 0 })
     await vi.waitFor(async () => expect(await counts()).toMatchObject({ done: 1 }), SOON)
-  }, 120_000)
+  }, 300_000)
 
   test('site rotate - the relay follows the new credential with its work in hand; the old one opens nothing', async () => {
     await begin()
@@ -178,7 +192,7 @@ describe('site commands', () => {
     await startAgain()
     await vi.waitFor(async () => await expect(opens(old.nats.creds)).rejects.toThrow(/authorization/i), SOON)
     await opens(fresh.nats.creds)
-  }, 120_000)
+  }, 300_000)
 
   test('site rotate --now - the old credential opens nothing before anybody joined; after that work goes on', async () => {
     await begin()
@@ -193,7 +207,7 @@ describe('site commands', () => {
     expect(await counts()).toMatchObject({ running: 1 })
     await join_(rotated.stdout)
     await vi.waitFor(async () => expect(await counts()).toMatchObject({ done: 1 }), SOON)
-  }, 120_000)
+  }, 300_000)
 
   test('a site that is not there is named; --now keeps nothing', async () => {
     for (const command of ['drain', 'rotate']) {
@@ -201,5 +215,5 @@ describe('site commands', () => {
       expect([code, stderr]).toEqual([1, 'indraft: there is no site "NOWHERE"'])
     }
     expect(await indraft('site', 'rotate', site, '--now', '--keep-old', '1h')).toMatchObject({ code: 2 })
-  }, 120_000)
+  }, 300_000)
 })

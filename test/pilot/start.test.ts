@@ -7,7 +7,7 @@ import { execa } from 'execa'
 import { afterEach, beforeEach, expect, test, vi } from 'vitest'
 
 const LAUNCHER = fileURLToPath(new URL('../../pilot/indraft-pilot.mjs', import.meta.url))
-const SOON = { timeout: 60_000, interval: 50 }
+const SOON = { timeout: 120_000, interval: 50 }
 
 let folder: string
 beforeEach(() => {
@@ -52,7 +52,7 @@ test('start - what was typed wrong ends with 2 and says what was expected', asyn
       `${path('site.yaml')}:4 starter: Invalid option: expected one of "slurm"|"local"`,
     ].join('\n'),
   })
-}, 120_000)
+}, 300_000)
 
 test('start - a folder that cannot be used is named, in one line, by each command', async () => {
   writeFileSync(path('file'), '')
@@ -62,7 +62,7 @@ test('start - a folder that cannot be used is named, in one line, by each comman
     expect([words, code, said.split('\n').length]).toEqual([words, 1, 1])
     expect(said).toContain(`indraft-pilot: folder ${path('file/vacuum')}: ENOTDIR`)
   }
-}, 120_000)
+}, 300_000)
 
 test('start - a dry run says why the relay did not answer, and that there is no Slurm', async () => {
   const { code, said } = await pilot('start', '--site', site(), '--dry-run')
@@ -71,7 +71,7 @@ test('start - a dry run says why the relay did not answer, and that there is no 
     `the relay did not answer what would fit: credential ${path('pilot.json')}: there is no such file; a running relay writes it`,
   )
   expect(said).toContain("there is no squeue on the PATH of this tick (cron's is short: set it in the crontab)")
-}, 120_000)
+}, 300_000)
 
 test('start - with --loop a change of the site file counts at the next look; a mistake in it leaves what was there', async () => {
   site({ starter: 'local', command: '[/nowhere/a]' })
@@ -93,4 +93,4 @@ test('start - with --loop a change of the site file counts at the next look; a m
   }
   expect((await loop).exitCode).toBe(0)
   expect(readFileSync(path('vacuum/state.json'), 'utf8')).toContain('"version":1')
-}, 120_000)
+}, 300_000)
