@@ -117,7 +117,7 @@ describe.skipIf(whyNoLab() !== null)('black hole', () => {
         `| calls of Slurm in an hour of ticks without work | ${(idleCalls / idleTicks) * 60} |`,
         `| calls of Slurm otherwise | ${['sbatch', 'squeue', 'scancel', 'srun'].map((name) => `${of(name).length} ${name}`).join(', ')} for ${pilots} pilots |`,
         `| names that ever were on the shared file system, of ${pilots} pilots | ${ofPilots.length} (a log and an end record each) |`,
-        `| files there afterwards | ${left.map(({ path }) => path.slice(vacuum.length + 1).replace(/\.\w{8}\.log/, '.*.log')).join(', ')} |`,
+        `| files there afterwards | ${left.map(({ path }) => path.slice(vacuum.length + 1).replace(/\.\w{12}\.log/, '.*.log')).join(', ')} |`,
       ].join('\n'),
     )
   })

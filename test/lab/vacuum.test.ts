@@ -130,7 +130,7 @@ describe.skipIf(whyNoLab() !== null)('vacuum', () => {
     const logs = await files('logs', since)
     expect(logs).toHaveLength(2)
     expect(await files('ends', since)).toEqual([])
-    expect((await files('', since)).map(({ path }) => path.replace(/\w{8}\.log$/, '*')).sort()).toEqual([
+    expect((await files('', since)).map(({ path }) => path.replace(/\w{12}\.log$/, '*')).sort()).toEqual([
       `${folder}/logs/indraft:node.*`,
       `${folder}/logs/indraft:node.*`,
       `${folder}/state.json`,
