@@ -70,11 +70,11 @@ export async function openCore(options: CoreOptions) {
   const kept = journal.read()
   const buffer = new Buffer(journal, clock, kept)
   const sessions = new Sessions(journal, clock, kept.sessions)
-  const outgoing = new Outgoing(journal, kept.results)
+  const outgoing = new Outgoing(journal)
   const cancels = new Cancels(journal, buffer, kept.pending)
   const publications = new Publications(journal, log, kept.pending)
   const { incarnation } = journal
-  const found = { leases: kept.leases.length, sessions: kept.sessions.length, results: kept.results.length }
+  const found = { leases: kept.leases.length, sessions: kept.sessions.length, results: outgoing.waiting }
   log.info({ incarnation, ...found }, 'journal.read')
   reportMissing({ journal, buffer, outgoing, site, holder: name, log })
 

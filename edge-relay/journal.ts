@@ -4,8 +4,8 @@
  * what is kept and how it is read back; journal-commits.ts makes it durable.
  *
  * What always holds: changes are durable in the order in which they were made; whoever answers a peer awaits
- * committed() first, so acknowledged means here. Memory is the truth while the relay runs; the journal is read once, at
- * the start. An empty journal is a new incarnation.
+ * committed() first, so acknowledged means here. Memory is the truth while the relay runs, and the journal is read once,
+ * at the start; of results alone memory has only what they are told apart by. An empty journal is a new incarnation.
  */
 import type { Log } from '../shared/log.ts'
 import { check, pack, unpack } from '../shared/protocol/codec.ts'
@@ -63,8 +63,6 @@ export interface JournalContent {
   sessions: SessionRow[]
   replies: Map<string, { sequence: number; body: Uint8Array }>
   templates: Map<string, Signed>
-  /** Oldest first. */
-  results: { attempt: string; result: Result }[]
   pending: { kind: PendingKind; name: string; body: unknown }[]
 }
 
@@ -220,7 +218,32 @@ export class Journal {
     return this.#commits.committed()
   }
 
-  /** Everything kept. What cannot be read is set aside, said loudly, and missing here. */
+  /** One by one, oldest first. What cannot be read is set aside, said loudly, and missing here. */
+  *results(): Generator<{ attempt: string; result: Result }> {
+    const rows = this.#commits.prepare('SELECT attempt, body FROM result ORDER BY number').iterate()
+    for (const row of rows as Iterable<{ attempt: string; body: Uint8Array }>) {
+      const result = this.#readResult(row)
+      if (result) yield { attempt: row.attempt, result }
+    }
+  }
+
+  /** As it was committed last; undefined where there is none that can be read. */
+  result(attempt: string): Result | undefined {
+    const row = this.#commits.prepare('SELECT attempt, body FROM result WHERE attempt = ?').get(attempt)
+    return row && this.#readResult(row as { attempt: string; body: Uint8Array })
+  }
+
+  #readResult({ attempt, body }: { attempt: string; body: Uint8Array }): Result | undefined {
+    try {
+      return check(resultSchema, unpack(body), 'result')
+    } catch (error) {
+      this.setAside('result', attempt, body, error)
+      this.dropResult(attempt)
+      return undefined
+    }
+  }
+
+  /** Everything kept but results. What cannot be read is set aside, said loudly, and missing here. */
   read(): JournalContent {
     const all = <T>(sql: string) => this.#commits.prepare(sql).all() as unknown as T[]
     type Stored<T, K extends keyof T> = Omit<T, K> & Record<K, number>
@@ -272,11 +295,6 @@ export class Journal {
           ({ name, body }) => [name, unpack(body) as Signed] as const,
           ({ name, body }) => ({ kind: 'template', name, body, drop: () => this.dropTemplate(name) }),
         ),
-      ),
-      results: readable(
-        all<{ attempt: string; body: Uint8Array }>('SELECT attempt, body FROM result ORDER BY number'),
-        ({ attempt, body }) => ({ attempt, result: check(resultSchema, unpack(body), 'result') }),
-        ({ attempt, body }) => ({ kind: 'result', name: attempt, body, drop: () => this.dropResult(attempt) }),
       ),
       pending: readable(
         all<Named & { kind: PendingKind }>('SELECT * FROM pending'),

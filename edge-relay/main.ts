@@ -230,7 +230,7 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
 
     let isStopping = false
     async function tidyOutbox(): Promise<void> {
-      const expected = new Set(outgoing.all().map(attemptPath))
+      const expected = new Set(outgoing.attempts)
       for (const { attempt, ageMs } of await outbox.attempts()) {
         const isHeld = buffer.subLease(attempt.fences[1] ?? 0) !== undefined
         if (ageMs < ORPHAN_AFTER_MS || isHeld || expected.has(attemptPath({ ...attempt, fences: [...attempt.fences] })))

@@ -3,13 +3,13 @@
  * buffer nor at a pilot nor among the results, would be waited for as long as the relay lives. It is reported as lost
  * by the site, so that central runs it again at nobody's charge; should its pilot report it all the same, that wins.
  */
+import { attemptPath } from '../shared/ids.ts'
 import type { Log } from '../shared/log.ts'
-import type { Result } from '../shared/protocol/messages.ts'
 import { formatRanges, rangesOf } from '../shared/ranges.ts'
 import type { Buffer } from './buffer.ts'
 import type { Journal } from './journal.ts'
 import type { Lease } from './lease.ts'
-import type { Outgoing } from './outgoing.ts'
+import { leaseTaskOf, type Outgoing } from './outgoing.ts'
 import { endedHere } from './results.ts'
 
 export interface MissingParts {
@@ -22,8 +22,8 @@ export interface MissingParts {
 }
 
 export function reportMissing({ journal, buffer, outgoing, site, holder, log }: MissingParts): void {
-  const known = new Set(outgoing.all().map((result) => nameOf(result, result.fences, result.index)))
-  const isOnItsWay = (lease: Lease, index: number) => known.has(nameOf(lease, lease.fences, index))
+  const known = new Set([...outgoing.attempts].map(leaseTaskOf))
+  const isOnItsWay = (lease: Lease, index: number) => known.has(leaseTaskOf(attemptPath({ ...lease, index })))
   for (const { lease, tasks } of buffer.missing(isOnItsWay)) {
     const { bundle, campaign, step, fences } = lease
     journal.noteLoss()
@@ -33,8 +33,4 @@ export function reportMissing({ journal, buffer, outgoing, site, holder, log }: 
       outgoing.add(endedHere(attempt, 'node.lost', "the relay's journal lost it", { site, pilot: holder }))
     }
   }
-}
-
-function nameOf({ campaign, step }: Pick<Result, 'campaign' | 'step'>, fences: readonly number[], index: number) {
-  return `${campaign}/${step}/${index}/${fences[0]}`
 }

@@ -1,8 +1,10 @@
 /**
  * Results on their way to central: in the journal from the moment a pilot handed them in until central has them. A
  * result goes up only when the outputs it names are durable at central, so each waits for its files first.
+ *
+ * What always holds: of a result that is in the journal memory keeps its name and how it ended, nothing else; so a
+ * backlog of days is no matter of memory.
  */
-
 import { attemptPath } from '../shared/ids.ts'
 import type { Result } from '../shared/protocol/messages.ts'
 import type { Journal } from './journal.ts'
@@ -11,12 +13,15 @@ import type { Journal } from './journal.ts'
 const REMEMBERED = 20_000
 
 interface Waiting {
-  result: Result
+  end: Result['end']
   isReady: boolean
+  /** Until it is in the journal. */
+  uncommitted: Result | null
 }
 
 export class Outgoing {
   readonly #journal: Journal
+  /** By attempt, oldest first. */
   readonly #waiting = new Map<string, Waiting>()
   readonly #settled = new Map<string, Result['end']>()
   /** The attempt that succeeded, by task and central's fence; for as long as it is remembered. */
@@ -27,42 +32,50 @@ export class Outgoing {
   /** A result may go up. */
   onReady: () => void = () => {}
 
-  constructor(journal: Journal, kept: readonly { attempt: string; result: Result }[]) {
+  constructor(journal: Journal) {
     this.#journal = journal
-    for (const { attempt, result } of kept) {
-      this.#waiting.set(attempt, { result, isReady: false })
-      this.#noteWinner(result)
+    for (const { attempt, result } of journal.results()) {
+      this.#waiting.set(attempt, { end: result.end, isReady: false, uncommitted: null })
+      this.#noteWinner(result.end, attempt)
     }
   }
 
   /** Whether this says nothing new. A success after a failure of the same attempt (it was thought lost) does. */
   knows(result: Result): boolean {
     const attempt = attemptPath(result)
-    const end = this.#waiting.get(attempt)?.result.end ?? this.#settled.get(attempt)
+    const end = this.#waiting.get(attempt)?.end ?? this.#settled.get(attempt)
     return end === 'done' || (end === 'failed' && result.end === 'failed')
   }
 
   /** Whether another attempt under the same lease of central succeeded: one success goes up, and nothing after it. */
   isWonByOther(result: Result): boolean {
-    const winner = this.#winners.get(taskName(result))
-    return winner !== undefined && winner !== attemptPath(result)
+    const attempt = attemptPath(result)
+    const winner = this.#winners.get(leaseTaskOf(attempt))
+    return winner !== undefined && winner !== attempt
   }
 
-  #noteWinner(result: Result): void {
-    if (result.end === 'done') remember(this.#winners, taskName(result), attemptPath(result))
+  #noteWinner(end: Result['end'], attempt: string): void {
+    if (end === 'done') remember(this.#winners, leaseTaskOf(attempt), attempt)
   }
 
-  /** Everything kept over a restart, oldest first: their files are looked at again. */
-  all(): Result[] {
-    return [...this.#waiting.values()].map(({ result }) => result)
+  /** Everything that waits, oldest first. */
+  get attempts(): Iterable<string> {
+    return this.#waiting.keys()
+  }
+
+  /** The result of an attempt whose files are to be looked at; undefined where there is none, or no need to. */
+  unready(attempt: string): Result | undefined {
+    const waiting = this.#waiting.get(attempt)
+    return waiting && !waiting.isReady ? this.#read(attempt, waiting) : undefined
   }
 
   add(result: Result): void {
     const attempt = attemptPath(result)
     if (this.#waiting.get(attempt)?.isReady) this.#ready--
-    this.#waiting.set(attempt, { result, isReady: false })
-    this.#journal.putResult(attempt, result)
-    this.#noteWinner(result)
+    const waiting: Waiting = { end: result.end, isReady: false, uncommitted: null }
+    this.#waiting.set(attempt, waiting)
+    this.#keep(attempt, waiting, result)
+    this.#noteWinner(result.end, attempt)
     this.onAdded(result)
   }
 
@@ -70,9 +83,9 @@ export class Outgoing {
   makeReady(result: Result, instead: Result = result): void {
     const attempt = attemptPath(result)
     const waiting = this.#waiting.get(attempt)
-    if (waiting?.result !== result || waiting.isReady) return
-    if (instead !== result) this.#journal.putResult(attempt, instead)
-    waiting.result = instead
+    // A newer one of the same attempt ended otherwise.
+    if (waiting?.end !== result.end || waiting.isReady) return
+    if (instead !== result) this.#keep(attempt, waiting, instead)
     waiting.isReady = true
     this.#ready++
     this.onReady()
@@ -82,25 +95,50 @@ export class Outgoing {
   batch(limit: number): Result[] {
     const batch: Result[] = []
     if (this.#ready === 0) return batch
-    for (const { result, isReady } of this.#waiting.values()) {
-      if (isReady && batch.push(result) === limit) break
+    for (const [attempt, waiting] of this.#waiting) {
+      if (!waiting.isReady) continue
+      const result = this.#read(attempt, waiting)
+      if (result && batch.push(result) === limit) break
     }
     return batch
   }
 
-  /** Central has this result. A newer one of the same attempt stays. */
+  /** Central has this result. A newer one of the same attempt, which ended otherwise, stays. */
   settle(result: Result): void {
     const attempt = attemptPath(result)
     const waiting = this.#waiting.get(attempt)
-    if (waiting?.result !== result) return
-    this.#ready--
-    this.#waiting.delete(attempt)
+    if (waiting?.end !== result.end) return
+    this.#drop(attempt, waiting)
     this.#journal.dropResult(attempt)
     remember(this.#settled, attempt, result.end)
   }
 
   isWaiting(attempt: string): boolean {
     return this.#waiting.has(attempt)
+  }
+
+  #keep(attempt: string, waiting: Waiting, result: Result): void {
+    waiting.end = result.end
+    waiting.uncommitted = result
+    this.#journal.putResult(attempt, result)
+    const forget = () => {
+      if (waiting.uncommitted === result) waiting.uncommitted = null
+    }
+    // On a full disk it stays in memory; the journal writes it down when there is room.
+    this.#journal.committed().then(forget, () => {})
+  }
+
+  #read(attempt: string, waiting: Waiting): Result | undefined {
+    if (waiting.uncommitted) return waiting.uncommitted
+    const result = this.#journal.result(attempt)
+    // The journal has set it aside, and said so.
+    if (!result) this.#drop(attempt, waiting)
+    return result
+  }
+
+  #drop(attempt: string, waiting: Waiting): void {
+    if (waiting.isReady) this.#ready--
+    this.#waiting.delete(attempt)
   }
 
   get waiting(): number {
@@ -112,8 +150,10 @@ export class Outgoing {
   }
 }
 
-function taskName({ campaign, step, index, fences }: Result): string {
-  return `${campaign}/${step}/${index}/${fences[0]}`
+/** `campaign/step/index/fence` of an attempt's path: the task, under the lease that central gave. */
+export function leaseTaskOf(attempt: string): string {
+  const end = attempt.indexOf('.', attempt.lastIndexOf('/'))
+  return end < 0 ? attempt : attempt.slice(0, end)
 }
 
 function remember<V>(map: Map<string, V>, key: string, value: V): void {

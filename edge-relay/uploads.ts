@@ -61,7 +61,10 @@ export class Uploads {
   start(kept: JournalContent['pending']): void {
     const { outgoing } = this.#options
     outgoing.onAdded = (result) => this.#take(result, false)
-    for (const result of outgoing.all()) this.#take(result, true)
+    for (const attempt of [...outgoing.attempts]) {
+      const result = outgoing.unready(attempt)
+      if (result) this.#take(result, true)
+    }
     for (const { kind, name, body } of kept) if (kind === 'upload') this.#enqueueLog(name, body as LogUpload)
   }
 
@@ -87,20 +90,22 @@ export class Uploads {
   }
 
   #take(result: Result, isAfterRestart: boolean): void {
-    const outputs = result.outputs.filter((output) => isOwnFile(result, output))
-    if (outputs.length > 0) {
-      this.#enqueue(() => this.#uploadOutputs(result, outputs, isAfterRestart))
-    } else this.#options.outgoing.makeReady(result)
+    // It may wait long: not with the result in hand.
+    const attempt = attemptPath(result)
+    if (ownFiles(result).length > 0) this.#enqueue(() => this.#uploadOutputs(attempt, isAfterRestart))
+    else this.#options.outgoing.makeReady(result)
     if (result.end === 'failed' && result.reason !== 'node.lost') {
       for (const path of Object.values(LOG_PATHS)) this.#addLog(result, path, null)
     }
   }
 
-  async #uploadOutputs(result: Result, outputs: OutputRecord[], isAfterRestart: boolean): Promise<void> {
+  async #uploadOutputs(attempt: string, isAfterRestart: boolean): Promise<void> {
     const { outgoing, log } = this.#options
+    const result = outgoing.unready(attempt)
+    if (!result) return
     try {
       const capability = this.#options.capabilityOf(result)
-      for (const [at, output] of outputs.entries()) {
+      for (const [at, output] of ownFiles(result).entries()) {
         if (at === 1) failpoint('upload.halfway')
         await this.#upload(result, output.path, capability, output, isAfterRestart)
       }
@@ -108,7 +113,7 @@ export class Uploads {
       outgoing.makeReady(result)
     } catch (error) {
       if (this.#stop.signal.aborted) return
-      log.error({ err: error, task: attemptPath(result) }, 'output.uploadFailed')
+      log.error({ err: error, task: attempt }, 'output.uploadFailed')
       // Without its outputs a success is none. The reason says whose fault it is: not the payload's.
       const detail = `upload of outputs: ${(error as Error).message}`.slice(0, 500)
       outgoing.makeReady(result, { ...result, end: 'failed', reason: 'stage.outFailed', detail, outputs: [] })
@@ -210,9 +215,11 @@ export class Uploads {
   }
 }
 
-/** Whether an output lies at the relay, under this very attempt. */
-function isOwnFile(result: Result, output: OutputRecord): boolean {
-  if (!output.url.startsWith('store:')) return false
-  const named = parseAttemptUrl(output.url.slice('store:'.length))
-  return named !== undefined && attemptFolder(named.attempt) === attemptFolder(result)
+/** Outputs that lie at the relay, under this very attempt. */
+function ownFiles(result: Result): OutputRecord[] {
+  return result.outputs.filter(({ url }) => {
+    if (!url.startsWith('store:')) return false
+    const named = parseAttemptUrl(url.slice('store:'.length))
+    return named !== undefined && attemptFolder(named.attempt) === attemptFolder(result)
+  })
 }

@@ -34,7 +34,7 @@ it.each([200, 1000, 2000])('journal - after SIGKILL at %i committed results they
   }
   expect(acknowledged.size).toBeGreaterThanOrEqual(killAfter)
   const journal = Journal.open(path, silentLog, () => {})
-  const kept = new Set(journal.read().results.map(({ attempt }) => attempt))
+  const kept = new Set([...journal.results()].map(({ attempt }) => attempt))
   journal.close()
   expect([...acknowledged].filter((name) => !kept.has(name))).toEqual([])
 })
