@@ -102,16 +102,23 @@ export class PilotBench {
   }
 
   /**
+   * @param args null leaves a setting to its default
    * @param env besides PATH
    * @param before shell text that comes first: it may go into a control group, or put words before the pilot's in "$@"
    */
-  start(args: Record<string, string | number> = {}, env: Record<string, string> = {}, before = ''): PilotProcess {
+  start(
+    args: Record<string, string | number | null> = {},
+    env: Record<string, string> = {},
+    before = '',
+  ): PilotProcess {
     const settings = {
       ...{ credential: this.credential, scratch: this.scratch, name: 'pilot1', node: 'node1', cores: 2 },
       ...{ memory: '4GiB', 'container-runtime': 'none', 'watch-every': '100ms', 'payload-grace': '500ms' },
       ...{ 'drain-grace': '6s', 'log-level': 'debug', ...args },
     }
-    const words = Object.entries(settings).flatMap(([name, value]) => [`--${name}`, String(value)])
+    const words = Object.entries(settings).flatMap(([name, value]) =>
+      value === null ? [] : [`--${name}`, String(value)],
+    )
     const child = execa('sh', ['-c', `${before}\nexec "$@"`, 'sh', process.execPath, PROGRAM, 'run', ...words], {
       env: { PATH, ...env },
       extendEnv: false,
