@@ -82,7 +82,7 @@ describe('SIGTERM', () => {
 
   test('SIGTERM - twice: it hurries, and no payload outlives it', async () => {
     const { script } = bench
-    const pilot = bench.start({ 'drain-grace': '60s', 'payload-grace': '50s' })
+    const pilot = bench.start({ 'drain-grace': '10min', 'payload-grace': '9min' })
     script.give(sh('trap "" TERM; while :; do sleep 0.1; done'), '0')
     const payload = Number((await pilot.said('attempt.started')).pid)
     pilot.signal('SIGTERM')

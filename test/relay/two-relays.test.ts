@@ -70,7 +70,7 @@ it('two relays - each has a name and pilots of its own; what one that never retu
   const [a, b] = [await relay('a', 3000), await relay('b', 3000)]
   expect(a.name).not.toBe(b.name)
   const [one, two] = [await pilot(a, 'one'), await pilot(b, 'two')]
-  const { isDone } = await submit("['true']", 4)
+  const { isDone, person } = await submit("['true']", 4)
   await until('both are active', async () => (await stateOf(a)) === 'active' && (await stateOf(b)) === 'active')
   const lost = await until('something at b', async () => {
     const { grants } = await two.pull({ waitMs: 200 }, 2)
@@ -78,6 +78,10 @@ it('two relays - each has a name and pilots of its own; what one that never retu
     return grants.length > 0 ? grants.map(({ lease }) => lease) : null
   })
   await two.beat({ started: lost.map((lease) => ({ ...lease })) })
+  await until('the centre knows that they run', async () => {
+    const { steps } = await person.call('showCampaign', { params: { campaign: 'two' } })
+    return steps[0]!.counts.running === lost.length
+  })
   // Kept for a return that never comes: as far as anybody can tell it is gone.
   await b.stop()
   let beats = 0

@@ -135,6 +135,7 @@ if (import.meta.main) {
     if (isStopped) break
     const beganMs = performance.now()
     const wrong = await tryMutant(mutant)
+    if (isStopped) break
     if (wrong !== undefined) lived++
     const verdict = wrong === undefined ? 'noticed' : 'NOT NOTICED'
     const seconds = Math.round((performance.now() - beganMs) / 1000)
