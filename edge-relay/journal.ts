@@ -7,13 +7,20 @@
  * committed() first, so acknowledged means here. Memory is the truth while the relay runs, and the journal is read once,
  * at the start; of results alone memory has only what they are told apart by. An empty journal is a new incarnation.
  */
+import type { PilotState } from '../shared/lifecycle.ts'
 import type { Log } from '../shared/log.ts'
 import { check, pack, unpack } from '../shared/protocol/codec.ts'
-import { type Grant, grantSchema, type Result, resultSchema, type StoreMark } from '../shared/protocol/messages.ts'
+import {
+  type Grant,
+  grantSchema,
+  type NodeFacts,
+  type Result,
+  resultSchema,
+  type StoreMark,
+} from '../shared/protocol/messages.ts'
 import type { Signed } from '../shared/protocol/work.ts'
 import { Commits } from './journal-commits.ts'
 import { openJournalFile } from './journal-file.ts'
-import type { SessionRow } from './sessions.ts'
 
 export interface LeaseRow {
   bundle: string
@@ -51,6 +58,25 @@ export interface SubLeaseRow {
   /** Ranges: not ended yet; of those, started. */
   tasks: string
   started: string
+}
+
+export interface SessionRow {
+  session: string
+  /** The pilot's name. */
+  holder: string
+  incarnation: string
+  software: string
+  facts: NodeFacts
+  state: PilotState
+  /** The last pull answered. */
+  sequence: number
+  processed: number
+  /** Why it left, in Vac's classes; null while it has not. */
+  code: number | null
+  /** Wall clock, only to show how long it has been up. */
+  sinceMs: number
+  /** Its last totals. */
+  counters: Record<string, number>
 }
 
 /** Things that are done, or come, after a restart too; `capability` opens files of late results (capabilities.ts). */

@@ -9,26 +9,7 @@ import { randomUUID } from 'node:crypto'
 import type { Clock } from '../shared/clock.ts'
 import { mustNextState, type PilotState, pilotTable } from '../shared/lifecycle.ts'
 import type { LeasePart, Message, NodeFacts, OfferEntry, PilotSummary } from '../shared/protocol/messages.ts'
-import type { Journal } from './journal.ts'
-
-export interface SessionRow {
-  session: string
-  /** The pilot's name. */
-  holder: string
-  incarnation: string
-  software: string
-  facts: NodeFacts
-  state: PilotState
-  /** The last pull answered. */
-  sequence: number
-  processed: number
-  /** Why it left, in Vac's classes; null while it has not. */
-  code: number | null
-  /** Wall clock, only to show how long it has been up. */
-  sinceMs: number
-  /** Its last totals. */
-  counters: Record<string, number>
-}
+import type { Journal, SessionRow } from './journal.ts'
 
 export interface Session extends SessionRow {
   /** Monotonic. */

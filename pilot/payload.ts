@@ -13,12 +13,11 @@ import { join } from 'node:path'
 import type { Clock } from '../shared/clock.ts'
 import { type ErrorCode, IndraftError } from '../shared/errors.ts'
 import { failpoint } from '../shared/failpoint.ts'
-import { type AttemptRef, attemptPath, taskPath } from '../shared/ids.ts'
+import { attemptPath, taskPath } from '../shared/ids.ts'
 import { type AttemptState, attemptTable, mustNextState } from '../shared/lifecycle.ts'
 import type { Log } from '../shared/log.ts'
 import { noResult, type ResultBody } from '../shared/no-result.ts'
 import type { Result } from '../shared/protocol/messages.ts'
-import type { BundleBody, TemplateBody } from '../shared/protocol/work.ts'
 import { formatDuration } from '../shared/quantity.ts'
 import type { FileServer } from './access.ts'
 import { AttemptFolder } from './attempt-folder.ts'
@@ -28,51 +27,26 @@ import type { Transfer } from './drivers.ts'
 import type { Gpus } from './gpus.ts'
 import { removeFolder } from './home.ts'
 import { ImageDigests } from './image-digest.ts'
-import type { ImageStore } from './images.ts'
 import { CappedLog, type PipeMaker, tailOf } from './logs.ts'
 import type { OomCounts, OomKills } from './oom.ts'
 import type { SitePolicy } from './policy.ts'
-import { type Prepared, plan, prepare } from './prepare.ts'
+import { type AttemptWork, type LaunchAround, type Prepared, plan, prepare } from './prepare.ts'
 import { fetchInputs } from './stage-in.ts'
 import { storeLogs, storeOutputs } from './stage-out.ts'
 import type { Trace } from './trace.ts'
 import type { Usage, Watched, Watcher } from './watch.ts'
 import { parseStatus, type WrapperStatus } from './wrapper.ts'
 
-/** What one attempt is to do; checked before. */
-export interface AttemptWork {
-  ref: AttemptRef
-  template: TemplateBody
-  bundle: BundleBody
-  earlierAttempts: number
-  capability: string | null
-  /** Its own for as long as it runs; null where it asked for none. */
-  gpus?: Launch['gpus']
-  /** Processors it is bound to; null for any. */
-  cpus?: string | null
-}
-
 /** What all attempts of a pilot share. */
-export interface PayloadAround {
-  site: string
-  node: string
-  pilot: string
-  /** New at every start; marks the processes. */
-  run: string
+export interface PayloadAround extends LaunchAround {
   /** Folder for the attempts' folders, and one for what several of them share. */
   tasksFolder: string
   blobsFolder: string
-  /** Paths that no payload may name as an input. */
-  own: readonly string[]
   policy: SitePolicy
-  runtimes: readonly Runtime[]
   /** Of this node, as far as they are this pilot's. */
   gpus?: Gpus | null
   /** Processors to bind payloads to, one number each; null where they are not bound. */
   cpus?: readonly string[] | null
-  /** Where CVMFS repositories are mounted. */
-  cvmfs: string
-  images: ImageStore
   digests: ImageDigests
   pipes: PipeMaker
   watcher: Watcher
@@ -80,8 +54,6 @@ export interface PayloadAround {
   /** The dispatcher's file server, as of now. */
   files: () => FileServer
   clock: Clock
-  /** See leases.ts. */
-  expiryNowMs: () => number
   log: Log
   trace: Trace
   payloadGraceMs: number

@@ -6,14 +6,46 @@ import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { IndraftError } from '../shared/errors.ts'
 import { expand, type Values, valuesOf } from '../shared/expand.ts'
+import type { AttemptRef } from '../shared/ids.ts'
+import type { BundleBody, TemplateBody } from '../shared/protocol/work.ts'
 import type { AttemptFolder } from './attempt-folder.ts'
 import type { Launch, Runtime } from './container.ts'
 import type { Transfer } from './drivers.ts'
-import type { AttemptWork, PayloadAround } from './payload.ts'
+import type { ImageStore } from './images.ts'
 import { enforceImagePath } from './policy.ts'
 import { ATTEMPT_VARIABLE, RUN_VARIABLE } from './processes.ts'
 import { repositoriesOf, softwareScript, touchSoftware } from './software.ts'
 import { type WantedOutput, wantedOutputs } from './stage-out.ts'
+
+/** What one attempt is to do; checked before. */
+export interface AttemptWork {
+  ref: AttemptRef
+  template: TemplateBody
+  bundle: BundleBody
+  earlierAttempts: number
+  capability: string | null
+  /** Its own for as long as it runs; null where it asked for none. */
+  gpus?: Launch['gpus']
+  /** Processors it is bound to; null for any. */
+  cpus?: string | null
+}
+
+/** What all launches of a pilot share. */
+export interface LaunchAround {
+  site: string
+  node: string
+  pilot: string
+  /** New at every start; marks the processes. */
+  run: string
+  /** Paths that no payload may name as an input. */
+  own: readonly string[]
+  runtimes: readonly Runtime[]
+  /** Where CVMFS repositories are mounted. */
+  cvmfs: string
+  images: ImageStore
+  /** See leases.ts. */
+  expiryNowMs: () => number
+}
 
 export interface Plan {
   runtime: Runtime
@@ -27,7 +59,7 @@ export interface Plan {
 export type Prepared = Omit<Launch, 'stdout' | 'stderr'>
 
 /** @throws IndraftError where nothing could come of it: no runtime, a name that is none, a path that leaves its folder */
-export function plan(work: AttemptWork, around: PayloadAround, folder: AttemptFolder): Plan {
+export function plan(work: AttemptWork, around: LaunchAround, folder: AttemptFolder): Plan {
   const { template, bundle, ref } = work
   if (around.expiryNowMs() > bundle.expiresAtMs) throw new IndraftError('signature.expired')
   const kind = template.image === 'host' ? 'host' : 'container'
@@ -41,7 +73,7 @@ export function plan(work: AttemptWork, around: PayloadAround, folder: AttemptFo
 
 function environment(
   { template, ref }: AttemptWork,
-  { site, node, pilot }: PayloadAround,
+  { site, node, pilot }: LaunchAround,
   values: Values,
   view: ReturnType<Runtime['view']>,
 ): Record<string, string> {
@@ -76,7 +108,7 @@ export async function prepare(
   { runtime, argv, env }: Plan,
   work: AttemptWork,
   path: string,
-  around: PayloadAround,
+  around: LaunchAround,
   folder: AttemptFolder,
   transfer: Transfer,
 ): Promise<Prepared> {
