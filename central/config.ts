@@ -1,6 +1,6 @@
 /** Central's settings: every one with its type, default, unit and meaning. The only place that reads them. */
 import { join } from 'node:path'
-import { type Config, type ConfigSources, loadConfig, type Settings } from '../shared/config.ts'
+import { type Config, type ConfigSources, loadConfig, SERVICE_SETTINGS, type Settings } from '../shared/config.ts'
 
 export const CENTRAL_SETTINGS = {
   state: {
@@ -79,17 +79,7 @@ export const CENTRAL_SETTINGS = {
     meaning: 'Factor on every protocol interval; below 1 only for one machine and for tests.',
   },
   joinValid: { type: 'duration', default: '24h', min: '1s', meaning: 'How long the join token of a site can be used.' },
-  failpoints: {
-    type: 'text',
-    default: null,
-    meaning: 'For fault tests only: folder in which named moments are armed (shared/failpoint.ts); off where not set.',
-  },
-  logLevel: {
-    type: 'text',
-    default: 'info',
-    oneOf: ['debug', 'info', 'warn', 'error', 'silent'],
-    meaning: 'The least level that is logged.',
-  },
+  ...SERVICE_SETTINGS,
 } as const satisfies Settings
 
 export type CentralConfig = Config<typeof CENTRAL_SETTINGS>

@@ -1,5 +1,5 @@
 /** The relay's settings: the only place of this program that reads the environment or knows a default. */
-import { type Config, type ConfigSources, loadConfig, type Settings } from '../shared/config.ts'
+import { type Config, type ConfigSources, loadConfig, SERVICE_SETTINGS, type Settings } from '../shared/config.ts'
 
 export const relaySettings = {
   state: { type: 'text', default: './indraft-relay', meaning: 'Folder for the journal, files, keys; on a local disk.' },
@@ -84,17 +84,7 @@ export const relaySettings = {
     max: 1,
     meaning: 'Shortens the intervals agreed with pilots, for one machine and for tests; 1 in production.',
   },
-  failpoints: {
-    type: 'text',
-    default: null,
-    meaning: 'For fault tests only: folder in which named moments are armed (shared/failpoint.ts); off where not set.',
-  },
-  logLevel: {
-    type: 'text',
-    default: 'info',
-    oneOf: ['debug', 'info', 'warn', 'error', 'silent'],
-    meaning: 'What is logged: debug, info, warn, error or silent.',
-  },
+  ...SERVICE_SETTINGS,
 } as const satisfies Settings
 
 export type RelayConfig = Config<typeof relaySettings>

@@ -5,7 +5,7 @@
  */
 import { hostname, tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { type Config, loadConfig, type Settings } from '../shared/config.ts'
+import { type Config, loadConfig, SERVICE_SETTINGS, type Settings } from '../shared/config.ts'
 import type { GpuEnvironment } from './gpus.ts'
 
 export const PILOT_SETTINGS = {
@@ -199,12 +199,7 @@ export const PILOT_SETTINGS = {
     max: 1_000_000_000,
     meaning: 'Start so many tasks and then leave; for a node that is to be tried out.',
   },
-  failpoints: {
-    type: 'text',
-    default: null,
-    meaning: 'For fault tests only: folder in which named moments are armed (shared/failpoint.ts); off where not set.',
-  },
-  logLevel: { type: 'text', default: 'info', oneOf: ['debug', 'info', 'warn', 'error', 'silent'], meaning: 'Detail.' },
+  ...SERVICE_SETTINGS,
 } as const satisfies Settings
 
 export type PilotConfig = Config<typeof PILOT_SETTINGS>

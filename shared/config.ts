@@ -38,6 +38,21 @@ type ValueOf<S extends Setting> = S extends { type: 'flag' }
 /** Durations in milliseconds, sizes in bytes. */
 export type Config<T extends Settings> = { readonly [K in keyof T]: ValueOf<T[K]> }
 
+/** Settings that every service has. */
+export const SERVICE_SETTINGS = {
+  failpoints: {
+    type: 'text',
+    default: null,
+    meaning: 'For fault tests only: folder in which named moments are armed (shared/failpoint.ts); off where not set.',
+  },
+  logLevel: {
+    type: 'text',
+    default: 'info',
+    oneOf: ['debug', 'info', 'warn', 'error', 'silent'],
+    meaning: 'The least level that is logged.',
+  },
+} as const satisfies Settings
+
 export interface ConfigSources {
   /** Path of a YAML file, or undefined. */
   file?: string | undefined
