@@ -1,10 +1,10 @@
 /** A scratch that is full or read-only under a living pilot: it says so, takes no work, and loses no result. */
-import { mkdirSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { execa } from 'execa'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { makeTemplate } from '../../pilot/testbench.ts'
-import { PilotBench, type PilotProcess, sh, until } from './bench.ts'
+import { PilotBench, sh, until } from './bench.ts'
 
 /** A file system of its own needs root. */
 const CANNOT_MOUNT = process.getuid?.() !== 0
@@ -31,27 +31,30 @@ function fill(): void {
   }
 }
 
+const ready = () => join(bench.site.folder, 'ready')
+
 /** Payloads that end when told, with that exit status; each of one bundle, all granted at once. */
 function give(...wanted: { exitCode: number; cores?: number }[]): (exitCode: number) => void {
   const flag = (exitCode: number) => join(bench.site.folder, `end-${exitCode}`)
   const made = wanted.map(({ exitCode, cores = 1 }) => {
     const needs = { ...makeTemplate().needs, cores }
-    const loop = `while [ ! -e ${flag(exitCode)} ]; do sleep 0.05; done; exit ${exitCode}`
+    const loop = `echo >>${ready()}; while [ ! -e ${flag(exitCode)} ]; do sleep 0.05; done; exit ${exitCode}`
     return bench.script.grantOf({ ...sh(loop), needs }, '0')
   })
   bench.script.ready.push({ grants: made.map(({ grant }) => grant), templates: made.map(({ template }) => template) })
   return (exitCode) => writeFileSync(flag(exitCode), '')
 }
 
-const started = (pilot: PilotProcess, count: number) =>
-  until(`${count} payloads run`, () => pilot.lines.filter(({ msg }) => msg === 'attempt.started').length === count)
+/** Not before: what is only on its way would find the disk full. */
+const started = (count: number) =>
+  until(`${count} payloads run`, () => existsSync(ready()) && readFileSync(ready(), 'utf8').length === count)
 
 describe.skipIf(CANNOT_MOUNT)('full disk (needs root for a file system of its own)', () => {
   test('full disk - the result is told from memory, no work is taken, and work goes on when there is room', async () => {
     const { script } = bench
     const pilot = bench.start()
     const end = give({ exitCode: 7 }, { exitCode: 8 }, { exitCode: 9, cores: 2 })
-    await started(pilot, 2)
+    await started(2)
     script.isDeaf = true
     fill()
     end(7)
@@ -82,7 +85,7 @@ describe.skipIf(CANNOT_MOUNT)('full disk (needs root for a file system of its ow
     const { script } = bench
     const pilot = bench.start()
     const end = give({ exitCode: 8 })
-    await started(pilot, 1)
+    await started(1)
     script.isDeaf = true
     fill()
     end(8)
@@ -102,7 +105,7 @@ describe.skipIf(CANNOT_MOUNT)('full disk (needs root for a file system of its ow
     const { script } = bench
     const pilot = bench.start({ 'disk-patience': '1s' })
     const end = give({ exitCode: 9 }, { exitCode: 3 })
-    await started(pilot, 2)
+    await started(2)
     // A file system with open files cannot be made read-only: one that is comes over the outbox.
     await execa('mount', ['-t', 'tmpfs', '-o', 'ro', 'tmpfs', join(bench.scratch, 'pilot1', 'outbox')])
     end(9)
