@@ -26,6 +26,8 @@ export interface Tools {
   disks: Disks | null
   /** Nothing is left that could pass a moment. */
   isWorkOver: () => boolean
+  /** Told, while a relay is down, that its journal is destroyed. */
+  onForgotten: (relay: string) => void
   /** Told when it truly begins: a moment that is armed has yet to be passed. */
   onBegun: () => void
 }
@@ -255,11 +257,15 @@ async function atMoment(
   }
 }
 
-async function onJournal(fault: Extract<Fault, { kind: 'journal' }>, { world, onBegun }: Tools): Promise<Ended> {
+async function onJournal(
+  fault: Extract<Fault, { kind: 'journal' }>,
+  { world, onBegun, onForgotten }: Tools,
+): Promise<Ended> {
   const edge = edgeAt(world, fault.relay)
   const path = join(edge.state, 'journal.sqlite')
   onBegun()
   await world.part(`relay-${fault.relay}`).whileDown(async () => {
+    onForgotten(fault.relay)
     if (fault.how === 'disk lost') {
       empty(edge.state)
       await edge.join()

@@ -3,7 +3,7 @@
  * what was acknowledged on the way. Three figures have to be 0; everything found is said in words.
  */
 import { existsSync, readFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import type { CampaignView, Finding, TaskRow, TaskView } from '../../central/campaigns/model.ts'
 import { ENDED_TASK_STATES, TASK_STATES } from '../../shared/lifecycle.ts'
 import type { Ack } from './acks.ts'
@@ -22,6 +22,12 @@ export interface Verdict {
   acknowledgedLost: number
   /** Acknowledged results that went with a journal that the run itself destroyed; their tasks ran again. */
   forgotten: number
+  /**
+   * Outputs on the shared file system that are whole, and kept the name of their attempt: their relay's journal was
+   * destroyed on purpose when central had accepted them and the relay had not given them their final name yet. Known, and
+   * said in docs/reliability.md: nobody else gives it.
+   */
+  unnamed: number
   /** Successes beyond the first of a task, and attempts that ended without the payload's own word. */
   wasted: { repeated: number; broken: number }
   findings: Finding[]
@@ -37,7 +43,10 @@ export interface JudgeOptions {
   /** As planWork was told. */
   final: string
   acks: () => readonly Ack[]
-  /** When a relay last lost its journal on purpose: what only that held may be gone, and is run again. */
+  /**
+   * Where a relay lost its journal on purpose: how long its log was then. What it had acknowledged before may be gone, and
+   * is run again. A place, not a time: an acknowledgement is read when its pilot has come to write it down.
+   */
   forgetful: ReadonlyMap<string, number>
   /** Wait this long for results that are acknowledged and still on their way. */
   settleMs?: number
@@ -74,14 +83,15 @@ export async function judge(options: JudgeOptions): Promise<Verdict> {
     }
   }
 
-  await judgeOutputs(options, campaigns, blame)
+  const unnamed = await judgeOutputs(options, campaigns, blame)
+  for (const path of unnamed) words.push(`unnamed: ${path}`)
   for (const [task, times] of acceptedTwice(world)) blame('doubleCounted', `${task} was accepted ${times} times`)
   const forgotten = await judgeAcks(options, campaigns, blame)
 
   const { findings } = await world.ask((client) => client.call('verify', {}))
   for (const one of findings)
     words.push(`verify: ${one.invariant}: ${one.where}: ${one.found}, expected ${one.expected}`)
-  return { tasks, ...verdict, forgotten, wasted: wastedOf(ledger), findings, words }
+  return { tasks, ...verdict, forgotten, unnamed: unnamed.length, wasted: wastedOf(ledger), findings, words }
 }
 
 async function look(world: World, name: string): Promise<Seen> {
@@ -114,10 +124,11 @@ function judgeCounts(wave: Wave, { view, rows }: Seen, blame: (figure: 'doubleCo
 
 /** A done task has its published output, which is what one successful attempt in the ledger wrote. */
 async function judgeOutputs(
-  { world, ledger, waves, seed, final }: JudgeOptions,
+  { world, ledger, waves, seed, final, forgetful }: JudgeOptions,
   campaigns: ReadonlyMap<string, Seen>,
   blame: (figure: 'tasksLost', what: string) => void,
-): Promise<void> {
+): Promise<string[]> {
+  const unnamed: string[] = []
   const published = (id: string, task: string) => {
     const [step, index] = task.split('/')
     if (step === 'second') return finalPath(final, id, Number(index))
@@ -131,8 +142,15 @@ async function judgeOutputs(
     )
     const firsts: string[] = []
     for (const [task, row] of done) {
-      const path = published(id, task)
+      let path = published(id, task)
       const successes = ledger.successes.get(`${id}/${task}`) ?? []
+      const kept = successes
+        .map((attempt) => `${path}.attempt-${basename(attempt).replaceAll('.', '-')}`)
+        .find(existsSync)
+      if (task.startsWith('second/') && !existsSync(path) && kept !== undefined && forgetful.size > 0) {
+        unnamed.push(kept)
+        path = kept
+      }
       if (successes.length === 0) {
         blame('tasksLost', `${id}/${task} is done, and its payload never said so`)
         continue
@@ -153,6 +171,7 @@ async function judgeOutputs(
       }
     }
   }
+  return unnamed
 }
 
 function sameLines(a: readonly string[], b: readonly string[]): boolean {
@@ -198,7 +217,8 @@ async function judgeAcks(
       return hop === 'relay' && verdict === 'accepted' && !arrived.has(attempt) && campaigns.has(attempt.split('/')[0]!)
     })
   }
-  const isForgiven = ({ relay, atMs }: Ack) => atMs < (forgetful.get(relay) ?? Number.NEGATIVE_INFINITY)
+  const forgotten = new Map([...forgetful].map(([relay, bytes]) => [relay, takenBefore(world, relay, bytes)]))
+  const isForgiven = ({ relay, attempt }: Ack) => forgotten.get(relay)?.has(attempt) ?? false
   await until('results are at central', () => missing().every(isForgiven), settleMs).catch(() => {})
   // A relay that died before it could log the answer, or forgot that it had asked.
   for (const { attempt } of judgedByCentral(world)) arrived.add(attempt)
@@ -222,6 +242,18 @@ async function judgeAcks(
     if (winner !== attempt) blame('acknowledgedLost', `${attempt}: central accepted it, and the winner is ${winner}`)
   }
   return gone.filter(isForgiven).length
+}
+
+/** Results that a relay's log names in its first so many bytes. */
+function takenBefore(world: World, relay: string, bytes: number): Set<string> {
+  const taken = new Set<string>()
+  const log = readFileSync(world.logOf(`relay-${relay}`)).subarray(0, bytes)
+  for (const line of log.toString('utf8').split('\n')) {
+    if (!line.endsWith('"task.finished"}') && !line.endsWith('"task.failed"}')) continue
+    const { task, attempt } = JSON.parse(line) as { task: string; attempt: string }
+    taken.add(`${task}/${attempt}`)
+  }
+  return taken
 }
 
 async function winnerOf(world: World, task: string): Promise<string> {

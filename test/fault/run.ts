@@ -165,7 +165,7 @@ async function run(options: RunOptions, folder: string, disks: Disks | null): Pr
 /** The run between the first submission and the end of the last campaign. */
 class Going {
   readonly made: Made[] = []
-  /** When a relay's journal was last destroyed. */
+  /** Where in a relay's log its journal was last destroyed. */
   readonly forgetful = new Map<string, number>()
   readonly #world: World
   readonly #waves: Wave[]
@@ -174,7 +174,7 @@ class Going {
   readonly #doings: Doing[]
   readonly #ledger: Ledger
   readonly #acks: Acks
-  readonly #tools: Omit<Tools, 'onBegun' | 'isWorkOver'>
+  readonly #tools: Omit<Tools, 'onBegun' | 'onForgotten' | 'isWorkOver'>
   readonly #active = new Map<Fault, Made>()
   readonly #held = new Set<string>()
   /** Those of the active ones that wait for somebody to pass their moment. */
@@ -192,7 +192,7 @@ class Going {
     schedule: Schedule,
     ledger: Ledger,
     acks: Acks,
-    tools: Omit<Tools, 'onBegun' | 'isWorkOver'>,
+    tools: Omit<Tools, 'onBegun' | 'onForgotten' | 'isWorkOver'>,
   ) {
     this.#world = world
     this.#waves = waves
@@ -276,13 +276,16 @@ class Going {
     this.#active.set(fault, made)
     for (const name of needed) this.#held.add(name)
     if (fault.kind === 'failpoint' || fault.kind === 'error') this.#armed.add(fault)
+    const onForgotten = (relay: string) => {
+      this.forgetful.set(relay, this.#world.logBytes(`relay-${relay}`))
+    }
     const onBegun = () => {
       this.#armed.delete(fault)
       made.beganMs = performance.now()
       this.#waiting.set(fault, made)
       say(`fault ${fault.number}: ${describeFault(fault)}`)
     }
-    make(fault, { ...this.#tools, onBegun, isWorkOver: () => this.#isWorkOver })
+    make(fault, { ...this.#tools, onBegun, isWorkOver: () => this.#isWorkOver, onForgotten })
       .then(({ nothing }) => {
         made.endedMs = performance.now()
         if (nothing === undefined) return
@@ -294,7 +297,6 @@ class Going {
       })
       .catch((error) => say(`fault ${fault.number} could not be made: ${(error as Error).stack}`))
       .finally(() => {
-        if (fault.kind === 'journal') this.forgetful.set(fault.relay, performance.now())
         this.#active.delete(fault)
         this.#armed.delete(fault)
         for (const name of needed) this.#held.delete(name)
@@ -352,7 +354,7 @@ class Going {
 }
 
 function report(options: RunOptions, { verdict, made, seconds: took, isEnded }: Outcome): boolean {
-  const { tasks, tasksLost, doubleCounted, acknowledgedLost, forgotten, wasted, findings, words } = verdict
+  const { tasks, tasksLost, doubleCounted, acknowledgedLost, forgotten, unnamed, wasted, findings, words } = verdict
   const figures = figuresOf(made)
   const isGood = isEnded && tasksLost + doubleCounted + acknowledgedLost + findings.length === 0
   for (const line of words.slice(0, 60)) say(line)
@@ -369,6 +371,7 @@ function report(options: RunOptions, { verdict, made, seconds: took, isEnded }: 
         doubleCounted,
         acknowledgedLost,
         forgotten,
+        unnamed,
         wasted,
         findings: findings.length,
         isEnded,
@@ -382,7 +385,8 @@ function report(options: RunOptions, { verdict, made, seconds: took, isEnded }: 
   say(
     `seed ${options.seed}: ${tasks} tasks, ${faults} faults in ${Math.round(took)} s: ${tasksLost} lost, ${doubleCounted} counted twice, ` +
       `${acknowledgedLost} acknowledged results lost; ${wasted.repeated} attempts repeated and ${wasted.broken} broken off` +
-      (forgotten > 0 ? `; ${forgotten} results went with journals destroyed on purpose, and ran again` : ''),
+      (forgotten > 0 ? `; ${forgotten} results went with journals destroyed on purpose, and ran again` : '') +
+      (unnamed > 0 ? `; ${unnamed} outputs kept the name of their attempt` : ''),
   )
   return isGood
 }

@@ -3,7 +3,7 @@
  * site, each behind wide-area links of its own, and pilots that a stand-in for the batch system starts again whenever they
  * end. Each part can be reached by name, to do something bad to it. All of it lies in one folder and ends with this process.
  */
-import { existsSync, mkdirSync, readdirSync, readFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Client, makeClient, Unreachable } from '../../central/api/client.ts'
@@ -65,6 +65,8 @@ export interface World {
   pidOf(target: Exclude<Target, { part: 'payload' }>): number | undefined
   /** Logs of relays and pilots, by the part's name. */
   logOf(name: string): string
+  /** How long that log is now. */
+  logBytes(name: string): number
   /** Whether its log has a line with this message. */
   saidOf(name: string, message: string): boolean
   /** Folder in which moments of a program are armed; each relay has one, and the pilots of each site. */
@@ -279,6 +281,7 @@ export async function startWorld(options: WorldOptions): Promise<World> {
         return parts.get(nameOf(target))?.pid
       },
       logOf,
+      logBytes: (name) => statSync(logOf(name)).size,
       saidOf: (name, message) => said(logOf(name), message),
       failpoints: (which, { site, relay }) =>
         place('failpoints', which === 'central' ? which : `${which}-${which === 'relay' ? relay : site}`),
