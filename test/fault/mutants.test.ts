@@ -3,7 +3,7 @@ import { execFileSync } from 'node:child_process'
 import { readdirSync, readFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { expect, test } from 'vitest'
-import { allMutants, type Named } from './mutants/run.ts'
+import { allMutants, type Named } from './mutants/mutant.ts'
 
 const checkout = resolve(import.meta.dirname, '../..')
 const mutants = allMutants()

@@ -7,9 +7,10 @@
  * each test that has to notice.
  */
 import { execFileSync, spawn } from 'node:child_process'
-import { mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync } from 'node:fs'
+import { mkdtempSync, rmSync, symlinkSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { basename, join, resolve } from 'node:path'
+import { join, resolve } from 'node:path'
+import { allMutants, type Mutant, type Named } from './mutant.ts'
 
 /** For each test: one that lasts longer waits for ever. */
 const LONGEST_MS = 120_000
@@ -18,38 +19,6 @@ const LONGEST_MS = 120_000
 let isStopped = false
 
 const checkout = resolve(import.meta.dirname, '../../..')
-
-export interface Named {
-  file: string
-  /** A part of its title. */
-  title: string
-}
-
-export interface Mutant {
-  name: string
-  path: string
-  protection: string
-  tests: Named[]
-}
-
-/** @throws Error for a patch without its head */
-export function readMutant(path: string): Mutant {
-  const head = readFileSync(path, 'utf8').split(/^--- /m)[0]!
-  const said = (key: string) => [...head.matchAll(new RegExp(`^${key}: (.+)$`, 'gm'))].map(([, words]) => words!.trim())
-  const [protection] = said('Protection')
-  const tests = said('Test').map((words): Named => {
-    const [file, title] = words.split(' -t ')
-    if (!file || !title) throw new Error(`${path}: expected "Test: FILE -t TITLE", found "${words}"`)
-    return { file, title }
-  })
-  if (!protection || tests.length === 0) throw new Error(`${path}: expected lines Protection and Test before the patch`)
-  return { name: basename(path, '.patch'), path, protection, tests }
-}
-
-export function allMutants(): Mutant[] {
-  const patches = readdirSync(import.meta.dirname).filter((file) => file.endsWith('.patch'))
-  return patches.sort().map((file) => readMutant(join(import.meta.dirname, file)))
-}
 
 /** @returns what is wrong: undefined for a mutant that was noticed as expected */
 async function tryMutant(mutant: Mutant): Promise<string | undefined> {
@@ -124,26 +93,24 @@ function runIn(tree: string, words: string[], longestMs: number): Promise<{ stat
   return new Promise((done) => child.once('close', (status) => done({ status, output })))
 }
 
-if (import.meta.main) {
-  const wanted = process.argv.slice(2)
-  const mutants = allMutants().filter(({ name }) => wanted.length === 0 || wanted.includes(name))
-  const missing = wanted.filter((name) => !mutants.some((mutant) => mutant.name === name))
-  if (missing.length > 0) throw new Error(`no such mutant: ${missing.join(', ')}`)
-  let lived = 0
-  const startMs = performance.now()
-  for (const mutant of mutants) {
-    if (isStopped) break
-    const beganMs = performance.now()
-    const wrong = await tryMutant(mutant)
-    if (isStopped) break
-    if (wrong !== undefined) lived++
-    const verdict = wrong === undefined ? 'noticed' : 'NOT NOTICED'
-    const seconds = Math.round((performance.now() - beganMs) / 1000)
-    console.log(`${verdict}  ${mutant.name}: without ${mutant.protection} (${seconds} s)`)
-    if (wrong !== undefined) console.log(`  ${wrong}`)
-  }
-  const tests = mutants.reduce((sum, mutant) => sum + mutant.tests.length, 0)
-  const minutes = Math.round((performance.now() - startMs) / 60_000)
-  console.log(`${mutants.length - lived} passed, ${lived} failed; ${tests} tests, ${minutes} min`)
-  process.exitCode = lived === 0 ? 0 : 1
+const wanted = process.argv.slice(2)
+const mutants = allMutants().filter(({ name }) => wanted.length === 0 || wanted.includes(name))
+const missing = wanted.filter((name) => !mutants.some((mutant) => mutant.name === name))
+if (missing.length > 0) throw new Error(`no such mutant: ${missing.join(', ')}`)
+let lived = 0
+const startMs = performance.now()
+for (const mutant of mutants) {
+  if (isStopped) break
+  const beganMs = performance.now()
+  const wrong = await tryMutant(mutant)
+  if (isStopped) break
+  if (wrong !== undefined) lived++
+  const verdict = wrong === undefined ? 'noticed' : 'NOT NOTICED'
+  const seconds = Math.round((performance.now() - beganMs) / 1000)
+  console.log(`${verdict}  ${mutant.name}: without ${mutant.protection} (${seconds} s)`)
+  if (wrong !== undefined) console.log(`  ${wrong}`)
 }
+const tests = mutants.reduce((sum, mutant) => sum + mutant.tests.length, 0)
+const minutes = Math.round((performance.now() - startMs) / 60_000)
+console.log(`${mutants.length - lived} passed, ${lived} failed; ${tests} tests, ${minutes} min`)
+process.exitCode = lived === 0 ? 0 : 1
