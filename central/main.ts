@@ -147,7 +147,10 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
         config.tlsCert === null
           ? null
           : { cert: readFileSync(config.tlsCert, 'utf8'), key: readFileSync(config.tlsKey!, 'utf8') },
-      files: fileHandler(siteFiles({ sites, blobs, attempts, capabilityKey, wasLeased: opened.wasLeased }), log),
+      files: fileHandler(
+        siteFiles({ sites, blobs, attempts, capabilityKey, wasLeased: opened.wasLeased, named: opened.named }),
+        log,
+      ),
       ready,
       onRefused: metrics.onApiRefused,
       handlers: {

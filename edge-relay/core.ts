@@ -18,6 +18,7 @@ import { Disk } from './disk.ts'
 import { RelayDispatcher } from './dispatch.ts'
 import { Journal } from './journal.ts'
 import { reportMissing } from './missing.ts'
+import { Names } from './names.ts'
 import { Outgoing } from './outgoing.ts'
 import { Publications } from './publications.ts'
 import { Sessions } from './sessions.ts'
@@ -100,6 +101,11 @@ export async function openCore(options: CoreOptions) {
     log,
     onUploaded: (bytes) => events.onUploaded?.(bytes),
   })
+  const names = new Names({
+    ...{ journal, publications, client: toCentral, centralUrl: options.centralFiles.url },
+    ...{ clock, timeScale: options.timeScale, log },
+  })
+  journal.onLoss = () => names.onLoss()
   const dispatcher: RelayDispatcher = new RelayDispatcher({
     site,
     journal,
@@ -204,6 +210,7 @@ export async function openCore(options: CoreOptions) {
       await disk.start()
       uploads.start(kept.pending)
       publications.run()
+      names.start()
       upstream.start()
     },
     /** Commits what is waiting and ends; upstream.stop() comes first where results are to go up or a bye is wanted. */
@@ -213,6 +220,7 @@ export async function openCore(options: CoreOptions) {
       dispatcher.stop()
       await uploads.stop()
       await upstream.stop(0, false)
+      await names.stop()
       await publications.stop()
       await disk.stop()
       await toCentral.close()

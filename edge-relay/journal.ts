@@ -97,12 +97,16 @@ export class Journal {
   readonly #log: Log
   readonly #incarnation: string
   #hasLost: boolean
+  #hasAskedNames: boolean
+  /** It may have lost which files are to be named. */
+  onLoss: () => void = () => {}
 
   private constructor(commits: Commits, log: Log) {
     this.#commits = commits
     this.#log = log
     this.#incarnation = this.meta<string>('incarnation')!
     this.#hasLost = this.meta<boolean>('hasLost') ?? false
+    this.#hasAskedNames = this.meta<boolean>('namesAsked') ?? false
   }
 
   /**
@@ -223,7 +227,20 @@ export class Journal {
     return this.#hasLost
   }
 
+  /** Whether central was asked, since the last loss, what is still to be named (names.ts). A new journal was not. */
+  get hasAskedNames(): boolean {
+    return this.#hasAskedNames
+  }
+
+  noteNamesAsked(): void {
+    this.#hasAskedNames = true
+    this.setMeta('namesAsked', true)
+  }
+
   noteLoss(): void {
+    this.#hasAskedNames = false
+    this.setMeta('namesAsked', false)
+    this.onLoss()
     if (this.hasLost) return
     this.#hasLost = true
     this.setMeta('hasLost', true)

@@ -1,11 +1,13 @@
 /**
  * Final names on the shared file system. A pilot writes `<final>.attempt-<fences>`; when central has accepted the
- * attempt the relay gives the file its final name, and removes what other attempts left. In the journal until done.
+ * attempt the relay gives the file its final name, and removes what other attempts left. In the journal until done; what
+ * a destroyed journal forgot is asked for (names.ts).
  */
 import { access, open, rename, unlink } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { failpoint } from '../shared/failpoint.ts'
+import type { AcceptedResult } from '../shared/files/accepted.ts'
 import { attemptPath } from '../shared/ids.ts'
 import type { Log } from '../shared/log.ts'
 import type { Result, Verdict } from '../shared/protocol/messages.ts'
@@ -48,6 +50,25 @@ export class Publications {
       this.#journal.putPending('publication', name, body)
     }
     if (this.#waiting.size > 0) this.run()
+  }
+
+  /**
+   * Central says that this won, to a journal that knows nothing of it. What lies under no attempt's name was named, moved
+   * or deleted since, and is not waited for. @returns how many files are to be named
+   */
+  async onFound(result: AcceptedResult): Promise<number> {
+    let found = 0
+    for (const output of result.outputs) {
+      const body = publicationOf(result, output.url)
+      const name = `${attemptPath(result)}/${output.path}`
+      if (!body || this.#waiting.has(name)) continue
+      if (!(await isThere(body.from))) continue
+      this.#waiting.set(name, body)
+      this.#journal.putPending('publication', name, body)
+      found++
+    }
+    if (found > 0) this.run()
+    return found
   }
 
   /** Does what is waiting; what fails (the file system is away) is tried again. */
@@ -100,8 +121,18 @@ async function publish({ from, to }: Publication): Promise<void> {
   }
 }
 
+async function isThere(path: string): Promise<boolean> {
+  try {
+    await access(path)
+    return true
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
+    return false
+  }
+}
+
 /** Only a name that a pilot makes for this very attempt is ever renamed. */
-function publicationOf(result: Result, url: string): { from: string; to: string } | undefined {
+function publicationOf(result: Pick<Result, 'fences'>, url: string): { from: string; to: string } | undefined {
   if (!url.startsWith('file:')) return undefined
   const from = fileURLToPath(url)
   const suffix = `.attempt-${result.fences.join('-')}`

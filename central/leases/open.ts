@@ -4,6 +4,7 @@
  */
 
 import { stat } from 'node:fs/promises'
+import type { AcceptedPage } from '../../shared/files/accepted.ts'
 import type { AttemptName } from '../../shared/files/capability.ts'
 import type { OutputRecord } from '../../shared/protocol/messages.ts'
 import { containsIndex, parseRanges } from '../../shared/ranges.ts'
@@ -24,6 +25,7 @@ import { GLOBAL, groupBase } from './keys.ts'
 import { Leases } from './leases.ts'
 import { Mark } from './mark.ts'
 import { MatchIndex } from './match-index.ts'
+import { listNamed } from './named.ts'
 import type { StoreOptions } from './options.ts'
 import { Plans } from './plans.ts'
 import { Results } from './results.ts'
@@ -50,6 +52,8 @@ export interface OpenStore {
   ping(): Promise<void>
   /** Whether this site had the task under the attempt's first fence, and lost it in another way than by its success. */
   wasLeased(site: string, attempt: AttemptName): Promise<boolean>
+  /** A page of the site's accepted results whose outputs a relay names. @throws IndraftError request.invalid */
+  named(site: string, from: string | null): Promise<AcceptedPage>
   /** After the store lost writes: what an administrator calls when the inventories were looked at. */
   liftHalt(): Promise<void>
   /** Limits and weight of a group; null takes a limit away. */
@@ -137,6 +141,7 @@ export async function openStore(options: StoreOptions): Promise<OpenStore> {
       const [holder, tasks] = past?.split('|') ?? []
       return holder === site && tasks !== undefined && containsIndex(parseRanges(tasks), index)
     },
+    named: (site, from) => listNamed({ scripts, results }, site, from),
     liftHalt: () => mark.liftHalt(),
     async setGroup(group, set) {
       for (const [field, value] of Object.entries(set)) {

@@ -11,6 +11,7 @@ import type { Result, Verdict } from '../../shared/protocol/messages.ts'
 import type { BlobStore } from '../blobs.ts'
 import { parseStepName } from './keys.ts'
 import type { Feeding } from './leases.ts'
+import { NAMED_KEPT, namedFences } from './named.ts'
 import type { StoreEvents } from './options.ts'
 import type { Plans, StoredStep } from './plans.ts'
 import { failureRules, reasonOf } from './retries.ts'
@@ -85,7 +86,12 @@ export class Results {
       const answer = await this.#scripts.run<Judged>(
         'finish',
         base,
-        { site, results: list.map(({ at, step }) => this.#scriptResult(results[at]!, step)) },
+        {
+          site,
+          results: list.map(({ at, step }) => this.#scriptResult(results[at]!, step)),
+          namedMs: NAMED_KEPT.ms,
+          namedMost: NAMED_KEPT.most,
+        },
         list.map(({ at }) => pack(results[at]!)),
       )
       failpoint('results.persisted')
@@ -120,6 +126,7 @@ export class Results {
       done: result.end === 'done',
       wallMs: result.wallMs,
       publish: result.end === 'done' && result.outputs.some((output) => mustPublish(output.url, result)),
+      named: namedFences(result),
       reason: reasonOf(result),
       detail: detailOf(result),
       rules: failureRules(step, this.#scale, result),

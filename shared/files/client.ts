@@ -12,6 +12,7 @@ import type { Dispatcher } from 'undici'
 import { z } from 'zod'
 import { type Clock, systemClock } from '../clock.ts'
 import { ERROR_CODES, type ErrorCode, IndraftError } from '../errors.ts'
+import { type AcceptedPage, acceptedPageSchema } from './accepted.ts'
 import { checksumFile, sameChecksum } from './checksum.ts'
 
 export interface FileClientOptions {
@@ -59,6 +60,7 @@ export const fileAddress = {
   blob: (digest: string) => `/files/blob/${digest.replace(/^sha256:/, '')}`,
   fetch: (url: string, checksum: string | null) =>
     `/files/fetch?${new URLSearchParams({ url, ...(checksum === null ? {} : { checksum }) })}`,
+  accepted: (from: string | null) => `/files/accepted${from === null ? '' : `?${new URLSearchParams({ from })}`}`,
   /** @param attemptAndPath `campaign/step/index/fences/path`, what follows `store:` */
   attempt: (attemptAndPath: string) => `/files/attempt/${attemptAndPath.split('/').map(encodeURIComponent).join('/')}`,
 }
@@ -139,6 +141,14 @@ export class FileClient {
       if (error instanceof IndraftError && error.code === 'request.notFound') return null
       throw error
     }
+  }
+
+  /** One page. @throws as getToFile; request.notFound from a centre that knows no such address */
+  async listAccepted(url: string, options: TransferOptions = {}): Promise<AcceptedPage> {
+    return await this.#repeat(options, async () => {
+      const { body } = await this.#ask('GET', url, options, {})
+      return acceptedPageSchema.parse(await body.json())
+    })
   }
 
   /**

@@ -4,6 +4,7 @@
  *   GET|HEAD /files/blob/<sha256 hex>
  *   GET      /files/fetch?url=<http(s) URL>&checksum=<checksum>
  *   GET|HEAD /files/attempt/<campaign>/<step>/<index>/<fences>/<path>     with Range
+ *   GET      /files/accepted?from=<place>    central alone: accepted.ts
  *   PUT      /files/attempt/...    with Indraft-Checksum; 201 {sizeBytes, checksum, url}
  *
  * This file speaks HTTP and nothing else; who may do what and where the bytes are is the FileService's. Refusals are
@@ -23,6 +24,7 @@ import type { IncomingMessage, ServerResponse } from 'node:http'
 import { pipeline } from 'node:stream/promises'
 import { ERRORS, type ErrorCode, IndraftError } from '../errors.ts'
 import type { Log } from '../log.ts'
+import type { AcceptedPage } from './accepted.ts'
 import { type PutOutcome, parseAttemptUrl, type StoredFile, safeParts } from './attempt-files.ts'
 import { type AttemptName, CAPABILITY_HEADER } from './capability.ts'
 
@@ -31,6 +33,7 @@ export const CHECKSUM_HEADER = 'indraft-checksum'
 export type FileRequest =
   | { verb: 'get'; kind: 'blob'; digest: string }
   | { verb: 'get'; kind: 'fetch'; url: URL; checksum: string | null }
+  | { verb: 'get'; kind: 'accepted'; from: string | null }
   | { verb: 'get' | 'put'; kind: 'attempt'; attempt: AttemptName; path: string }
 
 export interface FileService {
@@ -49,6 +52,8 @@ export interface FileService {
     content: AsyncIterable<Uint8Array>,
     checksum: string,
   ): Promise<PutOutcome>
+  /** Absent where nothing is accepted. @throws IndraftError auth.invalid | request.invalid */
+  listAccepted?(token: string, from: string | null): Promise<AcceptedPage>
   /** Absent where nothing is fetched for others. @throws IndraftError file.* | stage.inputMissing */
   fetchFromOutside?(url: URL, checksum: string | null): Promise<StoredFile>
 }
@@ -95,13 +100,21 @@ async function answer(
     sendJson(response, 201, { sizeBytes: outcome.sizeBytes, checksum: outcome.checksum, url })
     return
   }
+  if (wanted.kind === 'accepted') {
+    if (!service.listAccepted || bearer === null) throw noAddress()
+    sendJson(response, 200, await service.listAccepted(bearer, wanted.from))
+    return
+  }
   const file = await findFile(service, wanted)
   if (!file) throw new IndraftError('request.notFound', 'There is no such file.')
   const bytes = await sendFile(request, response, file)
   events.onServed?.(wanted.kind, wanted.verb, bytes)
 }
 
-async function findFile(service: FileService, wanted: FileRequest): Promise<StoredFile | null> {
+async function findFile(
+  service: FileService,
+  wanted: Exclude<FileRequest, { kind: 'accepted' }>,
+): Promise<StoredFile | null> {
   switch (wanted.kind) {
     case 'blob':
       return await service.findBlob(wanted.digest)
@@ -123,12 +136,19 @@ function readRequest(request: IncomingMessage): FileRequest {
   const blob = /^\/files\/blob\/([0-9a-f]{64})$/.exec(path)
   if (blob && isGet) return { verb: 'get', kind: 'blob', digest: blob[1]! }
   if (path === '/files/fetch' && isGet) return readFetch(at)
+  if (path === '/files/accepted' && request.method === 'GET') {
+    return { verb: 'get', kind: 'accepted', from: at.searchParams.get('from') }
+  }
   const named = path.startsWith('/files/attempt/') ? parseAttemptUrl(path.slice('/files/attempt/'.length)) : undefined
   if (named && (isGet || request.method === 'PUT')) {
     for (const part of [named.attempt.campaign, named.attempt.step, named.path]) safeParts(part)
     return { verb: isGet ? 'get' : 'put', kind: 'attempt', ...named }
   }
-  throw new IndraftError('request.notFound', 'There is no such address.')
+  throw noAddress()
+}
+
+function noAddress(): IndraftError {
+  return new IndraftError('request.notFound', 'There is no such address.')
 }
 
 function readFetch(at: URL): FileRequest {

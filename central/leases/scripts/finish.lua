@@ -1,7 +1,7 @@
 -- Judges results, each by itself. A result counts where its fence is the lease's and the task is still in it, or
 -- where the fence is one that a lease of the same site had before (late). Repeating is harmless.
--- args: site, results (list of {campaign, step, index, bundle, fence, done, wallMs, publish, reason, detail, rules});
---   the packed results follow as ARGV[2..], in the same order
+-- args: site, results (list of {campaign, step, index, bundle, fence, done, wallMs, publish, named, reason, detail,
+--   rules}; named: its fences where a relay gives its outputs their names, else ''), namedMs, namedMost; the packed results follow as ARGV[2..], in the same order
 -- outcomes: 1 judged (verdicts: list of accepted, duplicate, stale, refused, done; ended: `campaign|step` whose last
 --   open task this was; orders: superseded attempts {session, site, bundle, fence, campaign, step, index};
 --   retries: `campaign|step`)
@@ -9,12 +9,22 @@
 -- events: task.finished, task.failed, task.held, task.requeued, task.cancelled, lease.emptied
 local verdicts, ended, orders, retries = {}, {}, {}, {}
 
+-- For a relay that asks because its journal is gone. Nothing has to sweep: the newest entry takes the key with it.
+local function noteNamed(r)
+  local list, now = key('named', args.site), nowMs()
+  redis.call('ZADD', list, now, r.campaign .. '|' .. r.step .. '|' .. text(r.index) .. '|' .. r.named)
+  redis.call('ZREMRANGEBYSCORE', list, '-inf', now - args.namedMs)
+  redis.call('ZREMRANGEBYRANK', list, 0, -args.namedMost - 1)
+  redis.call('PEXPIRE', list, args.namedMs)
+end
+
 local function win(r, packed)
   local c, s = r.campaign, r.step
   redis.call('HSET', key('results', c, s), text(r.index), packed)
   redis.call('HINCRBY', key('step', c, s), 'wallMs', text(r.wallMs))
   redis.call('HINCRBY', key('step', c, s), 'wallCount', 1)
   if r.publish then redis.call('SADD', key('publish'), c .. '|' .. s .. '|' .. text(r.index)) end
+  if r.named ~= '' then noteNamed(r) end
   if openTasks(c, s) == 0 then ended[#ended + 1] = c .. '|' .. s end
 end
 

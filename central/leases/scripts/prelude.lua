@@ -29,6 +29,7 @@
 --   reply:<session>      string the last grants, msgpack of {sequence, bundles}
 --   dead                 hash   session -> when it was declared dead, ms
 --   publish              set    c|s|index of done tasks with outputs to be published
+--   named:<site>         zset   c|s|index|fences of done tasks whose outputs a relay names, by time, ms
 --   limits               hash   maxRunning
 --   use                  hash   leased, and leased:<c>: tasks assigned or running
 --   counters             hash   bundle, fence: last numbers given
