@@ -14,6 +14,8 @@ import { until, type World } from './world.ts'
 const ENDED: ReadonlySet<string> = new Set(ENDED_TASK_STATES)
 /** Questions to central at a time. */
 const AT_ONCE = 16
+/** A relay that lost its journal asks what is to be named when it is back, and once more a minute later (timeScale 0.1). */
+const PUBLISHED_MS = 120_000
 
 export interface Verdict {
   tasks: number
@@ -22,12 +24,6 @@ export interface Verdict {
   acknowledgedLost: number
   /** Acknowledged results that went with a journal that the run itself destroyed; their tasks ran again. */
   forgotten: number
-  /**
-   * Outputs on the shared file system that are whole, and kept the name of their attempt: their relay's journal was
-   * destroyed on purpose when central had accepted them and the relay had not given them their final name yet. Known, and
-   * said in docs/reliability.md: nobody else gives it.
-   */
-  unnamed: number
   /** Successes beyond the first of a task, and attempts that ended without the payload's own word. */
   wasted: { repeated: number; broken: number }
   findings: Finding[]
@@ -83,15 +79,14 @@ export async function judge(options: JudgeOptions): Promise<Verdict> {
     }
   }
 
-  const unnamed = await judgeOutputs(options, campaigns, blame)
-  for (const path of unnamed) words.push(`unnamed: ${path}`)
+  await judgeOutputs(options, campaigns, blame)
   for (const [task, times] of acceptedTwice(world)) blame('doubleCounted', `${task} was accepted ${times} times`)
   const forgotten = await judgeAcks(options, campaigns, blame)
 
   const { findings } = await world.ask((client) => client.call('verify', {}))
   for (const one of findings)
     words.push(`verify: ${one.invariant}: ${one.where}: ${one.found}, expected ${one.expected}`)
-  return { tasks, ...verdict, forgotten, unnamed: unnamed.length, wasted: wastedOf(ledger), findings, words }
+  return { tasks, ...verdict, forgotten, wasted: wastedOf(ledger), findings, words }
 }
 
 async function look(world: World, name: string): Promise<Seen> {
@@ -124,11 +119,10 @@ function judgeCounts(wave: Wave, { view, rows }: Seen, blame: (figure: 'doubleCo
 
 /** A done task has its published output, which is what one successful attempt in the ledger wrote. */
 async function judgeOutputs(
-  { world, ledger, waves, seed, final, forgetful }: JudgeOptions,
+  { world, ledger, waves, seed, final }: JudgeOptions,
   campaigns: ReadonlyMap<string, Seen>,
   blame: (figure: 'tasksLost', what: string) => void,
-): Promise<string[]> {
-  const unnamed: string[] = []
+): Promise<void> {
   const published = (id: string, task: string) => {
     const [step, index] = task.split('/')
     if (step === 'second') return finalPath(final, id, Number(index))
@@ -137,26 +131,18 @@ async function judgeOutputs(
   for (const wave of waves) {
     const [id, { rows }] = [...campaigns].find(([, { view }]) => view.name === wave.name)!
     const done = [...rows].filter(([task, row]) => row.state === 'done' && !task.startsWith('fails/'))
-    await until('outputs are published', () => done.every(([task]) => existsSync(published(id, task))), 30_000).catch(
-      () => {},
-    )
+    const isAllThere = () => done.every(([task]) => existsSync(published(id, task)))
+    await until('outputs are published', isAllThere, PUBLISHED_MS).catch(() => {})
     const firsts: string[] = []
     for (const [task, row] of done) {
-      let path = published(id, task)
+      const path = published(id, task)
       const successes = ledger.successes.get(`${id}/${task}`) ?? []
-      const kept = successes
-        .map((attempt) => `${path}.attempt-${basename(attempt).replaceAll('.', '-')}`)
-        .find(existsSync)
-      if (task.startsWith('second/') && !existsSync(path) && kept !== undefined && forgetful.size > 0) {
-        unnamed.push(kept)
-        path = kept
-      }
       if (successes.length === 0) {
         blame('tasksLost', `${id}/${task} is done, and its payload never said so`)
         continue
       }
       if (!existsSync(path)) {
-        blame('tasksLost', `${id}/${task} is done, and its output is not there`)
+        blame('tasksLost', `${id}/${task} is done, and its output is not there${keptName(path, successes)}`)
         continue
       }
       const lines = readFileSync(path, 'utf8').split('\n')
@@ -171,7 +157,13 @@ async function judgeOutputs(
       }
     }
   }
-  return unnamed
+}
+
+/** Where the output of a success lies that was never given its final name, in words. */
+function keptName(path: string, successes: readonly string[]): string {
+  const names = successes.map((attempt) => `${path}.attempt-${basename(attempt).replaceAll('.', '-')}`)
+  const kept = names.find(existsSync)
+  return kept === undefined ? '' : `, but under its attempt's name: ${kept}`
 }
 
 function sameLines(a: readonly string[], b: readonly string[]): boolean {

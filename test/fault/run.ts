@@ -354,7 +354,7 @@ class Going {
 }
 
 function report(options: RunOptions, { verdict, made, seconds: took, isEnded }: Outcome): boolean {
-  const { tasks, tasksLost, doubleCounted, acknowledgedLost, forgotten, unnamed, wasted, findings, words } = verdict
+  const { tasks, tasksLost, doubleCounted, acknowledgedLost, forgotten, wasted, findings, words } = verdict
   const figures = figuresOf(made)
   const isGood = isEnded && tasksLost + doubleCounted + acknowledgedLost + findings.length === 0
   for (const line of words.slice(0, 60)) say(line)
@@ -371,7 +371,6 @@ function report(options: RunOptions, { verdict, made, seconds: took, isEnded }: 
         doubleCounted,
         acknowledgedLost,
         forgotten,
-        unnamed,
         wasted,
         findings: findings.length,
         isEnded,
@@ -385,8 +384,7 @@ function report(options: RunOptions, { verdict, made, seconds: took, isEnded }: 
   say(
     `seed ${options.seed}: ${tasks} tasks, ${faults} faults in ${Math.round(took)} s: ${tasksLost} lost, ${doubleCounted} counted twice, ` +
       `${acknowledgedLost} acknowledged results lost; ${wasted.repeated} attempts repeated and ${wasted.broken} broken off` +
-      (forgotten > 0 ? `; ${forgotten} results went with journals destroyed on purpose, and ran again` : '') +
-      (unnamed > 0 ? `; ${unnamed} outputs kept the name of their attempt` : ''),
+      (forgotten > 0 ? `; ${forgotten} results went with journals destroyed on purpose, and ran again` : ''),
   )
   return isGood
 }
