@@ -83,8 +83,10 @@ describe('SIGTERM', () => {
   test('SIGTERM - twice: it hurries, and no payload outlives it', async () => {
     const { script } = bench
     const pilot = bench.start({ 'drain-grace': '10min', 'payload-grace': '9min' })
-    script.give(sh('trap "" TERM; while :; do sleep 0.1; done'), '0')
+    const ready = join(bench.site.folder, 'ready')
+    script.give(sh(`trap "" TERM; echo >>${ready}; while :; do sleep 0.1; done`), '0')
     const payload = Number((await pilot.said('attempt.started')).pid)
+    await until('it has set its trap', () => existsSync(ready))
     pilot.signal('SIGTERM')
     await pilot.said('pilot.draining')
     // What comes within a second is taken for the same word.
