@@ -56,6 +56,7 @@ describe.skipIf(whyNoLab() !== null)('slurm', () => {
     const script = 'echo run $SLURM_RESTART_COUNT\n[ -n "$SLURM_RESTART_COUNT" ] || srun sleep 600'
     const id = await centre.sbatch(script, ['--job-name=twice', '-o', 'twice.out', '--open-mode=append'])
     await centre.waitForJob(id, ['RUNNING'])
+    while (!(await said('twice.out').catch((): string[] => [])).includes('run')) await centre.squeue()
     await requeue(centre, id)
     expect(await centre.waitForJob(id, ['COMPLETED'])).toMatchObject({ Restarts: '1' })
     expect(await said('twice.out')).toEqual(expect.arrayContaining(['run', 'run 1']))
