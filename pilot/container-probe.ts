@@ -38,6 +38,8 @@ export interface ProbeOptions {
   limits?: { tryMs: number; testMs: number }
   /** Whether this node reaches registries; default: it does not. */
   registries?: boolean
+  /** Where this node's own programs and their libraries lie; default HOST_FOLDERS. */
+  hostFolders?: readonly string[]
   /** On a node with several GPUs: the option for them is tried with this device file covered. */
   gpus?: { vendor: GpuShare['vendor']; file: string } | null
   /** PATH, and what of the pilot's environment the runtime is to know of caches and registries. */
@@ -46,7 +48,7 @@ export interface ProbeOptions {
 }
 
 /** The skeletons are empty: they borrow the programs of the host. */
-const HOST_PROGRAMS = ['/bin', '/usr', '/lib', '/lib64'].flatMap((path) => ['--bind', `${path}:${path}:ro`])
+const HOST_FOLDERS = ['/bin', '/usr', '/lib', '/lib64']
 /** One start of a container, and the whole test. */
 const TRY_MS = 60_000
 const TEST_MS = 180_000
@@ -72,6 +74,7 @@ export async function probeContainer(options: ProbeOptions): Promise<Runtime | n
   const home = join(folder, 'home')
   await mkdir(home, { recursive: true, mode: 0o700 })
   const env = { ...ownFolders(home), ...options.env, HOME: home }
+  const hostPrograms = await bindsOf(options.hostFolders ?? HOST_FOLDERS)
   const seen = new Set<string>()
   for (const binary of options.binaries) {
     // Apptainer goes by both names.
@@ -87,7 +90,7 @@ export async function probeContainer(options: ProbeOptions): Promise<Runtime | n
     const call = async (isolation: readonly string[], image: string, ...more: string[]): Promise<Tried> => {
       const limitMs = Math.min(tryMs, endsAtMs - performance.now())
       if (limitMs <= 0) return { ok: false, said: `not tried: the test took ${testMs / 1000} s`, ms: 0 }
-      const borrowed = image === options.probeImage ? [] : HOST_PROGRAMS
+      const borrowed = image === options.probeImage ? [] : hostPrograms
       const fixed = containerArguments({ isolation, binds })
       const unpack = join(folder, 'unpacked')
       await mkdir(unpack, { recursive: true, mode: 0o700 })
@@ -125,6 +128,13 @@ export async function probeContainer(options: ProbeOptions): Promise<Runtime | n
     }
   }
   return null
+}
+
+/** Those that are there: no /lib64 on arm64 or with musl, and a bind without a source ends every start. */
+async function bindsOf(folders: readonly string[]): Promise<string[]> {
+  const isThere = (path: string) => stat(path).catch(() => null)
+  const found = await Promise.all(folders.map(async (path) => ((await isThere(path)) ? [path] : [])))
+  return found.flat().flatMap((path) => ['--bind', `${path}:${path}:ro`])
 }
 
 /** An empty file that nobody can read, where it can be put over device files in containers; null where it cannot. */

@@ -124,6 +124,13 @@ describe('probing', () => {
     expect(await probe(path)).not.toBeNull()
   })
 
+  test("container - a folder of the host's programs that this machine has not is not asked for", async () => {
+    const hostFolders = ['/bin', '/usr', '/not-there']
+    const binary = standIn('apptainer version 1.4.5', '/not-there:/not-there:ro')
+    expect(await probe(binary, { hostFolders })).not.toBeNull()
+    expect(called()).toEqual(expect.arrayContaining(['/bin:/bin:ro', '/usr:/usr:ro']))
+  })
+
   test('container - one that would evaluate values of the environment is not used', async () => {
     expect(await probe(standIn('singularity version 3.8.7', '--no-eval'))).toBeNull()
   })
@@ -348,7 +355,7 @@ describe('the real Apptainer', () => {
   test('container - runs a payload in an unpacked image', async (context) => {
     const folder = join(site.folder, 'container')
     const options = { folder, probeImage: null, env: { PATH }, log: silentLog }
-    const binds = ['/usr:/usr:ro', '/bin:/bin:ro', '/lib:/lib:ro', '/lib64:/lib64:ro']
+    const binds = ['/usr', '/bin', '/lib', '/lib64'].filter(existsSync).map((path) => `${path}:${path}:ro`)
     const binaries = ['/usr/bin/apptainer', '/usr/local/bin/apptainer', '/usr/bin/singularity']
     const runtime = await probeContainer({ ...options, binaries, binds })
     if (!runtime) return context.skip('this machine has no Apptainer or Singularity that works')
