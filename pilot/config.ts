@@ -4,7 +4,7 @@
  * are not here: they come with the welcome.
  */
 import { hostname, tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { join, resolve } from 'node:path'
 import { type Config, loadConfig, SERVICE_SETTINGS, type Settings } from '../shared/config.ts'
 import type { GpuEnvironment } from './gpus.ts'
 
@@ -26,7 +26,12 @@ export const PILOT_SETTINGS = {
     default: null,
     meaning: 'Unique at the site while the pilot lives; made of node, batch job and process when not given.',
   },
-  node: { type: 'text', default: hostname(), meaning: 'Name of this node; failed tasks avoid nodes by it.' },
+  node: {
+    type: 'text',
+    default: hostname(),
+    meaning:
+      "Name of this node: Slurm's own for it (SLURMD_NODENAME), else the host's. Failed tasks avoid nodes by it, and `indraft-pilot start` excludes by it.",
+  },
   cores: { type: 'number', default: null, min: 1, max: 4096, meaning: 'Cores to use; the allocation when not given.' },
   memory: {
     type: 'bytes',
@@ -134,7 +139,8 @@ export const PILOT_SETTINGS = {
   binds: {
     type: 'list',
     default: [],
-    meaning: 'Site folders that containers see, as src[:dst[:ro]]; none that holds the pilot’s own files.',
+    meaning:
+      'Site folders that containers see, as src[:dst[:ro]]. None that holds the pilot’s own files; without :ro none that holds, or lies in, scratch, STOP and ban file, trace, end or image folder, or an image or folder of images of allowImages.',
   },
   allowGroups: {
     type: 'list',
@@ -239,12 +245,18 @@ export function inheritedEnvironment(env: Environment = process.env): Record<str
   )
 }
 
+/** As the batch system calls this node, in its lists and where it takes names; the host's own name is often longer. */
+export function nodeName(env: Environment = process.env): string {
+  return env.SLURMD_NODENAME || hostname()
+}
+
 export function loadPilotConfig(
   args: Record<string, unknown>,
   file?: string,
   env: Environment = process.env,
 ): PilotConfig {
-  return loadConfig(PILOT_SETTINGS, { file, env, args }, (config) => {
+  const settings = { ...PILOT_SETTINGS, node: { ...PILOT_SETTINGS.node, default: nodeName(env) } }
+  return loadConfig(settings, { file, env, args }, (config) => {
     if (config.payloadGrace >= config.drainGrace) return 'payloadGrace has to be shorter than drainGrace'
     const wrong = config.labels.find((label) => !/^[^=]+=/.test(label))
     return wrong === undefined ? undefined : `labels: "${wrong}" is not key=value`
@@ -288,4 +300,20 @@ export function credentialPaths(text: string): string[] {
     .split(',')
     .map((path) => path.trim())
     .filter((path) => path !== '')
+}
+
+/**
+ * The files by which a site speaks to its pilots and they to it.
+ * @param scratch the folder in use, which may lie below the one that was named
+ */
+export function siteFiles(config: PilotConfig, scratch: string) {
+  // In the folder that was named, which an administrator knows.
+  const banFile = config.banFile ?? join(resolve(config.scratch), 'BANNED')
+  const stopFile = config.stopFile ?? join(resolve(config.scratch), 'STOP')
+  const traceFolder = config.traceLog ?? join(scratch, 'trace')
+  const imageFolder = resolve(config.imageFolder ?? join(scratch, 'images'))
+  const endFolders = config.endFolder === null ? [] : [config.endFolder]
+  /** None of it is a payload's to write. */
+  const kept = [scratch, banFile, stopFile, traceFolder, imageFolder, ...endFolders]
+  return { banFile, stopFile, traceFolder, imageFolder, kept }
 }

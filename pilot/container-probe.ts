@@ -10,6 +10,7 @@ import { spawn } from 'node:child_process'
 import { chmod, mkdir, realpath, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Log } from '../shared/log.ts'
+import { refusedBind } from './binds.ts'
 import {
   containerArguments,
   containerRuntime,
@@ -22,7 +23,6 @@ import {
   type SifWay,
   startIn,
 } from './container.ts'
-import { isWithin } from './policy.ts'
 import { makeSkeletonSif } from './sif.ts'
 
 export interface ProbeOptions {
@@ -32,8 +32,9 @@ export interface ProbeOptions {
   folder: string
   probeImage: string | null
   binds: readonly string[]
-  /** The pilot's folders and credential: no bind may show them to payloads. */
+  /** As in Guarded; default: nothing. */
   own?: readonly string[]
+  kept?: readonly string[]
   /** Milliseconds for one start of a container, and for the whole test; default TRY_MS and TEST_MS. */
   limits?: { tryMs: number; testMs: number }
   /** Whether this node reaches registries; default: it does not. */
@@ -66,9 +67,9 @@ export async function probeContainer(options: ProbeOptions): Promise<Runtime | n
     log.error({ path: odd }, 'container.oddPath')
     return null
   }
-  const exposed = await exposingBind(binds, options.own ?? [])
-  if (exposed !== null) {
-    log.error({ ...exposed, meaning: "payloads would see the pilot's own files" }, 'container.bindRefused')
+  const refused = await refusedBind(binds, { own: options.own ?? [], kept: options.kept ?? [] })
+  if (refused !== null) {
+    log.error(refused, 'container.bindRefused')
     return null
   }
   const home = join(folder, 'home')
@@ -158,19 +159,6 @@ interface Tried {
   /** Both streams; the words of the failure where it could not even be started. */
   said: string
   ms: number
-}
-
-/** The first bind whose folder holds something of the pilot's. */
-async function exposingBind(
-  binds: readonly string[],
-  own: readonly string[],
-): Promise<{ bind: string; holds: string } | null> {
-  const real = async (path: string) => await realpath(path).catch(() => path)
-  for (const bind of binds) {
-    const source = await real(bind.split(':', 1)[0]!)
-    for (const holds of own) if (isWithin(await real(holds), source)) return { bind, holds }
-  }
-  return null
 }
 
 function ownFolders(home: string): Record<string, string> {

@@ -15,6 +15,7 @@ import {
 } from 'node:fs'
 import { join } from 'node:path'
 import { execa } from 'execa'
+import { pino } from 'pino'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { silentLog } from '../shared/log.ts'
 import { readBatchEnvironment } from './config.ts'
@@ -140,15 +141,17 @@ describe('probing', () => {
     expect(existsSync(join(site.folder, 'arguments'))).toBe(false)
   })
 
-  test('container - a bind that would show the pilot’s own files to payloads is refused', async () => {
-    const own = [join(site.folder, 'own')]
-    mkdirSync(own[0]!)
-    symlinkSync(site.folder, join(site.folder, 'image', 'link'))
+  test('container - none starts with a bind that shows the pilot’s own files or lets payloads write what it keeps', async () => {
+    const guarded = { own: [join(site.folder, 'own')], kept: [join(site.folder, 'project/images')] }
+    mkdirSync(join(site.folder, 'project'))
     const binary = standIn('apptainer version 1.4.5')
-    expect(await probe(binary, { own, binds: ['/usr:/usr:ro', `${site.folder}:/data`] })).toBeNull()
-    expect(await probe(binary, { own, binds: [`${join(site.folder, 'image', 'link')}:/data`] })).toBeNull()
-    expect(await probe(binary, { own, binds: ['/:/host:ro'] })).toBeNull()
-    expect(await probe(binary, { own, binds: ['/usr:/usr:ro'] })).not.toBeNull()
+    const said: string[] = []
+    const log = pino({ level: 'error' }, { write: (line: string) => said.push(line) })
+    for (const bind of [`${site.folder}:/data:ro`, `${join(site.folder, 'project')}:/data`]) {
+      expect(await probe(binary, { ...guarded, log, binds: ['/usr:/usr:ro', bind] })).toBeNull()
+      expect(JSON.parse(said.at(-1)!)).toMatchObject({ msg: 'container.bindRefused', bind })
+    }
+    expect(await probe(binary, { ...guarded, binds: [`${join(site.folder, 'project')}:/data:ro`] })).not.toBeNull()
   })
 
   test("container - nothing of the account's own settings reaches the runtime, and it has a home of its own", async () => {

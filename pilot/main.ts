@@ -15,7 +15,7 @@ import { importKeys } from '../shared/signing.ts'
 import { VERSION } from '../shared/version.ts'
 import { Access } from './access.ts'
 import { Banned } from './banned.ts'
-import { type BatchEnvironment, credentialPaths, type PilotConfig, readBatchEnvironment } from './config.ts'
+import { type BatchEnvironment, credentialPaths, type PilotConfig, readBatchEnvironment, siteFiles } from './config.ts'
 import type { Runtime } from './container.ts'
 import type { Gpus } from './gpus.ts'
 import { adoptDead, startGuard, takeHome, takeScratch } from './home.ts'
@@ -28,7 +28,7 @@ import type { Offline } from './offline.ts'
 import { OomKills } from './oom.ts'
 import { Outbox } from './outbox.ts'
 import type { PayloadAround } from './payload.ts'
-import { places, type SitePolicy } from './policy.ts'
+import { places, type SitePolicy, unwritable } from './policy.ts'
 import { linuxProcesses } from './processes.ts'
 import { containerBinaries, findRuntimes } from './runtimes.ts'
 import { Session } from './session.ts'
@@ -105,11 +105,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     timeLeftMs: timeLeft.leftMs,
   })
 
-  // In the folder that was named, which an administrator knows, also where ours lies below it.
-  const banFile = config.banFile ?? join(resolve(config.scratch), 'BANNED')
-  const stopFile = config.stopFile ?? join(resolve(config.scratch), 'STOP')
-  const traceFolder = config.traceLog ?? join(scratch, 'trace')
-  const imageFolder = resolve(config.imageFolder ?? join(scratch, 'images'))
+  const { banFile, stopFile, traceFolder, imageFolder, kept } = siteFiles(config, scratch)
   const banned = new Banned(config.denySubjects, banFile, log)
   await banned.refresh()
   const own = await places([home.folder, ...credentials])
@@ -117,10 +113,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     ...config,
     network: config.network as SitePolicy['network'],
     sharedFolders: await places(config.sharedFolders),
-    kept: await places([
-      ...[scratch, banFile, stopFile, traceFolder, imageFolder],
-      ...(config.endFolder === null ? [] : [config.endFolder]),
-    ]),
+    kept: await places(kept),
     isBanned: (subject: string) => banned.has(subject),
   }
   const trace = new Trace({
@@ -205,7 +198,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     const checks = await testScratch(home.folder)
     const found = await findRuntimes({
       ...{ config, batch, log, candidates, gpus, folder: join(home.folder, 'container') },
-      own,
+      ...{ own, kept: await unwritable(policy) },
       onLost: (detail) => living.drain('finish', { code: 500, reason: detail }),
     })
     if (isOver) found.offline?.close()

@@ -117,10 +117,15 @@ export function enforceFolder(policy: SitePolicy, path: string, own: readonly st
 /** As enforceFolder, for what is to be written: also not where the site takes images from. @throws IndraftError policy.refused */
 export async function enforceWrite(policy: SitePolicy, path: string, own: readonly string[]): Promise<void> {
   enforceFolder(policy, path, own)
-  const folders = policy.allowImages.map((one) => plainName(one)).filter((one) => one?.startsWith('/'))
-  if ((await places(folders as string[])).some((folder) => isWithin(path, folder))) {
+  if ((await unwritable(policy)).some((folder) => isWithin(path, folder))) {
     throw new IndraftError('policy.refused', `${path} would be an image that this site allows`)
   }
+}
+
+/** What no payload may write: what the site and its pilots keep, and where the site takes images from. */
+export async function unwritable(policy: Pick<SitePolicy, 'kept' | 'allowImages'>): Promise<string[]> {
+  const images = policy.allowImages.map((one) => plainName(one)).filter((one) => one?.startsWith('/'))
+  return [...(policy.kept ?? []), ...(await places(images as string[]))]
 }
 
 /** Paths as they are named and as they really are, also of what is not there yet: the real one of what is above it. */

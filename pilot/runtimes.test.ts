@@ -71,7 +71,16 @@ describe('runtimes', () => {
     const batch = batchOf(join(folder, 'a'), '/usr/bin', '/bin')
     const candidates = await containerBinaries(config, batchOf(join(folder, 'a')))
     const own = join(folder, 'container')
-    const found = await findRuntimes({ config, batch, log: silentLog, candidates, folder: own, own: [], gpus: null })
+    const found = await findRuntimes({
+      config,
+      batch,
+      log: silentLog,
+      candidates,
+      folder: own,
+      own: [],
+      kept: [],
+      gpus: null,
+    })
     found.offline?.close()
     return { names: found.runtimes.map(({ name }) => name), bad: found.checks.map(({ detail }) => detail) }
   }

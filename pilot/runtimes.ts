@@ -23,8 +23,9 @@ export interface RuntimesSought {
   candidates: readonly string[]
   /** The pilot's own, for the container probe. */
   folder: string
-  /** What no bind may show to payloads. */
+  /** What no bind may show to payloads, and what none may let them write; as in Guarded. */
   own: readonly string[]
+  kept: readonly string[]
   /** As found on this node. */
   gpus: Gpus | null
   /** The place for host payloads without network is gone: the node is no good any more. */
@@ -53,6 +54,7 @@ export async function findRuntimes(sought: RuntimesSought): Promise<RuntimesFoun
       probeImage: config.probeImage,
       binds: config.binds,
       own: sought.own,
+      kept: sought.kept,
       registries: config.network === 'outgoing',
       gpus,
       env: { PATH: batch.path, ...batch.container },

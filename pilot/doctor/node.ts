@@ -10,11 +10,13 @@ import { diskOf } from '../../shared/disk.ts'
 import type { Log } from '../../shared/log.ts'
 import type { NodeFacts } from '../../shared/protocol/messages.ts'
 import { formatBytes, formatDuration } from '../../shared/quantity.ts'
+import { type RefusedBind, refusedBind } from '../binds.ts'
 import { cgroupLimits } from '../cgroup.ts'
-import { type BatchEnvironment, credentialPaths, type PilotConfig, readBatchEnvironment } from '../config.ts'
+import { type BatchEnvironment, credentialPaths, type PilotConfig, readBatchEnvironment, siteFiles } from '../config.ts'
 import { takeScratch } from '../home.ts'
 import { SOFTWARE } from '../main.ts'
 import { lookAround, testScratch } from '../node.ts'
+import { unwritable } from '../policy.ts'
 import { containerBinaries, findRuntimes } from '../runtimes.ts'
 import { TimeLeft } from '../time-left.ts'
 import { bad, type Check, good, warn, wordsOf } from './check.ts'
@@ -31,7 +33,8 @@ export interface Examined {
 export async function examineNode(config: PilotConfig, log: Log, batch = readBatchEnvironment()): Promise<Examined> {
   const checks: Check[] = [good('program', `${SOFTWARE} on Node ${process.version}`)]
   const scratch = await checkScratch(config, checks)
-  const runtimes = await checkRuntimes(config, batch, scratch ?? tmpdir(), checks, log)
+  const refused = await checkBinds(config, scratch ?? tmpdir(), checks)
+  const runtimes = await checkRuntimes(config, batch, scratch ?? tmpdir(), refused, checks, log)
   const timeLeft = new TimeLeft(systemClock, batch, config)
   await timeLeft.refresh()
   checks.push(checkEnd(batch, timeLeft.leftMs), await checkLimits())
@@ -89,13 +92,14 @@ async function checkRuntimes(
   config: PilotConfig,
   batch: BatchEnvironment,
   scratch: string,
+  refused: RefusedBind | null,
   checks: Check[],
   log: Log,
 ): Promise<NodeFacts['runtimes']> {
   const folder = join(scratch, `.doctor-${process.pid}`)
   const binaries = await containerBinaries(config, batch)
-  const own = credentialPaths(config.credential).map((path) => resolve(path))
-  const found = await findRuntimes({ config, batch, log, candidates: binaries, folder, own, gpus: null })
+  const candidates = refused === null ? binaries : []
+  const found = await findRuntimes({ config, batch, log, candidates, folder, own: [], kept: [], gpus: null })
   found.offline?.close()
   await rm(folder, { recursive: true, force: true })
   const container = found.runtimes.find(({ kind }) => kind === 'container')
@@ -111,11 +115,7 @@ async function checkRuntimes(
     )
   } else if (config.containerRuntime === 'none') checks.push(good(name, 'switched off (--container-runtime none)'))
   else {
-    const none = binaries.length === 0 ? 'neither apptainer nor singularity is on PATH' : `${binaries[0]} starts none`
-    const because =
-      binaries.length === 0
-        ? 'install Apptainer, or name it: --container-runtime'
-        : 'are user namespaces allowed (sysctl user.max_user_namespaces)? A pilot’s log says more: container.probeFailed'
+    const [none, because] = whyNone(binaries, refused)
     checks.push(
       config.hostRuntime
         ? warn(name, `${none}: only tasks with "image: host" come`, because)
@@ -131,6 +131,15 @@ async function checkRuntimes(
     checks.push(bad('a runtime works', found.checks[0]?.detail ?? '', 'ownNetwork: possible, or other nodes'))
   }
   return found.runtimes.map(({ kind }) => kind)
+}
+
+function whyNone(binaries: readonly string[], refused: RefusedBind | null): [found: string, advice: string] {
+  if (binaries.length === 0) {
+    return ['neither apptainer nor singularity is on PATH', 'install Apptainer, or name it: --container-runtime']
+  }
+  if (refused !== null) return [`${refused.bind} may not be bound`, 'see binds']
+  const namespaces = 'are user namespaces allowed (sysctl user.max_user_namespaces)?'
+  return [`${binaries[0]} starts none`, `${namespaces} A pilot’s log says more: container.probeFailed`]
 }
 
 const SHARED_ADVICE =
@@ -153,21 +162,34 @@ async function checkLimits(): Promise<Check> {
   return good('cgroup', `${version}: ${limits.length > 0 ? limits.join(', ') : 'sets no limit here'}`)
 }
 
-/** What the site says by files: STOP, bans, binds, and the folders that outlive the node. */
+/** @returns the bind for which a pilot would start no container */
+async function checkBinds(config: PilotConfig, scratch: string, checks: Check[]): Promise<RefusedBind | null> {
+  const name = 'binds'
+  for (const bind of config.binds) {
+    const source = bind.split(':')[0]!
+    if (!(await isThere(source))) checks.push(bad(name, `${source} is not there`, 'mount it, or take it out of binds'))
+  }
+  // Any pilot's folder will do: which of them is seen makes no difference.
+  const own = [...credentialPaths(config.credential), join(scratch, 'pilot')]
+  const { allowImages } = config
+  const kept = await unwritable({ allowImages, kept: siteFiles(config, scratch).kept })
+  const refused = await refusedBind(config.binds, { own, kept })
+  if (refused === null) return null
+  const { bind, holds, why } = refused
+  checks.push(bad(name, `${bind}: in the way of ${holds}`, `${why}; another bind, or none`))
+  return refused
+}
+
+/** What the site says by files: STOP, bans, and the folders that outlive the node. */
 async function checkOwnWord(config: PilotConfig): Promise<Check[]> {
   const checks: Check[] = []
-  const stopFile = config.stopFile ?? join(resolve(config.scratch), 'STOP')
+  const { stopFile } = siteFiles(config, resolve(config.scratch))
   if (await isThere(stopFile)) checks.push(warn('STOP', `${stopFile} is there: pilots leave at once`, `rm ${stopFile}`))
   if (config.banFile !== null) {
     const folder = dirname(resolve(config.banFile))
     if (await isThere(folder))
       checks.push(good('ban file', `${config.banFile}${(await isThere(config.banFile)) ? '' : ': nobody yet'}`))
     else checks.push(warn('ban file', `${folder} is not there`, 'make it, or nobody can be banned by this file'))
-  }
-  for (const bind of config.binds) {
-    const source = bind.split(':')[0]!
-    if (!(await isThere(source)))
-      checks.push(bad('binds', `${source} is not there`, 'mount it, or take it out of binds'))
   }
   if (config.endFolder !== null) checks.push(...(await checkFolder('end folder', config.endFolder, true)))
   if (config.traceLog !== null) checks.push(...(await checkFolder('trace folder', config.traceLog, true)))

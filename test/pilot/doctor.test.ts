@@ -177,6 +177,18 @@ describe('doctor - a node', () => {
     expect(line('end folder')).toMatchObject({ state: 'bad', found: expect.stringContaining('ENOENT') })
   })
 
+  test('a bind through which payloads could change the images: bad, and what would mend it', async () => {
+    mkdirSync(at('project'))
+    writeFileSync(at('apptainer'), '#!/bin/sh\n', { mode: 0o755 })
+    const images = ['--image-folder', at('project/images'), '--container-runtime', at('apptainer')]
+    const words = ['--scratch', at('scratch'), ...images, '--binds']
+    const { line } = await doctor([...words, `${at('project')}:/project`])
+    expect(line('binds')).toMatchObject({ state: 'bad', advice: expect.stringContaining('add :ro') })
+    expect(line('binds')?.found).toContain(at('project/images'))
+    expect(line('containers start')).toMatchObject({ state: 'warn', advice: 'see binds' })
+    expect((await doctor([...words, `${at('project')}:/project:ro`])).line('binds')).toBeUndefined()
+  })
+
   test('without containers where the host is not allowed: bad', async () => {
     const { line } = await doctor([
       '--scratch',
