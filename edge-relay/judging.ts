@@ -4,6 +4,7 @@
  * so of several attempts that this relay made under one lease it must hear of the one that counts. A success is never
  * turned away. Changes memory and journal; who answers waits for the commit.
  */
+import { attemptPath } from '../shared/ids.ts'
 import type { Result, Verdict } from '../shared/protocol/messages.ts'
 import type { Buffer } from './buffer.ts'
 import type { Cancels } from './cancels.ts'
@@ -25,6 +26,11 @@ export function judge({ buffer, outgoing, cancels }: JudgeParts, result: Result)
   if (outgoing.knows(result) || outgoing.isWonByOther(result)) return 'duplicate'
   if (isOurs) {
     if (result.end === 'done') buffer.steps.observe(result)
+    outgoing.add(result)
+    return 'accepted'
+  }
+  // Its pilot was thought lost, and that still waits to go up: the lease is open, and this attempt is none of its past.
+  if (outgoing.isWaiting(attemptPath(result))) {
     outgoing.add(result)
     return 'accepted'
   }

@@ -98,6 +98,24 @@ describe('relay - a pilot that dies', () => {
     expect(at.centre.results[0]!.fences).toEqual(lease!.fences)
   })
 
+  it('relay - its late success counts while the centre is away and was not told yet that it is lost', async () => {
+    const a = await at.pilot('a')
+    at.centre.give({ tasks: '0' })
+    await at.buffered(1)
+    const [lease] = await a.takeAll()
+    await a.beat({ started: [lease!] })
+    at.centre.isCut = true
+    await dies(a)
+    expect(at.relay.outgoing.waiting).toBe(1)
+    await at.restart()
+    await a.hello()
+    expect(await a.report([resultOf(lease!, 0)])).toEqual(['accepted'])
+    at.centre.isCut = false
+    await at.settled()
+    expect(at.centre.results.at(-1)).toMatchObject({ index: 0, end: 'done', fences: lease!.fences })
+    expect(at.relay.buffer.counts().leases).toBe(0)
+  })
+
   it('relay - its late success ends the newer attempt, and only the success goes up', async () => {
     const a = await at.pilot('a')
     at.centre.give({ tasks: '0' })
