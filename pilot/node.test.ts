@@ -58,6 +58,17 @@ test('node - the smallest of what Slurm and the job features say', async () => {
   expect(facts).toMatchObject({ cores: 1, memoryBytes: GIB - 256 * MIB })
 })
 
+test('node - whom the site lets work here is told, unless it is everybody or more than can be told', async () => {
+  const groupsOf = async (allowGroups: string[]) => {
+    const config = { ...loadPilotConfig({}, undefined, {}), scratch: folder, cvmfs: join(folder, 'none'), allowGroups }
+    const sight = { config, batch: readBatchEnvironment({}), runtimes: ['host' as const], timeLeftMs: null }
+    return (await lookAround(sight)).facts.groups
+  }
+  expect(await groupsOf([])).toBeUndefined()
+  expect(await groupsOf(['/a', '/b'])).toEqual(['/a', '/b'])
+  expect(await groupsOf(Array.from({ length: 17 }, (_, i) => `/vo/${i}`))).toBeUndefined()
+})
+
 test('node - GPUs that the batch system gave and nobody finds are said', async () => {
   if (existsSync('/dev/nvidiactl') || existsSync('/dev/kfd')) return
   const config = { ...loadPilotConfig({}, undefined, {}), scratch: folder, cvmfs: join(folder, 'none') }

@@ -22,6 +22,8 @@ import { findSoftware } from './software.ts'
 const MIB = 2 ** 20
 /** Left to the pilot itself, its outbox included, where the memory is not set. */
 const PILOT_BYTES = 256 * MIB
+/** Groups that are told to dispatchers: they stand in every offer. */
+const MOST_GROUPS = 16
 /** Of the memory, for files where scratch lies in memory and nothing else is set. */
 const SCRATCH_SHARE = 0.25
 
@@ -105,6 +107,10 @@ export async function lookAround({ config, batch, runtimes, timeLeftMs, gpus: gi
       ),
     },
     ...(software.length > 0 ? { software } : {}),
+    // A longer list is not told: what comes all the same is refused.
+    ...(config.allowGroups.length > 0 && config.allowGroups.length <= MOST_GROUPS
+      ? { groups: [...config.allowGroups] }
+      : {}),
   }
   const troubles = search.trouble === null ? [] : [`GPUs: ${search.trouble}`]
   const canBind = allowedCpus.length >= cores && (await hasTaskset())

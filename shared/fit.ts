@@ -19,6 +19,7 @@ export interface Unmet {
     | 'runtime'
     | 'network'
     | 'software'
+    | 'group'
     | 'time left'
     | 'site'
   wanted: number | string
@@ -56,8 +57,17 @@ export function unmetNeeds(needs: Needs, shape: Shape, timeLeftMs: number | null
   if (missing.length > 0) {
     unmet.push({ need: 'software', wanted: missing.join(', '), offered: shape.software?.join(', ') || 'nothing' })
   }
+  if (!mayWorkFor(shape.groups, needs.group)) {
+    unmet.push({ need: 'group', wanted: needs.group, offered: shape.groups!.join(', ') })
+  }
   if (timeLeftMs !== null) atLeast('time left', needs.walltimeMs, timeLeftMs)
   return unmet
+}
+
+/** Whether what is said of groups includes this one; nothing said is everybody. */
+export function mayWorkFor(groups: readonly string[] | undefined, group: string): boolean {
+  if (groups === undefined) return true
+  return groups.map((one) => one.replace(/\/+$/, '')).some((one) => group === one || group.startsWith(`${one}/`))
 }
 
 /** How many such tasks fit side by side into one node of this shape. */

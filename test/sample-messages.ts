@@ -149,11 +149,22 @@ const mark = { epoch: 'e1', sequence: 4711 }
 const verdict = { campaign: lease.campaign, step: lease.step, index: 12, fences: lease.fences }
 const { node: _node, timeLeftMs: _timeLeft, labels: _labels, ...shape } = node
 
-type Samples = { [T in MessageType]: { full: Message<T>; small: Message<T> } }
+const groups = ['/vo.example/prod', '/other']
+
+/** Beside them, under names of their own, what came to a message after its samples were released. */
+type Samples = { [T in MessageType]: { full: Message<T>; small: Message<T>; groups?: Message<T> } }
 export const SAMPLES: Samples = {
   hello: {
     full: { role: 'relay', holder: 'edge', incarnation: 'i1', software: 'indraft/0.1.0', nodes: [node], seen: mark },
     small: { role: 'pilot', holder: 'p-1', incarnation: 'i1', software: 'indraft/0.1.0', nodes: [], seen: null },
+    groups: {
+      role: 'pilot',
+      holder: 'p-1',
+      incarnation: 'i1',
+      software: 'indraft/0.1.0',
+      nodes: [{ ...node, groups }],
+      seen: null,
+    },
   },
   welcome: {
     full: {
@@ -195,6 +206,17 @@ export const SAMPLES: Samples = {
       processed: 0,
       seen: null,
       offer: [],
+      finished: [],
+      returned: [],
+      waitMs: 0,
+      knows: [],
+    },
+    groups: {
+      session: 's1',
+      sequence: 1,
+      processed: 0,
+      seen: null,
+      offer: [{ shape: { ...shape, groups }, count: 1, timeLeftMs: null, aheadMs: 0, node: 'n0001' }],
       finished: [],
       returned: [],
       waitMs: 0,

@@ -183,6 +183,7 @@ const FIELD_OF: Record<Unmet['need'], string> = {
   runtime: 'image',
   network: 'network',
   software: 'software',
+  group: '',
   'time left': 'resources.walltime',
   site: '',
 }
@@ -202,7 +203,7 @@ export function unmatchedSteps(plan: CampaignPlan, sites: readonly SiteShapes[])
       const show = (value: number | string) => shownNeed(need, value)
       return `${need}: ${show(wanted)} wanted, ${show(offered)} there`
     })
-    const field = first.need === 'site' ? 'sites' : `${path}.${FIELD_OF[first.need]}`
+    const field = first.need === 'site' ? 'sites' : first.need === 'group' ? 'group' : `${path}.${FIELD_OF[first.need]}`
     return [
       {
         path: field,

@@ -32,6 +32,8 @@ export const nodeFactsSchema = z.object({
   labels: z.record(z.string(), z.string()),
   /** `cvmfs:REPOSITORY` and `eessi:VERSION`; absent where there is none, and from peers of before. */
   software: z.array(name).max(64).optional(),
+  /** Whom the site's own word lets work here, group paths with all below them; absent for all, and from peers of before. */
+  groups: z.array(name).max(64).optional(),
 })
 export type NodeFacts = z.infer<typeof nodeFactsSchema>
 
