@@ -151,7 +151,7 @@ export const PILOT_SETTINGS = {
     type: 'list',
     default: [],
     meaning:
-      'Policy: only these images: a folder, an address or a registry with all below it, one image, or sha256:<hex>; empty allows all.',
+      'Policy: only these images: a folder, an address or a registry with all below it, one image, or sha256:<hex> from any address or registry (never as a path); empty allows all.',
   },
   denySubjects: {
     type: 'list',

@@ -15,7 +15,9 @@ test('image digest - said by the name', () => {
   const digest = `sha256:${'ab'.repeat(32)}`
   expect(ImageDigests.ofName(`https://x/y.sif#${digest}`)).toBe(digest)
   expect(ImageDigests.ofName(`docker://r/y@${digest}`)).toBe(digest)
-  expect(ImageDigests.ofName('/images/y.sif')).toBeNull()
+  for (const path of ['/images/y.sif', `/images/y.sif#${digest}`, `file:///images/y.sif@${digest}`]) {
+    expect(ImageDigests.ofName(path), path).toBeNull()
+  }
 })
 
 test('image digest - of a file, anew when it changes, computed once for all pilots that share the folder', async () => {

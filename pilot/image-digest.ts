@@ -1,17 +1,20 @@
 /**
- * The content of an image in one word, for the trace. Where the name says it, that; for a file, its SHA-256, computed once
- * for each version of the file and kept in the folder of images, so that neither every task nor every pilot of a site that
- * shares this folder reads gigabytes for it. An unpacked folder has none.
+ * The content of an image in one word, for the trace. Where the name promises it, that; for a file, whatever its name, its
+ * SHA-256, computed once for each version of the file and kept in the folder of images, so that neither every task nor every
+ * pilot of a site that shares this folder reads gigabytes for it. An unpacked folder has none.
  */
 import { createHash } from 'node:crypto'
+import type { Stats } from 'node:fs'
 import { mkdir, readFile, rename, stat, writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import { checksumFile } from '../shared/files/checksum.ts'
+import { promisedDigest } from '../shared/image-name.ts'
 
 export class ImageDigests {
   readonly #folder: string
   readonly #known = new Map<string, Promise<string | null>>()
   readonly #said = new Map<string, string>()
+  readonly #read = new Map<string, Promise<boolean>>()
 
   constructor(folder: string) {
     this.#folder = folder
@@ -24,9 +27,9 @@ export class ImageDigests {
     return true
   }
 
-  /** What the name alone says. */
+  /** What the name promises, and the pilot or the runtime holds it to. */
   static ofName(image: string): string | null {
-    return /[#@](sha256:[0-9a-f]{64})$/.exec(image)?.[1] ?? null
+    return promisedDigest(image)
   }
 
   /** @param path of the image as it is started; null where it is a folder or cannot be read. Never throws. */
@@ -34,10 +37,33 @@ export class ImageDigests {
     if (!path.startsWith('/')) return null
     const facts = await stat(path).catch(() => null)
     if (!facts?.isFile()) return null
-    const version = `${path} ${facts.size} ${facts.mtimeMs} ${facts.ino}`
+    const version = versionOf(path, facts)
     const known = this.#known.get(version) ?? this.#compute(path, version).catch(() => null)
     this.#known.set(version, known)
     return await known
+  }
+
+  /**
+   * Whether an image file cannot be read through, or is not what it was. One that was sound is not read again as long as
+   * it looks the same. Never throws.
+   */
+  async isSpoilt(path: string): Promise<boolean> {
+    const facts = path.startsWith('/') ? await stat(path).catch(() => null) : null
+    if (!facts?.isFile()) return false
+    const promised = dirname(path) === this.#folder ? /^([0-9a-f]{64})\.sif$/.exec(basename(path))?.[1] : undefined
+    // The store gives one of its own a new time at every use.
+    const version = promised === undefined ? versionOf(path, facts) : `${path} ${facts.ino}`
+    const reading = this.#read.get(version) ?? this.#isOther(path, promised)
+    this.#read.set(version, reading)
+    const isSpoilt = await reading
+    if (isSpoilt) this.#read.delete(version)
+    return isSpoilt
+  }
+
+  async #isOther(path: string, promised: string | undefined): Promise<boolean> {
+    const before = promised === undefined ? await this.of(path) : `sha256:${promised}`
+    const now = await checksumFile(path, 'sha256').catch(() => null)
+    return now === null || (before !== null && now !== before)
   }
 
   async #compute(path: string, version: string): Promise<string> {
@@ -50,4 +76,8 @@ export class ImageDigests {
     await rename(`${kept}.${process.pid}`, kept)
     return digest
   }
+}
+
+function versionOf(path: string, { size, mtimeMs, ino }: Stats): string {
+  return `${path} ${size} ${mtimeMs} ${ino}`
 }

@@ -49,6 +49,10 @@ test.each<[string, Partial<SitePolicy>, { group: string; image: string }, boolea
       [`sha256:${hex}`, `https://anywhere.example/a.sif#sha256:${hex}`, true],
       [`sha256:${hex}`, `docker://anywhere.example/a@sha256:${hex}`, true],
       [`sha256:${hex}`, `https://anywhere.example/a.sif#sha256:${'b'.repeat(64)}`, false],
+      // Nobody checks what is in a file.
+      [`sha256:${hex}`, `/shared/data/evil.sif#sha256:${hex}`, false],
+      [`sha256:${hex}`, `/shared/data/evil.sif@sha256:${hex}`, false],
+      [`sha256:${hex}`, `file:///shared/data/evil.sif#sha256:${hex}`, false],
     ] as const
   ).map(([allowed, image, takes]): [string, Partial<SitePolicy>, { group: string; image: string }, boolean] => [
     `${image} where ${allowed} is allowed`,

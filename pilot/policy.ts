@@ -6,14 +6,15 @@ import { realpath } from 'node:fs/promises'
 import { posix } from 'node:path'
 import { IndraftError } from '../shared/errors.ts'
 import { reachesNoMore } from '../shared/fit.ts'
+import { promisedDigest } from '../shared/image-name.ts'
 import type { TemplateBody } from '../shared/protocol/work.ts'
 
 export interface SitePolicy {
   /** Group paths; those below one are included. Empty allows all. */
   allowGroups: readonly string[]
   /**
-   * A folder, an address or a registry with all below it, one image, or `sha256:<hex>` for one content wherever it comes
-   * from. Empty allows all; `host` is ruled by hostRuntime alone.
+   * A folder, an address or a registry with all below it, one image, or `sha256:<hex>` for one content from any address
+   * or registry, which is held to it; never a path. Empty allows all; `host` is ruled by hostRuntime alone.
    */
   allowImages: readonly string[]
   hostRuntime: boolean
@@ -58,7 +59,7 @@ export function enforcePolicy(
 
 /** What an image's name says is brought into one form first: a path with dots, or an address with a user, is no way out. */
 function isAllowedImage(image: string, allowed: string): boolean {
-  if (/^sha256:[0-9a-f]{64}$/.test(allowed)) return image.endsWith(`#${allowed}`) || image.endsWith(`@${allowed}`)
+  if (/^sha256:[0-9a-f]{64}$/.test(allowed)) return promisedDigest(image) === allowed
   const plain = plainName(image)
   const top = plainName(allowed) ?? allowed
   if (plain === null) return false

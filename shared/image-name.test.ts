@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest'
-import { parseImageName } from './image-name.ts'
+import { parseImageName, promisedDigest } from './image-name.ts'
 
 const digest = 'a'.repeat(64)
 
@@ -24,4 +24,17 @@ test.each([
   ['', /host/],
 ])('image name - "%s" is refused with what was expected', (text, expected) => {
   expect(parseImageName(text)).toMatch(expected)
+})
+
+test.each([
+  [`https://h/x.sif#sha256:${digest}`, `sha256:${digest}`],
+  [`docker://r/x@sha256:${digest}`, `sha256:${digest}`],
+  [`oras://r/x@sha256:${digest}`, `sha256:${digest}`],
+  [`/images/x.sif#sha256:${digest}`, null],
+  [`/images/x.sif@sha256:${digest}`, null],
+  [`file:///images/x.sif#sha256:${digest}`, null],
+  [`library://r/x@sha256:${digest}`, null],
+  ['host', null],
+])('image name - what %s promises of its content', (text, promised) => {
+  expect(promisedDigest(text)).toBe(promised)
 })

@@ -28,3 +28,11 @@ export function parseImageName(text: string): ImageName | string {
   }
   return 'expected host, a path, https://.../x.sif#sha256:... or docker://...@sha256:...'
 }
+
+/** What the name promises of the content, `sha256:<hex>`; null where nobody holds it to that, as for a path, whatever its name. */
+export function promisedDigest(text: string): string | null {
+  const name = parseImageName(text)
+  if (typeof name === 'string') return null
+  if (name.kind === 'url') return `sha256:${name.sha256}`
+  return name.kind === 'registry' ? name.reference.slice(name.reference.lastIndexOf('@') + 1) : null
+}
