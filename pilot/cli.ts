@@ -9,6 +9,7 @@ import { registerDoctor } from './doctor/command.ts'
 import { SOFTWARE } from './main.ts'
 import { startAtRelays } from './relays.ts'
 import { addStartCommands } from './start/command.ts'
+import { titleOf } from './start/local.ts'
 import { registerTrace } from './trace-command.ts'
 
 function optionName(setting: string): string {
@@ -47,9 +48,7 @@ async function runPilot({ config: file, ...args }: Record<string, unknown>): Pro
   const log = makeLog('pilot', config.logLevel as LogLevel)
   log.info(shownConfig(PILOT_SETTINGS, config), 'pilot.configured')
   const pilot = await startAtRelays(config, log)
-  // Without a space: Slurm's proctrack/linuxproc takes such a name apart wrongly and then never finds, nor ends, the
-  // pilot (test/lab, "scancel").
-  process.title = `indraft-pilot:${pilot.name}`
+  process.title = titleOf(pilot.name, config.startId)
   for (const signal of ['SIGTERM', 'SIGINT', 'SIGUSR1'] as const) process.on(signal, () => void pilot.stop(signal))
   const code = await pilot.finished
   // 2xx and 3xx are ends as they should be: batch systems count everything else as a failure.

@@ -3,6 +3,7 @@ import { readFile } from 'node:fs/promises'
 import { hostname, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
+import { writeCredential } from '../../shared/credentials.ts'
 import type { Start } from './decide.ts'
 import { foldersOf } from './files.ts'
 import { localStarter } from './local.ts'
@@ -19,13 +20,27 @@ let logs: string
 let order: Start
 const pids: number[] = []
 
-const starterOf = (command: string[]) => {
+const starterOf = (command: string[], credential = '/c', pilots = '{}') => {
   const site = parseSiteFile(
-    `{indraft: 1, folder: ${folder}, credential: /c, command: ${JSON.stringify(command)}, starter: local, kinds: {cpu: {time: 12h, shape: {cores: 8}}}}`,
+    `{indraft: 1, folder: ${folder}, credential: ${credential}, command: ${JSON.stringify(command)}, starter: local,
+      pilots: ${pilots}, kinds: {cpu: {time: 12h, shape: {cores: 8}}}}`,
     'site.yaml',
   )
   logs = foldersOf(site).logs
-  return localStarter(site, foldersOf(site), { PATH: '/usr/bin:/bin' })
+  return localStarter(site, foldersOf(site), { PATH: '/usr/bin:/bin', INDRAFT_SCRATCH: join(folder, 'scratch') })
+}
+/** The program itself, for a relay that never answers: it stays, and asks again. */
+const realPilot = (...before: string[]) => {
+  const url = { url: 'nats://127.0.0.1:1', user: 'u', password: 'p', creds: null, ca: null, inboxPrefix: '_INBOX_p' }
+  const credential = join(folder, 'pilot.json')
+  writeCredential(credential, { kind: 'pilot', site: 'here', nats: url, files: { token: 't', ca: null }, keys: {} })
+  const program = join(import.meta.dirname, '../indraft-pilot.mjs')
+  order.timeMs = 3_600_000
+  return starterOf([...before, process.execPath, program], credential, '{containerRuntime: none, gpus: 0}')
+}
+const wordsOf = (jobId: string) => readFile(`/proc/${jobId.split(':')[1]}/cmdline`, 'utf8').catch(() => '')
+const untilItHasATitle = async () => {
+  await vi.waitFor(async () => expect(await wordsOf((await mine())[0]!.jobId)).toMatch(/^indraft-pilot:/), 60_000)
 }
 
 beforeEach(() => {
@@ -74,6 +89,38 @@ describe('local starter', () => {
     await starter.end([started(order.id)])
     await vi.waitFor(async () => expect(await mine()).toEqual([]), 60_000)
     expect(await log()).toMatch(/told to end\n$/)
+  })
+
+  it('the program itself is known again after it gave itself a title, and is what ends', async () => {
+    starter = realPilot()
+    const jobId = await start()
+    // Seen from outside: the process by its number, so that one that is not found fails below.
+    await vi.waitFor(async () => expect(await wordsOf(jobId)).toMatch(/^indraft-pilot:/), 60_000)
+    expect(await wordsOf(jobId)).not.toContain('--start-id')
+    expect(await mine()).toEqual([{ jobId, id: order.id, state: 'running', nodes: [hostname()], reason: '' }])
+    await starter.end([{ id: order.id } as Parameters<Starter['end']>[0][number]])
+    await vi.waitFor(async () => expect(await mine()).toEqual([]), 60_000)
+    expect(await log()).toContain('SIGTERM was received')
+  }, 120_000)
+
+  it('of a pilot behind a program that hands no signals on, the pilot is ended', async () => {
+    starter = realPilot('/bin/sh', '-c', '"$@"; echo "the pilot ended with $?"', 'wrapper')
+    await start()
+    await untilItHasATitle()
+    pids.push(Number((await mine())[0]!.jobId.split(':')[1]))
+    await starter.end([{ id: order.id } as Parameters<Starter['end']>[0][number]])
+    await vi.waitFor(async () => expect(await log()).toContain('the pilot ended with 0'), 60_000)
+  }, 120_000)
+
+  it('a name that Slurm gave this node is used for it', async () => {
+    const site = parseSiteFile(
+      `{indraft: 1, folder: ${folder}, credential: /c, command: [${process.execPath}, ${join(folder, 'pilot.mjs')}],
+        starter: local, kinds: {cpu: {time: 12h, shape: {cores: 8}}}}`,
+      'site.yaml',
+    )
+    starter = localStarter(site, foldersOf(site), { PATH: '/usr/bin:/bin', SLURMD_NODENAME: 'n0042' })
+    await start()
+    expect(await mine()).toMatchObject([{ nodes: ['n0042'] }])
   })
 
   it('a program that is not there was certainly not started', async () => {
