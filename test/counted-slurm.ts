@@ -1,5 +1,5 @@
 /**
- * For tests: a folder of the vacuum's with real files, and sbatch, squeue and scancel as programs on PATH that do
+ * For tests: a folder of the vacuum's with real files, and sbatch, squeue, scancel and sinfo as programs on PATH that do
  * nothing but keep a queue in a file and count. Time is the test's.
  */
 import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -19,6 +19,8 @@ export interface CountedSlurm {
   jobs(): string[]
   /** What sbatch says from now on, in place of taking a job. */
   refuse(said: string): void
+  /** Node lists, a line each, that sinfo gives. */
+  nodes(lists: string): void
   /** They are over, and gone from the queue. */
   end(): void
   close(): void
@@ -29,10 +31,11 @@ const PROGRAMS: Readonly<Record<string, string>> = {
 cat >/dev/null
 [ ! -s "$here/refusal" ] || { cat "$here/refusal" >&2; exit 1; }
 id=$(($(cat "$here"/calls | wc -l)))
-echo "$id|$name|RUNNING|n1|None" >>"$here/queue"
+echo "$id|$name|RUNNING|1|n1|None" >>"$here/queue"
 echo "$id"`,
   squeue: 'cat "$here/queue"',
   scancel: ': >"$here/queue"',
+  sinfo: 'cat "$here/nodes"',
 }
 
 /** @param more settings of the site file, with a comma after each */
@@ -47,7 +50,7 @@ export function countedSlurm(credential: string, more = ''): CountedSlurm {
     )
     chmodSync(join(bin, name), 0o755)
   }
-  for (const name of ['calls', 'queue', 'now', 'refusal']) writeFileSync(join(folder, name), '')
+  for (const name of ['calls', 'queue', 'now', 'refusal', 'nodes']) writeFileSync(join(folder, name), '')
   const site = parseSiteFile(
     `{indraft: 1, folder: ${join(folder, 'vacuum')}, credential: ${credential}, starter: slurm, ${more}
       kinds: {cpu: {time: 12h, shape: {cores: 8}}}}`,
@@ -69,6 +72,7 @@ export function countedSlurm(credential: string, more = ''): CountedSlurm {
         return { program, atMs: Number(atMs) }
       }),
     jobs: () => lines('queue').map((line) => line.split('|')[1]!.replace('indraft:', '')),
+    nodes: (lists) => writeFileSync(join(folder, 'nodes'), lists),
     refuse: (said) => writeFileSync(join(folder, 'refusal'), said),
     end: () => writeFileSync(join(folder, 'queue'), ''),
     close() {

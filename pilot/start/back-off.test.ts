@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest'
 import { gateOf, judgeEnd, strike } from './back-off.ts'
 import type { EndRecord } from './end-record.ts'
 import { parseSiteFile } from './site-file.ts'
-import { emptyState, type Started, type State } from './state.ts'
+import { emptyState, newStarted, type Started, type State } from './state.ts'
 
 const MIN = 60_000
 const NOW = 100 * 60 * MIN
@@ -12,11 +12,12 @@ const site = parseSiteFile(
   'site.yaml',
 )
 const moment = (nowMs = NOW) => ({ nowMs, random: () => 0.5 })
-const started = (change: Partial<Started> = {}): Started => ({
-  ...{ id: 'cpu.1', kind: 'cpu', account: null, nodes: 1, timeMs: 720 * MIN, submittedAtMs: NOW - 30 * MIN },
-  ...{ because: 'demand', canaryOf: null, jobId: '1', state: 'running', runningSinceMs: NOW - 29 * MIN },
-  ...{ seenAtMs: NOW, missingSinceMs: null, nodeNames: ['n1'], ended: 0, ...change },
-})
+const started = (change: Partial<Started> = {}): Started =>
+  newStarted({
+    ...{ id: 'cpu.1', kind: 'cpu', account: null, nodes: 1, timeMs: 720 * MIN, submittedAtMs: NOW - 30 * MIN },
+    ...{ because: 'demand', jobId: '1', state: 'running', runningSinceMs: NOW - 29 * MIN, seenAtMs: NOW },
+    ...{ nodeNames: ['n1'], ...change },
+  })
 const end = (code: number, livedMin = 20, done = 0, node = 'n1'): EndRecord => ({
   ...{
     version: 1,

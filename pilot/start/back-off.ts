@@ -105,6 +105,12 @@ export function strikeNode(state: State, site: SiteFile, kind: string, node: str
   strike(state, hereScope(kind), { ...blow, reason }, site, moment)
 }
 
+/** The batch system would not have it: this kind's orders, not the work and not a node, are at fault. */
+export function strikeRefused(state: State, site: SiteFile, kind: string, why: string, moment: Moment): void {
+  const reason = `not taken by the batch system: ${why}`
+  strike(state, hereScope(kind), { code: 400, reason, startedAtMs: moment.nowMs }, site, moment)
+}
+
 /** A pilot ended well, or outlived the fizzle time: what was held against its scopes before it started is over. */
 export function prove(state: State, site: SiteFile, kind: string, startedAtMs: number): void {
   for (const key of [classScope(site, kind), hereScope(kind)]) {

@@ -1,8 +1,9 @@
 import { describe, expect, it } from 'vitest'
 import type { Message } from '../../shared/protocol/messages.ts'
-import { decide, shouldAsk, shouldLook } from './decide.ts'
+import { decide, shouldLook } from './decide.ts'
+import { shouldAsk } from './demand.ts'
 import { parseSiteFile } from './site-file.ts'
-import { emptyState, type Started, type State } from './state.ts'
+import { emptyState, newStarted, type Started, type State } from './state.ts'
 
 const MIN = 60_000
 const HOUR = 60 * MIN
@@ -14,11 +15,12 @@ const siteOf = (more = '', kinds = 'cpu: {time: 10h, shape: {cores: 8}}') =>
     'site.yaml',
   )
 const site = siteOf()
-const started = (change: Partial<Started> = {}): Started => ({
-  ...{ id: `cpu.${Math.abs(change.submittedAtMs ?? 0)}`, kind: 'cpu', account: null, nodes: 1, timeMs: 10 * HOUR },
-  ...{ submittedAtMs: NOW - HOUR, because: 'demand', canaryOf: null, jobId: '1', state: 'running' },
-  ...{ runningSinceMs: NOW - HOUR, seenAtMs: NOW, missingSinceMs: null, nodeNames: ['n1'], ended: 0, ...change },
-})
+const started = (change: Partial<Started> = {}): Started =>
+  newStarted({
+    ...{ id: `cpu.${Math.abs(change.submittedAtMs ?? 0)}`, kind: 'cpu', account: null, nodes: 1, timeMs: 10 * HOUR },
+    ...{ submittedAtMs: NOW - HOUR, because: 'demand', jobId: '1', state: 'running', runningSinceMs: NOW - HOUR },
+    ...{ seenAtMs: NOW, nodeNames: ['n1'], ...change },
+  })
 const pilots = (count: number, change: Partial<Started> = {}) =>
   Object.fromEntries(Array.from({ length: count }, (_, at) => [`cpu.${at}`, started({ id: `cpu.${at}`, ...change })]))
 const queued: Partial<Started> = { state: 'queued', runningSinceMs: null, nodeNames: [], submittedAtMs: NOW - MIN }

@@ -2,11 +2,12 @@
  * How many pilots to start, of which kind, and why not more: pure decisions over the site file, what is known, the time
  * and a random number. A tick carries them out; the simulation runs the very same.
  */
-import type { OfferEntry } from '../../shared/protocol/messages.ts'
 import { UNANSWERED_MS } from './absorb.ts'
 import { gateOf, hasOutlived, isProven, type Moment } from './back-off.ts'
+import { wantedNow } from './demand.ts'
 import { excludedNodes } from './nodes.ts'
-import { type Kind, matchOf, type SiteFile } from './site-file.ts'
+import { isOverCalls, nodesFor, nodesOf, scoreOf, timeFor, whyNoRoom } from './room.ts'
+import { matchOf, type SiteFile } from './site-file.ts'
 import type { Started, State } from './state.ts'
 
 export interface Start {
@@ -18,6 +19,8 @@ export interface Start {
   /** The one node that a canary goes to. */
   canaryOf: string | null
   exclude: string[]
+  /** Where its account has an end: the job is over by then, however long it waits. */
+  endsByMs?: number
 }
 
 export interface Decision {
@@ -32,31 +35,8 @@ export interface Decision {
 const SETTLE_MS = 120_000
 const CANARY_WAIT_MS = 3_600_000
 const HOUR_MS = 3_600_000
-
-/** What is asked of the relay: one node of each kind, in the order of the site file. */
-export function offerOf(site: SiteFile): OfferEntry[] {
-  return Object.values(site.kinds).map(({ shape, time }) => ({
-    shape: {
-      cores: shape.cores,
-      memoryBytes: shape.memory,
-      scratchBytes: shape.scratch,
-      gpus: shape.gpus,
-      gpuMemoryBytes: shape.gpuMemory,
-      arch: shape.arch,
-      runtimes: shape.runtimes,
-      network: shape.network,
-    },
-    count: 1,
-    timeLeftMs: time,
-    aheadMs: 0,
-    node: null,
-  }))
-}
-
-/** The answer is kept for a while, also that there was none. */
-export function shouldAsk(state: State, site: SiteFile, nowMs: number): boolean {
-  return site.ask.enabled && (state.demand === null || nowMs - state.demand.askedAtMs >= site.ask.every)
-}
+/** Canaries have this share of an hour's submissions and no more, however many nodes are latched. */
+const CANARY_SHARE = 0.25
 
 /**
  * One look at the queue a tick at most, and none while no pilot is known; but one before the first start of all, because
@@ -78,31 +58,6 @@ export function shouldLook(state: State, site: SiteFile, nowMs: number): boolean
   return sinceMs >= (isGrowing ? site.look.wanted : site.look.quiet)
 }
 
-/** Whether `more` calls go beyond what an hour may have. */
-function isOverCalls(state: State, site: SiteFile, more: number): boolean {
-  return site.starter === 'slurm' && state.calls.length + more > site.caps.slurmCallsAnHour
-}
-
-/** Nodes' worth of queued work, for each step and the kinds that fit it; null where nobody knows. */
-function wantedNow(state: State, site: SiteFile): Map<string, { nodes: number; kinds: Set<string> }> | null {
-  const answer = state.demand?.answer
-  if (!site.ask.enabled || !answer || (!answer.isWhole && answer.fits.length === 0)) return null
-  const kinds = Object.keys(site.kinds)
-  const wanted = new Map<string, { nodes: number; kinds: Set<string> }>()
-  for (const { entry, work, tasks, perNode, estimateMs } of answer.fits) {
-    const kind = kinds[entry]
-    if (kind === undefined || perNode === 0) continue
-    // A node is worth starting for so much work; of tasks whose length nobody knows, each is taken to be long.
-    const rounds = estimateMs === null ? 1 : Math.max(1, site.worthStarting / Math.max(1, estimateMs))
-    const nodes = Math.ceil(tasks / (perNode * rounds))
-    const known = wanted.get(work) ?? { nodes, kinds: new Set<string>() }
-    known.nodes = Math.max(known.nodes, nodes)
-    known.kinds.add(kind)
-    wanted.set(work, known)
-  }
-  return wanted
-}
-
 /** @param newId makes an id's second half, for a start that is not known yet */
 export function decide(
   state: State,
@@ -113,7 +68,7 @@ export function decide(
   const { nowMs, random } = moment
   const decision: Decision = { starts: [], withdraw: [], why: [] }
   const starts = Object.values(state.pilots)
-  const waiting = starts.filter(({ state: now, jobId }) => now === 'queued' && jobId !== null)
+  const waiting = starts.filter((start) => start.state === 'queued' && start.jobId !== null && !isLeaving(start))
   if (given.isStopped) {
     decision.withdraw = isOverCalls(state, site, 1) ? [] : waiting
     decision.why.push('a STOP file asks for it: nothing starts')
@@ -141,8 +96,10 @@ export function decide(
       take(kind, taken)
       idle -= taken
     }
-    decision.withdraw = isOverCalls(state, site, 1) ? [] : waiting.filter((start) => isNeedless(start, asked, nowMs))
   }
+  const stands = (start: Started) => isInTheWay(state, site, start, wantedFor(start.kind), nowMs)
+  const needless = waiting.filter((start) => stands(start) || (works && isNeedless(start, asked, nowMs)))
+  decision.withdraw = isOverCalls(state, site, 1) ? [] : needless
 
   const excluded = excludedNodes(state, site, nowMs)
   if (excluded.nodes.length > 0)
@@ -161,6 +118,7 @@ export function decide(
       canaryOf,
       exclude,
       timeMs: timeFor(state, site, kind, nodes, planned, nowMs).timeMs,
+      ...(endOf(site, kind) === null ? {} : { endsByMs: endOf(site, kind)! }),
     })
   }
   const closed = new Map<string, string>()
@@ -182,12 +140,11 @@ export function decide(
     return whyNoRoom(state, site, kind, planned, nowMs)
   }
 
-  for (const [node, latch] of Object.entries(state.latches)) {
-    const isTried = starts.some((start) => start.canaryOf === node)
-    const need = Object.hasOwn(site.kinds, latch.kind) ? asked.get(latch.kind) : 0
-    if (nowMs < latch.untilMs || isTried || need === 0) continue
-    const why = whyNoRoom(state, site, latch.kind, planned, nowMs)
-    if (why === null) add(latch.kind, 1, 'canary', node)
+  const canary = nextCanary(state, site, asked, moment)
+  if (canary !== null) {
+    const why = whyNoRoom(state, site, canary.kind, planned, nowMs, true)
+    if (why === null) add(canary.kind, 1, 'canary', canary.node)
+    else decision.why.push(`no canary to ${canary.node} yet: ${why}`)
   }
   for (;;) {
     const open = Object.keys(site.kinds).filter((kind) => !closed.has(kind))
@@ -220,101 +177,53 @@ export function decide(
   return decision
 }
 
+/**
+ * The latched node whose turn it is, and the kind of pilot that tries it: one at a time, the longest due first, and only
+ * while any pilot of the kind might start and would find work, or nothing could be learned.
+ */
+function nextCanary(
+  state: State,
+  site: SiteFile,
+  asked: ReadonlyMap<string, number | null>,
+  moment: Moment,
+): { node: string; kind: string } | null {
+  const { nowMs } = moment
+  if (Object.values(state.pilots).some(({ canaryOf }) => canaryOf !== null)) return null
+  if (nowMs - state.canaryAtMs < HOUR_MS / (CANARY_SHARE * site.caps.submissionsAnHour)) return null
+  const due = Object.entries(state.latches).filter(([, { untilMs, kind }]) => {
+    if (nowMs < untilMs || !Object.hasOwn(site.kinds, kind)) return false
+    const need = asked.get(kind) ?? null
+    const hasWork = need === null ? isProven(state, site, kind, nowMs) : need > 0
+    return hasWork && gateOf(state, site, kind, need !== null, moment).isOpen
+  })
+  const [first] = due.sort(([, a], [, b]) => a.untilMs - b.untilMs)
+  return first ? { node: first[0], kind: first[1].kind } : null
+}
+
+/** Out of the queue already, as far as is known. */
+function isLeaving({ isWithdrawn, missingSinceMs }: Started): boolean {
+  return isWithdrawn || missingSinceMs !== null
+}
+
 function isOnItsWay(start: Started, nowMs: number): boolean {
-  if (start.canaryOf !== null || start.missingSinceMs !== null) return false
+  if (start.canaryOf !== null || isLeaving(start)) return false
   return start.runningSinceMs === null || nowMs - start.runningSinceMs < SETTLE_MS
 }
 
 function isNeedless(start: Started, asked: ReadonlyMap<string, number | null>, nowMs: number): boolean {
-  const ageMs = nowMs - start.submittedAtMs
-  if (start.canaryOf !== null) return ageMs > CANARY_WAIT_MS
-  return (asked.get(start.kind) ?? 0) === 0 && ageMs > SETTLE_MS
+  return start.canaryOf === null && (asked.get(start.kind) ?? 0) === 0 && nowMs - start.submittedAtMs > SETTLE_MS
 }
 
-type Counted = { kind: string; account: string | null; nodes: number }
-
-function nodesOf(state: State, planned: readonly Start[], which: (start: { kind: string }) => boolean): number {
-  const all: { kind: string; nodes: number }[] = [...Object.values(state.pilots), ...planned]
-  return all.filter(which).reduce((sum, { nodes }) => sum + nodes, 0)
+/** A canary that waits for a node which is not to be had, or for whose place another pilot has work. */
+function isInTheWay(state: State, site: SiteFile, start: Started, need: number | null, nowMs: number): boolean {
+  if (start.canaryOf === null) return false
+  const waitsMs = nowMs - start.submittedAtMs
+  const ofKind = nodesOf(state, [], ({ kind }) => kind === start.kind)
+  const isFull = nodesOf(state, [], () => true) >= site.caps.running || ofKind >= (site.kinds[start.kind]?.most ?? 0)
+  return waitsMs > CANARY_WAIT_MS || (waitsMs > SETTLE_MS && isFull && (need === null || need > 0))
 }
 
-/** What its account, and then the kind, has for its share: the lowest starts next. */
-function scoreOf(state: State, site: SiteFile, kind: string, planned: readonly Start[]): [number, number] {
-  const own = site.kinds[kind]!
-  const account = own.account === null ? undefined : site.accounts[own.account]
-  const ofAccount = nodesOf(state, planned, (start) => site.kinds[start.kind]?.account === own.account)
-  const ofKind = nodesOf(state, planned, (start) => start.kind === kind)
-  return [ofAccount / (account?.share ?? 1), ofKind / own.share]
-}
-
-/** Why the caps, the account or the calendar let no further pilot of this kind start; null where they do. */
-function whyNoRoom(
-  state: State,
-  site: SiteFile,
-  kind: string,
-  planned: readonly Start[],
-  nowMs: number,
-): string | null {
-  const { caps } = site
-  const own = site.kinds[kind]!
-  const all = nodesOf(state, planned, () => true)
-  const queued = Object.values(state.pilots).filter((start) => start.state !== 'running').length + planned.length
-  const ofKind = nodesOf(state, planned, (start) => start.kind === kind)
-  if (planned.length >= caps.startsATick) return `caps.startsATick is ${caps.startsATick}`
-  if (all >= caps.running) return `caps.running is ${caps.running} nodes`
-  if (queued >= caps.queued) return `caps.queued is ${caps.queued} jobs`
-  if (ofKind >= own.most) return `kinds.${kind}.most is ${own.most} nodes`
-  if (state.submissions.length + planned.length >= caps.submissionsAnHour)
-    return `caps.submissionsAnHour is ${caps.submissionsAnHour}`
-  if (isOverCalls(state, site, planned.length + 1)) return `caps.slurmCallsAnHour is ${caps.slurmCallsAnHour}`
-  return timeFor(state, site, kind, 1, planned, nowMs).why
-}
-
-function nodesFor(
-  state: State,
-  site: SiteFile,
-  kind: string,
-  planned: readonly Start[],
-  need: number | null,
-  nowMs: number,
-): number {
-  const own: Kind = site.kinds[kind]!
-  const room = Math.min(
-    own.nodesPerJob,
-    site.caps.running - nodesOf(state, planned, () => true),
-    own.most - nodesOf(state, planned, (start) => start.kind === kind),
-    need === null ? own.nodesPerJob : Math.ceil(need),
-  )
-  // As many as the account still pays for, at the full time.
-  let nodes = Math.max(1, room)
-  while (nodes > 1 && timeFor(state, site, kind, nodes, planned, nowMs).why !== null) nodes--
-  return nodes
-}
-
-/** The time to ask for: less where the account ends earlier. What runs counts with all that it asked for, so a budget holds. */
-function timeFor(
-  state: State,
-  site: SiteFile,
-  kind: string,
-  nodes: number,
-  planned: readonly Start[],
-  nowMs: number,
-): { timeMs: number; why: string | null } {
-  const own = site.kinds[kind]!
-  const account = own.account === null ? undefined : site.accounts[own.account]
-  let timeMs = own.time
-  if (!account) return { timeMs, why: null }
-  if (account.until !== null) timeMs = Math.min(timeMs, account.until - nowMs)
-  if (timeMs < own.leastTime) return { timeMs, why: `account ${own.account} ends before a pilot of leastTime would` }
-  if (account.nodeHours === null) return { timeMs, why: null }
-  const committed: (Counted | Start)[] = [...Object.values(state.pilots), ...planned]
-  const ofAccount = committed.filter((start) => site.kinds[start.kind]?.account === own.account) as (Counted & {
-    timeMs: number
-  })[]
-  const usedMs =
-    (state.usedMs[own.account!] ?? 0) + ofAccount.reduce((sum, start) => sum + start.nodes * start.timeMs, 0)
-  const leftMs = account.nodeHours * HOUR_MS - usedMs
-  timeMs = Math.min(timeMs, Math.floor(leftMs / nodes / 60_000) * 60_000)
-  const why = `account ${own.account}: ${(Math.max(0, leftMs) / HOUR_MS).toFixed(1)} of ${account.nodeHours} node-hours left beside what runs`
-  return { timeMs, why: timeMs < own.leastTime ? why : null }
+function endOf(site: SiteFile, kind: string): number | null {
+  const { account } = site.kinds[kind]!
+  return account === null ? null : site.accounts[account]!.until
 }

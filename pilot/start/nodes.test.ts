@@ -1,8 +1,8 @@
 import { describe, expect, it } from 'vitest'
 import type { EndRecord } from './end-record.ts'
-import { excludedNodes, judgeCanary, judgeLiving, learn, shareBounds, suspicion } from './nodes.ts'
+import { excludedNodes, forgetUnknown, judgeCanary, judgeLiving, learn, shareBounds, suspicion } from './nodes.ts'
 import { parseSiteFile } from './site-file.ts'
-import { emptyState } from './state.ts'
+import { emptyState, newStarted } from './state.ts'
 
 const site = parseSiteFile(
   '{indraft: 1, folder: /v, credential: /c, starter: slurm, kinds: {cpu: {time: 12h, shape: {cores: 8}}}}',
@@ -104,17 +104,65 @@ describe('black holes', () => {
     const living = ['n1', 'n2', 'n3'].map((node) => ({ ...end(node, step(40, 0)), start: `cpu.${node}` }))
     living.push({ ...end('n4', step(0, 300, null)), start: 'cpu.n4' })
     for (const { start } of living) {
-      state.pilots[start] = {
+      state.pilots[start] = newStarted({
         ...{ id: start, kind: 'cpu', account: null, nodes: 1, timeMs: 0, submittedAtMs: 0, because: 'demand' },
-        ...{ canaryOf: null, jobId: '1', state: 'running', runningSinceMs: 0, seenAtMs: 0, missingSinceMs: null },
-        ...{ nodeNames: [], ended: 0 },
-      }
+        ...{ jobId: '1', state: 'running', runningSinceMs: 0, seenAtMs: 0 },
+      })
     }
-    expect(judgeLiving(state, site, living, 0)).toMatchObject([{ start: 'cpu.n4', node: 'n4' }])
+    expect(judgeLiving(state, site, living, 0)).toMatchObject([{ start: 'cpu.n4', node: 'n4', isNew: true }])
     expect(Object.keys(state.latches)).toEqual(['n4'])
-    expect(judgeLiving(state, site, living, 0)).toEqual([])
+    // It lives still: whoever was to end it did not, and is told again.
+    expect(judgeLiving(state, site, living, 0)).toMatchObject([{ start: 'cpu.n4', node: 'n4', isNew: false }])
     // Counted only at their ends.
     expect(state.work).toEqual({})
+  })
+
+  it('latch - a living pilot on a node that another one showed to be bad is to be ended; its canary is not', () => {
+    const state = emptyState()
+    const living = ['cpu.on', 'cpu.canary'].map((start) => ({ ...end('n3', step(0, 1, null)), start }))
+    for (const start of ['cpu.on', 'cpu.canary'])
+      state.pilots[start] = newStarted({
+        ...{ id: start, kind: 'cpu', account: null, nodes: 1, timeMs: 0, submittedAtMs: 0, because: 'demand' },
+        ...{ state: 'running', runningSinceMs: 0, seenAtMs: 0, canaryOf: start === 'cpu.canary' ? 'n3' : null },
+      })
+    learn(state, site, 'cpu', end('n1', step(50, 0)), 0)
+    expect(judgeLiving(state, site, living, 0)).toEqual([])
+    learn(state, site, 'cpu', end('n3', step(0, 20, null)), 0)
+    const why = '20 of 20 tasks failed here, 0 of 50 elsewhere'
+    expect(judgeLiving(state, site, living, 0)).toEqual([{ start: 'cpu.on', node: 'n3', why, isNew: false }])
+  })
+
+  it.each([
+    [300, 'undecided'],
+    [500, 'latched on'],
+    [600, 'undecided'],
+    [700, 'undecided'],
+  ])('latch - a canary that did nothing and ends with %i leaves it %s', (code, said) => {
+    const state = emptyState()
+    const latch = { sinceMs: 0, untilMs: 1, times: 1, kind: 'cpu', reason: 'bad' }
+    state.latches.n3 = { ...latch }
+    expect(judgeCanary(state, site, 'n3', end('n3', {}, code), 10)).toContain(said)
+    const untilMs = said === 'undecided' ? 10 + site.nodes.latch / 4 : 10 + 2 * site.nodes.latch
+    expect(state.latches.n3).toMatchObject({ untilMs, times: said === 'undecided' ? 1 : 2 })
+  })
+
+  it('latch - nodes that are gone from the batch system are forgotten, others not', () => {
+    const state = emptyState()
+    for (const node of ['n3', 'gone'])
+      state.latches[node] = { sinceMs: 0, untilMs: 1, times: 1, kind: 'cpu', reason: 'bad' }
+    for (const node of ['n4', 'away']) {
+      state.scopes[`node:${node}`] = {
+        ...{ strikes: 1, sinceMs: 0, untilMs: 1, code: 500, reason: '', isLiftable: false },
+      }
+      state.vanished[node] = 1
+    }
+    expect(forgetUnknown(state, new Set(['n1', 'n3', 'n4'])).sort()).toEqual(['away', 'gone'])
+    expect(state).toMatchObject({ latches: { n3: {} }, vanished: { n4: 1 } })
+    expect([Object.keys(state.latches), Object.keys(state.scopes), Object.keys(state.vanished)]).toEqual([
+      ['n3'],
+      ['node:n4'],
+      ['n4'],
+    ])
   })
 
   it('latch - what a node did more than a day ago is no measure any more', () => {

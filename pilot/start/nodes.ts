@@ -96,19 +96,25 @@ export function learn(
 
 /**
  * Looks at what living pilots did so far, which is in no count yet, and latches nodes that stand out.
- * @returns the starts that are to be ended, because a black hole would go on eating
+ * @returns the starts that are to be ended, because a black hole would go on eating: also those whose node is latched by
+ *   what another pilot said, or that were to be ended before and still live
  */
 export function judgeLiving(
   state: State,
   site: SiteFile,
   living: readonly EndRecord[],
   nowMs: number,
-): { start: string; node: string; why: string }[] {
-  const found: { start: string; node: string; why: string }[] = []
+): { start: string; node: string; why: string; isNew: boolean }[] {
+  const found: ReturnType<typeof judgeLiving> = []
   const known = living.filter(({ start, node }) => start !== null && !Object.hasOwn(state.latches, node))
-  for (const record of known) {
-    const start = state.pilots[record.start!]
-    if (!start || start.canaryOf !== null || Object.hasOwn(state.latches, record.node)) continue
+  for (const record of living) {
+    const start = record.start === null ? undefined : state.pilots[record.start]
+    if (!start || start.canaryOf !== null) continue
+    const latch = state.latches[record.node]
+    if (latch) {
+      found.push({ start: start.id, node: record.node, why: latch.reason, isNew: false })
+      continue
+    }
     for (const [work, sample] of Object.entries(record.work)) {
       const nodes = { ...state.work[work] }
       for (const other of known) {
@@ -123,7 +129,7 @@ export function judgeLiving(
       if (why === null) continue
       const untilMs = nowMs + site.nodes.latch
       state.latches[record.node] = { sinceMs: nowMs, untilMs, times: 1, kind: start.kind, reason: why }
-      found.push({ start: start.id, node: record.node, why })
+      found.push({ start: start.id, node: record.node, why, isNew: true })
       break
     }
   }
@@ -161,9 +167,10 @@ export function judgeCanary(state: State, site: SiteFile, node: string, end: End
   const latch = state.latches[node]
   if (!latch) return 'no latch'
   const tasks = Object.values(end.work).reduce((sum, { done, failed }) => sum + done + failed, 0)
-  if (tasks === 0 && end.code < 500) {
+  // Of the codes only 500 is about the node: relay and centre may be away, or somebody ended it.
+  if (tasks === 0 && Math.floor(end.code / 100) !== 5) {
     latch.untilMs = nowMs + site.nodes.latch / 4
-    return 'undecided: the canary found no work'
+    return `undecided: the canary did nothing (${end.code})`
   }
   const strict = { ...site.nodes, leastTasks: 1 }
   const bad = Object.entries(end.work).flatMap(([work, sample]) => {
@@ -181,6 +188,27 @@ export function judgeCanary(state: State, site: SiteFile, node: string, end: End
   latch.reason = bad ?? `${end.code} ${end.reason}`
   latch.untilMs = nowMs + Math.min(LONGEST_LATCH_MS, site.nodes.latch * 2 ** Math.min(latch.times - 1, 10))
   return `latched on: ${latch.reason}`
+}
+
+/** A canary did not come to it: refused, not started, or gone without a word. The next goes when others have had their turn. */
+export function postponeCanary(state: State, site: SiteFile, node: string, nowMs: number): void {
+  const latch = state.latches[node]
+  if (latch) latch.untilMs = Math.max(latch.untilMs, nowMs + site.nodes.latch)
+}
+
+/**
+ * The batch system refuses to hear of nodes that it does not know (any more): what is held against them is forgotten.
+ * @returns them
+ */
+export function forgetUnknown(state: State, known: ReadonlySet<string>): string[] {
+  const banned = Object.keys(state.scopes).flatMap((key) => (key.startsWith('node:') ? key.slice('node:'.length) : []))
+  const gone = [...new Set([...Object.keys(state.latches), ...banned])].filter((node) => !known.has(node))
+  for (const node of gone) {
+    delete state.latches[node]
+    delete state.scopes[`node:${node}`]
+    delete state.vanished[node]
+  }
+  return gone
 }
 
 /** A pilot of this node ended young and said nothing. @returns whether that happened often enough to ban the node */

@@ -5,7 +5,7 @@ import type { Start } from './decide.ts'
 import { expandNodeList } from './node-list.ts'
 import { parseSiteFile } from './site-file.ts'
 import { batchScript, readQueue, sbatchWords } from './slurm.ts'
-import { NotStarted } from './tick.ts'
+import { NotStarted, NotStartedForNodes } from './tick.ts'
 
 const site = parseSiteFile(
   `{indraft: 1, folder: /v, credential: "/c/it's mine.json", command: [node, /opt/pilot.mjs], starter: slurm, accounts: {p1: {}},
@@ -31,16 +31,18 @@ describe('slurm', () => {
   })
 
   it('the queue: only what is ours, with where it runs', () => {
-    const text = `12|indraft:cpu.0a1b2c3d|RUNNING|n[1-2]|None
-13|indraft:cpu.ffff0000|PENDING|n[1-2]|Resources
-14|indraft:cpu.ffff0001|COMPLETING|n3|None
-15|other|RUNNING|n4|None
+    const text = `12|indraft:cpu.0a1b2c3d|RUNNING|2|n[1-2]|None
+13|indraft:cpu.ffff0000|PENDING|4||Resources
+14|indraft:cpu.ffff0001|COMPLETING|1|n3|None
+16|indraft:cpu.ffff0002|PENDING|2K||Priority
+15|other|RUNNING|1|n4|None
 
 `
     expect(readQueue(text)).toEqual([
-      { jobId: '12', id: 'cpu.0a1b2c3d', state: 'running', nodes: ['n1', 'n2'], reason: 'None' },
-      { jobId: '13', id: 'cpu.ffff0000', state: 'queued', nodes: [], reason: 'Resources' },
-      { jobId: '14', id: 'cpu.ffff0001', state: 'running', nodes: ['n3'], reason: 'None' },
+      { jobId: '12', id: 'cpu.0a1b2c3d', state: 'running', nodeCount: 2, nodes: ['n1', 'n2'], reason: 'None' },
+      { jobId: '13', id: 'cpu.ffff0000', state: 'queued', nodeCount: 4, nodes: [], reason: 'Resources' },
+      { jobId: '14', id: 'cpu.ffff0001', state: 'running', nodeCount: 1, nodes: ['n3'], reason: 'None' },
+      { jobId: '16', id: 'cpu.ffff0002', state: 'queued', nodeCount: 2048, nodes: [], reason: 'Priority' },
     ])
   })
 
@@ -61,20 +63,39 @@ describe('slurm', () => {
     expect(canary.join()).not.toContain('--exclude')
   })
 
-  it.each([
+  it('sbatch: of an account that ends, what waits too long has less time, and then goes out of the queue', () => {
+    const words = sbatchWords(site, { ...order, endsByMs: 1_900_000_000_999 }, '/v/logs')
+    expect(words).toContain('--deadline=uts1900000000')
+    expect(words).toContain('--time-min=10')
+    expect(sbatchWords(site, order, '/v/logs').join()).not.toMatch(/deadline|time-min/)
+  })
+
+  it('the names of all nodes, of several lines as of one', async () => {
+    const slurm = countedSlurm('/none')
+    try {
+      slurm.nodes('n[1-3],gpu7\nm1')
+      expect(await slurm.ports().starter.nodeNames!()).toEqual(['n1', 'n2', 'n3', 'gpu7', 'm1'])
+    } finally {
+      slurm.close()
+    }
+  })
+
+  it.each<[string, boolean, boolean?]>([
     ['sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified', true],
     ['sbatch: error: invalid partition specified: nowhere', true],
+    ['sbatch: error: Batch job submission failed: Invalid node name specified', true, true],
     ["sbatch: unrecognized option '--nope'", true],
     ['sbatch: error: Batch job submission failed: Socket timed out on send/recv operation', false],
     ['sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)', false],
     ['sbatch: error: slurm_persist_conn_open_without_init: failed to open persistent connection', false],
-  ])('sbatch that says %j: nothing was started, for certain: %s', async (said, isCertain) => {
+  ])('sbatch that says %j: nothing was started, for certain: %s', async (said, isCertain, isOfNodes = false) => {
     const slurm = countedSlurm('/none')
     try {
       slurm.refuse(said)
       const starting = slurm.ports().starter.start(order)
       const error = await starting.catch((thrown: unknown) => thrown)
       expect([(error as Error).message, error instanceof NotStarted]).toEqual([said, isCertain])
+      expect(error instanceof NotStartedForNodes).toBe(isOfNodes)
       expect(slurm.jobs()).toEqual([])
     } finally {
       slurm.close()

@@ -8,18 +8,23 @@ import type { QueuedJob } from './absorb.ts'
 import type { Start } from './decide.ts'
 import { expandNodeList } from './node-list.ts'
 import { pilotWords, type SiteFile } from './site-file.ts'
-import { NotStarted, type Starter } from './tick.ts'
+import { NotStarted, NotStartedForNodes, type Starter } from './tick.ts'
 
 const TIMEOUT_MS = 60_000
 const NAME = 'indraft:'
 /** Slurm answers such before it has taken the job; whatever else goes wrong leaves open whether it was taken. */
 const REFUSED = /unrecognized option|error: (Batch job submission failed|Unable to allocate|.*[Ii]nvalid)/
+/** A node that it is to go to, or not to, has another name by now, or is gone from the configuration. */
+const OF_NODES = /invalid node name/i
 const UNKNOWN = /timed out|Unable to contact|Connection|Zero Bytes|rate limit/i
 
 export function slurmStarter(site: SiteFile, folders: { ends: string; logs: string; stopFile: string }): Starter {
   return {
     async queue() {
-      return readQueue(await slurm('squeue', ['--me', '-h', '-o', '%i|%j|%T|%N|%r']))
+      return readQueue(await slurm('squeue', ['--me', '-h', '-o', '%i|%j|%T|%D|%N|%r']))
+    },
+    async nodeNames() {
+      return expandNodeList((await slurm('sinfo', ['--all', '-h', '-o', '%N'])).trim().split(/\s+/).join(','))
     },
     async start(order) {
       const args = sbatchWords(site, order, folders.logs)
@@ -32,7 +37,8 @@ export function slurmStarter(site: SiteFile, folders: { ends: string; logs: stri
       if (result.code === 'ENOENT') throw new NotStarted(notFound('sbatch'))
       if (result.exitCode !== 0 || result.failed) {
         const isCertain = REFUSED.test(said) && !UNKNOWN.test(said)
-        throw isCertain ? new NotStarted(said) : new Error(said || result.shortMessage)
+        if (isCertain) throw OF_NODES.test(said) ? new NotStartedForNodes(said) : new NotStarted(said)
+        throw new Error(said || result.shortMessage)
       }
       return result.stdout.trim().split(';')[0]!
     },
@@ -60,10 +66,10 @@ function notFound(program: string): string {
   return `there is no ${program} on the PATH of this tick (cron's is short: set it in the crontab)`
 }
 
-/** The lines of `squeue -o '%i|%j|%T|%N|%r'`. */
+/** The lines of `squeue -o '%i|%j|%T|%D|%N|%r'`. */
 export function readQueue(text: string): QueuedJob[] {
   return text.split('\n').flatMap((line): QueuedJob[] => {
-    const [jobId = '', name = '', state = '', nodes = '', reason = ''] = line.split('|')
+    const [jobId = '', name = '', state = '', count = '', nodes = '', reason = ''] = line.split('|')
     if (!name.startsWith(NAME)) return []
     const isRunning = !/^(PENDING|REQUEUED|REQUEUE_HOLD|SPECIAL_EXIT)$/.test(state)
     return [
@@ -71,11 +77,18 @@ export function readQueue(text: string): QueuedJob[] {
         jobId,
         id: name.slice(NAME.length),
         state: isRunning ? 'running' : 'queued',
+        nodeCount: nodeCount(count),
         nodes: isRunning ? expandNodeList(nodes) : [],
         reason,
       },
     ]
   })
+}
+
+/** Thousands come as 2K. */
+function nodeCount(text: string): number {
+  const [, digits, unit] = /^(\d+)(K?)/.exec(text) ?? []
+  return Math.max(1, Number(digits ?? 1) * (unit === 'K' ? 1024 : 1))
 }
 
 /** Minutes, rounded down, at least one, as sbatch takes them. */
@@ -88,6 +101,10 @@ export function sbatchWords(site: SiteFile, order: Start, logFolder: string): st
     ...['--no-requeue', '--signal=USR1@300', '--open-mode=append', `--output=${join(logFolder, '%x.log')}`],
     ...(kind.account === null ? [] : [`--account=${kind.account}`]),
     ...kind.sbatch,
+    // However long it waits: begun late it has less time, and too late it is taken out of the queue.
+    ...(order.endsByMs === undefined
+      ? []
+      : [`--deadline=uts${Math.floor(order.endsByMs / 1000)}`, `--time-min=${minutes(kind.leastTime)}`]),
     ...(order.exclude.length > 0 ? [`--exclude=${order.exclude.join(',')}`] : []),
     ...(order.canaryOf === null ? [] : [`--nodelist=${order.canaryOf}`]),
   ]

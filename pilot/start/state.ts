@@ -33,8 +33,25 @@ export const startedSchema = z.object({
   nodeNames: z.array(z.string()),
   /** End records that came. */
   ended: count,
+  /** When it was last seen waiting: it cannot have begun before. */
+  waitedAtMs: atMs.nullable().default(null),
+  /** The longest life among the records that came: the batch system charges every node of a job for it. */
+  longestMs: z.number().default(0),
+  /** Taken out of the queue by us, unless it began just then: the next look says which. */
+  isWithdrawn: z.boolean().default(false),
 })
 export type Started = z.infer<typeof startedSchema>
+
+/** One that was just ordered; what is known beyond that is given. */
+export function newStarted(
+  given: Pick<Started, 'id' | 'kind' | 'account' | 'nodes' | 'timeMs' | 'submittedAtMs' | 'because'> & Partial<Started>,
+): Started {
+  return {
+    ...{ canaryOf: null, jobId: null, state: 'submitting', runningSinceMs: null, seenAtMs: null, missingSinceMs: null },
+    ...{ nodeNames: [], ended: 0, waitedAtMs: null, longestMs: 0, isWithdrawn: false },
+    ...given,
+  }
+}
 
 /** Why a scope is closed, and until when. */
 export const scopeSchema = z.object({
@@ -86,18 +103,31 @@ export const stateSchema = z.object({
   /** Times within the last hour. */
   submissions: z.array(atMs),
   calls: z.array(atMs),
-  /** Node-milliseconds of pilots that are over, by account. */
+  /** Node-milliseconds of jobs that are over, by account. */
   usedMs: z.record(z.string(), z.number()),
   tidiedAtMs: atMs,
   /** When living pilots' records were read. */
   progressAtMs: atMs,
+  /** When the last canary was sent. */
+  canaryAtMs: atMs.default(0),
+  /** Submissions all of whose pilots have ended, and when that was seen: the queue may show them for a while yet. */
+  over: z.record(z.string(), atMs).default({}),
 })
 export type State = z.infer<typeof stateSchema>
 
 export function emptyState(): State {
   return {
     ...{ version: 1, pilots: {}, scopes: {}, latches: {}, work: {}, vanished: {}, absorbed: [], demand: null },
-    ...{ lookedAtMs: null, submissions: [], calls: [], usedMs: {}, tidiedAtMs: 0, progressAtMs: 0 },
+    ...{
+      lookedAtMs: null,
+      submissions: [],
+      calls: [],
+      usedMs: {},
+      tidiedAtMs: 0,
+      progressAtMs: 0,
+      canaryAtMs: 0,
+      over: {},
+    },
   }
 }
 
@@ -114,6 +144,7 @@ export function bringToNow(state: State, nowMs: number): void {
     start.runningSinceMs = pastOrNull(start.runningSinceMs)
     start.seenAtMs = pastOrNull(start.seenAtMs)
     start.missingSinceMs = pastOrNull(start.missingSinceMs)
+    start.waitedAtMs = pastOrNull(start.waitedAtMs)
   }
   for (const closed of [...Object.values(state.scopes), ...Object.values(state.latches)]) {
     const aheadMs = Math.max(0, closed.sinceMs - nowMs)
@@ -127,6 +158,8 @@ export function bringToNow(state: State, nowMs: number): void {
   state.calls = state.calls.map(past)
   state.tidiedAtMs = past(state.tidiedAtMs)
   state.progressAtMs = past(state.progressAtMs)
+  state.canaryAtMs = past(state.canaryAtMs)
+  for (const [id, at] of Object.entries(state.over)) state.over[id] = past(at)
 }
 
 export function kindOfStart(id: string): string {

@@ -10,7 +10,7 @@ import type { Start } from './decide.ts'
 import { askToLeave, endTeller, readEndRecords, readProgress, removeEndRecords, writeEndRecord } from './end-record.ts'
 import { foldersOf, readState, realPorts, writeState } from './files.ts'
 import { folderTag, parseSiteFile, type SiteFile } from './site-file.ts'
-import { emptyState } from './state.ts'
+import { emptyState, newStarted } from './state.ts'
 import { NotStarted, type Ports, tick } from './tick.ts'
 
 let folder: string
@@ -244,11 +244,11 @@ describe('tick - the clock', () => {
 describe('tick - a black hole among the nodes of one job', () => {
   /** Two jobs: one of a single node, one of three, with a black hole in each of them. */
   const holes = async () => {
-    const started = (id: string, nodes: number) => ({
-      ...{ id, kind: 'cpu', account: null, nodes, timeMs: 1e7, submittedAtMs: nowMs - 1e6, because: 'demand' as const },
-      ...{ canaryOf: null, jobId: id, state: 'running' as const, runningSinceMs: nowMs - 1e6, seenAtMs: nowMs },
-      ...{ missingSinceMs: null, nodeNames: [], ended: 0 },
-    })
+    const started = (id: string, nodes: number) =>
+      newStarted({
+        ...{ id, kind: 'cpu', account: null, nodes, timeMs: 1e7, submittedAtMs: nowMs - 1e6, because: 'demand' },
+        ...{ jobId: id, state: 'running', runningSinceMs: nowMs - 1e6, seenAtMs: nowMs },
+      })
     const pilots = { 'cpu.one': started('cpu.one', 1), 'cpu.three': started('cpu.three', 3) }
     await writeState(foldersOf(site).state, { ...emptyState(), lookedAtMs: nowMs, pilots })
     jobs.push(

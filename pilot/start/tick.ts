@@ -6,11 +6,14 @@
 import type { Log } from '../../shared/log.ts'
 import type { Message, OfferEntry } from '../../shared/protocol/messages.ts'
 import { onEndRecord, onQueue, onTime, type QueuedJob } from './absorb.ts'
-import { type Decision, decide, offerOf, type Start, shouldAsk, shouldLook } from './decide.ts'
+import { strikeRefused } from './back-off.ts'
+import { type Decision, decide, type Start, shouldLook } from './decide.ts'
+import { offerOf, shouldAsk } from './demand.ts'
 import type { FoundRecord } from './end-record.ts'
-import { judgeLiving } from './nodes.ts'
+import { forgetUnknown, judgeLiving, postponeCanary } from './nodes.ts'
+import { isOverCalls } from './room.ts'
 import type { SiteFile } from './site-file.ts'
-import { bringToNow, type Started, type State } from './state.ts'
+import { bringToNow, newStarted, type Started, type State } from './state.ts'
 
 /** What starts pilots: Slurm, or processes of this machine. */
 export interface Starter {
@@ -22,10 +25,14 @@ export interface Starter {
   withdraw(starts: readonly Started[]): Promise<void>
   /** Ends running ones. One Slurm call for all. */
   end(starts: readonly Started[]): Promise<void>
+  /** Names of all nodes. One Slurm call, after a submission that was refused for a node's name. */
+  nodeNames?(): Promise<string[]>
 }
 
 /** Refused: nothing was started. Any other error leaves open whether something was. */
 export class NotStarted extends Error {}
+/** The same, because a node that was named is not known. */
+export class NotStartedForNodes extends NotStarted {}
 
 export interface Ports {
   /** @returns null where another tick runs */
@@ -105,18 +112,36 @@ async function runTick(
     const ofOneNode = holes
       .flatMap(({ start }) => state.pilots[start] ?? [])
       .filter((one) => one.nodes === 1 && one.jobId)
-    try {
-      for (const { start, node, why } of holes) {
-        if (ofOneNode.some(({ id }) => id === start)) continue
-        const mine = living.find(({ record }) => record?.start === start && record.node === node)
-        await ports.askToLeave(mine!.file, why)
-      }
-      if (ofOneNode.length === 0) return
-      countCall()
-      await starter.end(ofOneNode)
-    } catch (error) {
-      failed('pilots on black holes could not be ended', error)
+    const trying = (act: () => Promise<void>) =>
+      act().catch((error) => failed('pilots on black holes could not be ended', error))
+    for (const { start, node, why } of holes) {
+      if (ofOneNode.some(({ id }) => id === start)) continue
+      const mine = living.find(({ record }) => record?.start === start && record.node === node)
+      await trying(() => ports.askToLeave(mine!.file, why))
     }
+    if (ofOneNode.length === 0) return
+    countCall()
+    await trying(() => starter.end(ofOneNode))
+  }
+
+  /** @returns whether the others of this tick may go on */
+  const onRefused = async (order: Start, error: NotStarted): Promise<boolean> => {
+    delete state.pilots[order.id]
+    if (error instanceof NotStartedForNodes && starter.nodeNames && !isOverCalls(state, site, 1)) {
+      countCall()
+      const names = await starter.nodeNames().catch((why) => {
+        failed('the names of the nodes could not be read', why)
+        return []
+      })
+      const gone = names.length > 0 ? forgetUnknown(state, new Set(names)) : []
+      if (gone.length > 0) {
+        errors.push(`the batch system knows no ${gone.join(', ')}: forgotten`)
+        return false
+      }
+    }
+    if (order.canaryOf !== null) postponeCanary(state, site, order.canaryOf, moment.nowMs)
+    else strikeRefused(state, site, order.kind, error.message, moment)
+    return true
   }
 
   const found = await ports.endRecords()
@@ -157,7 +182,7 @@ async function runTick(
     const gone = living.filter(({ record }) => record === null || !records.includes(record))
     await ports.removeEndRecords(gone.map(({ file }) => file))
     const holes = judgeLiving(state, site, records, moment.nowMs)
-    for (const hole of holes) log.warn({ ...hole }, 'node.latched')
+    for (const { isNew, ...hole } of holes) if (isNew) log.warn(hole, 'node.latched')
     await endHoles(holes, living)
   }
   for (const detail of onTime(state, site, moment)) log.warn({ detail }, 'pilot.vanished')
@@ -166,7 +191,9 @@ async function runTick(
   for (const why of decision.why) log.debug({ why }, 'vacuum.decided')
   if (isDry) return { outcome: 'done', decision, state, errors, unanswered }
 
+  const refused = new Set<string>()
   for (const order of decision.starts) {
+    if (refused.has(order.kind)) continue
     if (!(await isHeld())) {
       errors.push('the lock was taken over: nothing more is started')
       return { outcome: 'done', decision, state, errors, unanswered }
@@ -174,6 +201,7 @@ async function runTick(
     // Written down before it is given.
     state.pilots[order.id] = orderedPilot(order, site, moment.nowMs)
     state.submissions.push(moment.nowMs)
+    if (order.canaryOf !== null) state.canaryAtMs = moment.nowMs
     countCall()
     await save()
     try {
@@ -182,8 +210,9 @@ async function runTick(
       log.info({ start: order.id, jobId, nodes: order.nodes, because: order.because }, 'pilot.started')
     } catch (error) {
       failed(`${order.id} could not be started`, error)
-      if (error instanceof NotStarted) delete state.pilots[order.id]
-      break
+      // Where nobody knows what came of it the batch system is not well: no more of it now.
+      if (!(error instanceof NotStarted) || !(await onRefused(order, error))) break
+      if (order.canaryOf === null) refused.add(order.kind)
     } finally {
       await save()
     }
@@ -192,7 +221,10 @@ async function runTick(
     countCall()
     try {
       await starter.withdraw(decision.withdraw)
-      for (const { id } of decision.withdraw) if (state.pilots[id]) state.pilots[id].missingSinceMs = moment.nowMs
+      for (const { id, canaryOf } of decision.withdraw) {
+        if (state.pilots[id]) state.pilots[id].isWithdrawn = true
+        if (canaryOf !== null) postponeCanary(state, site, canaryOf, moment.nowMs)
+      }
       log.info({ starts: decision.withdraw.map(({ id }) => id) }, 'job.withdrawn')
     } catch (error) {
       failed('waiting jobs could not be withdrawn', error)
@@ -207,16 +239,6 @@ async function runTick(
 }
 
 function orderedPilot({ id, kind, nodes, timeMs, because, canaryOf }: Start, site: SiteFile, nowMs: number): Started {
-  return {
-    ...{ id, kind, account: site.kinds[kind]!.account, nodes, timeMs, submittedAtMs: nowMs, because, canaryOf },
-    ...{
-      jobId: null,
-      state: 'submitting',
-      runningSinceMs: null,
-      seenAtMs: null,
-      missingSinceMs: null,
-      nodeNames: [],
-      ended: 0,
-    },
-  }
+  const { account } = site.kinds[kind]!
+  return newStarted({ id, kind, account, nodes, timeMs, submittedAtMs: nowMs, because, canaryOf })
 }
