@@ -98,6 +98,7 @@ export async function openCore(options: CoreOptions) {
     capabilityOf: (attempt) => buffer.capabilities.ofAttempt(attempt),
     journal,
     outgoing,
+    clock,
     log,
     onUploaded: (bytes) => events.onUploaded?.(bytes),
   })
@@ -152,6 +153,8 @@ export async function openCore(options: CoreOptions) {
     onRefused: (code) => events.onRefusedByCentral?.(code),
     onSettled: (result, verdict) => {
       events.onSettled?.(verdict)
+      // Outputs of one thought lost are all that its late success has; where none comes, main.ts tidies them away.
+      if (result.reason === 'node.lost' || outgoing.isWaiting(attemptPath(result))) return
       uploads
         .release(result)
         .catch((error) => log.warn({ err: error, task: attemptPath(result) }, 'output.releaseFailed'))

@@ -1,9 +1,10 @@
 /**
  * Files on their way up: the outputs that a result names (before the result goes), the logs of failed attempts (at
- * once), logs that central asks for. A few at a time; with the link down they wait, the results behind them with them.
+ * once), logs that central asks for. A few at a time; with the link down they wait, the results behind them with them,
+ * and so they do while the relay is turned away (upload-failures.ts).
  */
-
-import { IndraftError } from '../shared/errors.ts'
+import type { Clock } from '../shared/clock.ts'
+import { IndraftError, isIndraftError } from '../shared/errors.ts'
 import { failpoint } from '../shared/failpoint.ts'
 import type { AttemptFiles } from '../shared/files/attempt-files.ts'
 import { attemptFolder, parseAttemptUrl } from '../shared/files/attempt-files.ts'
@@ -16,6 +17,7 @@ import type { OutputRecord, Result } from '../shared/protocol/messages.ts'
 import { attemptKey, type Cache } from './cache.ts'
 import type { Journal, JournalContent } from './journal.ts'
 import type { Outgoing } from './outgoing.ts'
+import { insist } from './upload-failures.ts'
 
 const SIDE_BY_SIDE = 6
 export const LOG_PATHS = { stdout: '.log/stdout', stderr: '.log/stderr' } as const
@@ -39,6 +41,7 @@ export interface UploadOptions {
   capabilityOf: (attempt: AttemptName) => string | null
   journal: Journal
   outgoing: Outgoing
+  clock: Clock
   log: Log
   onUploaded?: (bytes: number) => void
 }
@@ -104,11 +107,13 @@ export class Uploads {
     const result = outgoing.unready(attempt)
     if (!result) return
     try {
-      const capability = this.#options.capabilityOf(result)
-      for (const [at, output] of ownFiles(result).entries()) {
-        if (at === 1) failpoint('upload.halfway')
-        await this.#upload(result, output.path, capability, output, isAfterRestart)
-      }
+      await this.#insist(attempt, async (isAgain) => {
+        const capability = this.#options.capabilityOf(result)
+        for (const [at, output] of ownFiles(result).entries()) {
+          if (at === 1) failpoint('upload.halfway')
+          await this.#upload(result, output.path, capability, output, isAfterRestart || isAgain)
+        }
+      })
       failpoint('upload.finished')
       outgoing.makeReady(result)
     } catch (error) {
@@ -122,8 +127,12 @@ export class Uploads {
 
   /** Central has the result: its files may be dropped when room is needed. */
   async release(attempt: AttemptName): Promise<void> {
+    await this.#release(attempt, await this.#options.outbox.list(attempt))
+  }
+
+  async #release(attempt: AttemptName, paths: readonly string[]): Promise<void> {
     const { outbox, cache } = this.#options
-    for (const path of await outbox.list(attempt)) {
+    for (const path of paths) {
       const name = `${attemptFolder(attempt)}/${path}`
       // A log that is just going up stays where it is read; it follows when it is up.
       if (this.#logs.has(name)) continue
@@ -148,15 +157,18 @@ export class Uploads {
     this.#logs.add(name)
     this.#enqueue(async () => {
       try {
-        if (await this.#find(attempt, path)) await this.#upload(attempt, path, capability, null, true)
+        await this.#insist(name, async () => {
+          if (await this.#find(attempt, path)) await this.#upload(attempt, path, capability, null, true)
+        })
       } catch (error) {
         if (this.#stop.signal.aborted) return
         this.#options.log.warn({ err: error, log: name }, 'log.uploadFailed')
       }
       this.#logs.delete(name)
       this.#options.journal.dropPending('upload', name)
+      // Its attempt's other files went before, or stay: those of one thought lost do.
       const isSettled = !this.#options.outgoing.isWaiting(attemptFolder(attempt))
-      if (isSettled) await this.release(attempt)
+      if (isSettled) await this.#release(attempt, [path])
     })
   }
 
@@ -183,14 +195,25 @@ export class Uploads {
     const options = { capability, signal: this.#stop.signal }
     const file = await this.#find(attempt, path)
     if (mayBeThere || !file) {
-      const sizeBytes = await client.size(address, options)
+      const sizeBytes = await client.size(address, options).catch((error: unknown) => {
+        // Without a body central cannot say why it refuses: the PUT will tell.
+        if (!isIndraftError(error, 'auth.forbidden')) throw error
+        if (!file) throw new IndraftError('request.notFound', `${path} is not here, and central shows none`)
+        return null
+      })
       // A file of an attempt is written once, so one of the right size is the right one.
       if (sizeBytes !== null && sizeBytes === (expected?.sizeBytes ?? file?.sizeBytes)) return
     }
-    if (!file) throw new IndraftError('request.notFound', `${path} is not at the relay any more`)
+    if (!file) throw new IndraftError('stage.outFailed', `${path} is not at the relay any more`)
     const checksum = expected?.checksum ?? (await checksumFile(file.location))
     await client.putFile(address, file.location, checksum, options)
     onUploaded?.(file.sizeBytes)
+  }
+
+  #insist(what: string, work: (isAgain: boolean) => Promise<void>): Promise<void> {
+    const { clock, log } = this.#options
+    const onPutOff = (err: unknown, pauseMs: number) => log.warn({ err, what, pauseMs }, 'upload.putOff')
+    return insist(clock, this.#stop.signal, work, onPutOff)
   }
 
   #enqueue(work: () => Promise<void>): void {

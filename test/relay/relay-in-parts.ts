@@ -5,7 +5,7 @@
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { type Core, openCore } from '../../edge-relay/core.ts'
+import { type Core, type CoreEvents, openCore } from '../../edge-relay/core.ts'
 import type { Clock } from '../../shared/clock.ts'
 import { frameHandler } from '../../shared/dispatcher.ts'
 import type { FrameHandler, Link } from '../../shared/link.ts'
@@ -32,6 +32,8 @@ export interface PartsOptions {
   centralUrl?: string
   centralToken?: string
   diskReserveBytes?: number
+  cacheBytes?: number
+  events?: CoreEvents
   name?: string
   log?: Log
 }
@@ -53,8 +55,9 @@ export async function relayInParts(options: PartsOptions): Promise<RelayInParts>
     capabilityKey: new Uint8Array(32),
     aheadMs,
     timeScale: 1,
-    cacheBytes: 1_000_000,
+    cacheBytes: options.cacheBytes ?? 1_000_000,
     diskReserveBytes: options.diskReserveBytes ?? 0,
+    events: options.events ?? {},
   })
   await core.start()
   return {

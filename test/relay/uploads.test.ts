@@ -1,5 +1,5 @@
 /** Outputs on their way up: a result never goes before its files, and says so when they cannot. */
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer, type Server } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -7,6 +7,7 @@ import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { afterEach, beforeEach, expect, it } from 'vitest'
 import { IndraftError } from '../../shared/errors.ts'
+import { enableFailpoints } from '../../shared/failpoint.ts'
 import { AttemptFiles } from '../../shared/files/attempt-files.ts'
 import { fileHandler } from '../../shared/files/server.ts'
 import { silentLog } from '../../shared/log.ts'
@@ -94,8 +95,49 @@ it('upload - with the file server away the result waits, over a crash too', asyn
   expect(readFileSync(atCentre.locate(attempt(), 'a.txt'), 'utf8')).toBe('one')
 })
 
-it('upload - what central refuses turns the success into a failure that is not charged to the payload', async () => {
-  refusal = new IndraftError('auth.forbidden')
+it.each(['auth.invalid', 'site.disabled', 'auth.forbidden'] as const)(
+  'upload - while central answers %s the success waits, over a crash too',
+  async (code) => {
+    const outputs = [await handIn('a.txt', 'one'), await handIn('b.txt', 'two')]
+    refusal = new IndraftError(code)
+    await pilot.report([resultOf(lease, 0, { outputs })])
+    const triesMore = (most: number) =>
+      until(`${most} more tries`, () => {
+        at.clock.jump(60_000)
+        return asked > most
+      })
+    // More than what is only doubtful is tried.
+    await triesMore(14)
+    await at.restart()
+    asked = 0
+    await triesMore(2)
+    expect(at.centre.results).toEqual([])
+    expect(at.relay.gauges()).toMatchObject({ resultsWaiting: 1, uploadsWaiting: 1 })
+    refusal = undefined
+    await at.atCentre(1)
+    expect(at.centre.results[0]).toMatchObject({ end: 'done', outputs })
+    expect(readFileSync(atCentre.locate(attempt(), 'b.txt'), 'utf8')).toBe('two')
+  },
+)
+
+it('upload - a relay out of descriptors half-way through tries again', async () => {
+  const outputs = [await handIn('a.txt', 'one'), await handIn('b.txt', 'two')]
+  const moments = mkdtempSync(join(tmpdir(), 'indraft-moments-'))
+  writeFileSync(join(moments, 'upload.halfway'), 'throw EMFILE')
+  enableFailpoints(moments)
+  try {
+    await pilot.report([resultOf(lease, 0, { outputs })])
+    await at.atCentre(1)
+    expect(at.centre.results[0]).toMatchObject({ end: 'done', outputs })
+    expect(readdirSync(moments)).toEqual([`upload.halfway.hit.${process.pid}`])
+  } finally {
+    enableFailpoints(null)
+    rmSync(moments, { recursive: true })
+  }
+})
+
+it('upload - what central refuses for good turns the success into a failure that is not charged to the payload', async () => {
+  refusal = new IndraftError('capability.invalid')
   const outputs = [await handIn('a.txt', 'one')]
   await pilot.report([resultOf(lease, 0, { outputs })])
   await until('the result', () => at.centre.results.length === 1)
@@ -157,6 +199,28 @@ it('upload - a pilot thought lost comes back after its lease is over, and after 
   await until('the late result', () => at.centre.results.length === 2)
   expect(at.centre.results[1]).toMatchObject({ end: 'done', outputs })
   expect(readFileSync(atCentre.locate(attempt(), 'a.txt'), 'utf8')).toBe('one')
+})
+
+it('upload - outputs of a pilot thought lost stay where nothing drops them until its success is settled', async () => {
+  await at.relay.crash()
+  await at.start({ cacheBytes: 0 })
+  const outputs = [await handIn('a.txt', 'one'), await handIn('b.txt', 'two')]
+  await handIn('.log/stdout', 'all good')
+  await pilot.hello()
+  await pilot.beat({ started: [lease] })
+  pilot.incarnation = 'i2'
+  await pilot.hello()
+  await until('the lease is over', () => at.relay.buffer.counts().leases === 0)
+  at.centre.orders.push({ kind: 'log.send', attempt: { ...attempt(), bundle: 'b1' }, stream: 'stdout' })
+  await until('the log', async () => (await atCentre.find(attempt(), '.log/stdout')) !== null)
+  await until('nothing goes up', () => at.relay.uploads.waiting === 0)
+  await pilot.report([resultOf(lease, 0, { outputs })])
+  await at.atCentre(2)
+  expect(at.centre.results).toMatchObject([
+    { end: 'failed', reason: 'node.lost' },
+    { end: 'done', outputs },
+  ])
+  await until('the outbox is empty', async () => (await at.relay.outbox.attempts()).length === 0)
 })
 
 it('upload - a log that is wanted when its lease is over goes up with what the order opens', async () => {

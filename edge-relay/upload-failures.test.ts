@@ -1,0 +1,36 @@
+import { open, readFile, stat } from 'node:fs/promises'
+import { expect, it } from 'vitest'
+import { type ErrorCode, IndraftError } from '../shared/errors.ts'
+import { outlookOf } from './upload-failures.ts'
+
+const thrownBy = (work: () => Promise<unknown>) =>
+  work().then(
+    () => undefined,
+    (error: unknown) => error,
+  )
+
+it.each<[ErrorCode, string]>([
+  ['auth.invalid', 'passing'],
+  ['site.disabled', 'passing'],
+  ['capability.invalid', 'doubtful'],
+  ['request.notFound', 'doubtful'],
+  ['file.conflict', 'final'],
+  ['file.checksum', 'final'],
+  ['stage.outFailed', 'final'],
+])('upload failures - %s is %s', (code, outlook) => {
+  expect(outlookOf(new IndraftError(code))).toBe(outlook)
+})
+
+it('upload failures - what reading one file throws is doubtful, what the machine or the connection throws passes', async () => {
+  expect(outlookOf(await thrownBy(() => readFile('/')))).toBe('doubtful')
+  // A file that is gone is looked for again: where it is not found, that is final.
+  expect(outlookOf(await thrownBy(() => stat('/nothing/here')))).toBe('passing')
+  const closed = await open('/dev/null')
+  await closed.close()
+  expect(outlookOf(await thrownBy(() => closed.stat()))).toBe('passing')
+  for (const code of ['EMFILE', 'ENFILE', 'ENOMEM']) {
+    expect(outlookOf(Object.assign(new Error(code), { code, syscall: 'open' }))).toBe('passing')
+  }
+  expect(outlookOf(Object.assign(new Error('firewall'), { code: 'EPERM', syscall: 'connect' }))).toBe('passing')
+  expect(outlookOf(Object.assign(new Error('over'), { code: 'CERT_HAS_EXPIRED' }))).toBe('passing')
+})
