@@ -6,6 +6,7 @@ import { IndraftError } from '../shared/errors.ts'
 import { type LogLevel, makeLog } from '../shared/log.ts'
 import { loadPilotConfig, PILOT_SETTINGS } from './config.ts'
 import { registerDoctor } from './doctor/command.ts'
+import { leaveProcess } from './hanging.ts'
 import { SOFTWARE } from './main.ts'
 import { startAtRelays } from './relays.ts'
 import { addStartCommands } from './start/command.ts'
@@ -52,7 +53,7 @@ async function runPilot({ config: file, ...args }: Record<string, unknown>): Pro
   for (const signal of ['SIGTERM', 'SIGINT', 'SIGUSR1'] as const) process.on(signal, () => void pilot.stop(signal))
   const code = await pilot.finished
   // 2xx and 3xx are ends as they should be: batch systems count everything else as a failure.
-  process.exit(code < 400 ? 0 : 1)
+  process.exitCode = code < 400 ? 0 : 1
 }
 
 const program = new Command('indraft-pilot')
@@ -74,7 +75,10 @@ Signals: SIGTERM and SIGINT end payloads and leave within --drain-grace, a secon
 SIGUSR1 announces the end --notice-time ahead. A file STOP in the scratch folder drains.
 Exit status: 0 for codes 2xx (done) and 3xx (no work), 1 for 4xx (refused), 5xx (node), 6xx, 7xx, 2 for bad options.`,
   )
-  .action((options) => orRefuse(() => runPilot(options)))
+  .action(async (options) => {
+    await orRefuse(() => runPilot(options))
+    await leaveProcess()
+  })
 
 registerDoctor(withSettings(program.command('doctor')), orRefuse)
 

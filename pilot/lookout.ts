@@ -9,6 +9,7 @@
 import { access } from 'node:fs/promises'
 import type { Clock } from '../shared/clock.ts'
 import type { Banned } from './banned.ts'
+import { Questions } from './hanging.ts'
 import type { Outbox } from './outbox.ts'
 import type { TimeLeft } from './time-left.ts'
 
@@ -45,8 +46,7 @@ export class Lookout {
   #banAtMs: number
   #stopAtMs = 0
   #isStopped = false
-  /** Questions that are under way, by what they are about. */
-  readonly #asking = new Set<'stop' | 'bans'>()
+  readonly #questions = new Questions()
   #disk: { sinceMs: number; triedAtMs: number } | null = null
 
   constructor(options: LookoutOptions) {
@@ -69,17 +69,17 @@ export class Lookout {
     this.#lastMs = nowMs
     if (nowMs > this.#refreshAtMs) {
       this.#refreshAtMs = nowMs + REFRESH_TIME_LEFT_MS
-      void timeLeft.refresh()
+      this.#questions.ask('time left', () => timeLeft.refresh())
     }
     if (nowMs > this.#banAtMs) {
       this.#banAtMs = nowMs + banEvery
-      this.#ask('bans', async () => {
+      this.#questions.ask('bans', async () => {
         if (await banned.refresh()) onBanned()
       })
     }
     if (nowMs > this.#stopAtMs) {
       this.#stopAtMs = nowMs + STOP_EVERY_MS
-      this.#ask('stop', async () => {
+      this.#questions.ask('stop', async () => {
         this.#isStopped = await access(stopFile).then(
           () => true,
           () => false,
@@ -99,12 +99,6 @@ export class Lookout {
   /** As of the last look that was answered. */
   get hasStopFile(): boolean {
     return this.#isStopped
-  }
-
-  #ask(what: 'stop' | 'bans', look: () => Promise<void>): void {
-    if (this.#asking.has(what)) return
-    this.#asking.add(what)
-    void look().finally(() => this.#asking.delete(what))
   }
 
   /** Leases are not shifted: the dispatcher did not stand still. Payloads' limits are, in watch.ts. */

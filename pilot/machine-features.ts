@@ -18,6 +18,14 @@ export async function readFeature(source: string | null, key: string): Promise<n
   return text.length <= MOST_CHARACTERS && /^\d+(\.\d+)?\s*$/.test(text) ? Number(text) : null
 }
 
+/** Of a folder one after the other: where its file system hangs, one read does. */
+async function readFeatures(source: string | null, keys: readonly string[]): Promise<(number | null)[]> {
+  if (!source?.startsWith('/')) return await Promise.all(keys.map((key) => readFeature(source, key)))
+  const values: (number | null)[] = []
+  for (const key of keys) values.push(await readFeature(source, key))
+  return values
+}
+
 /** Never cached: what is dynamic may appear and vanish. */
 async function ask(source: string, key: string): Promise<string> {
   try {
@@ -39,23 +47,16 @@ export interface JobFeatures {
 
 /** What this job was given, as far as the site says. */
 export async function jobFeatures(source: string | null): Promise<JobFeatures> {
-  const [cores, memoryBytes, scratchBytes] = await Promise.all([
-    readFeature(source, 'allocated_cpu'),
-    readFeature(source, 'max_rss_bytes'),
-    readFeature(source, 'scratch_limit_bytes'),
-  ])
-  return { cores: cores || null, memoryBytes: memoryBytes || null, scratchBytes }
+  const keys = ['allocated_cpu', 'max_rss_bytes', 'scratch_limit_bytes']
+  const [cores, memoryBytes, scratchBytes] = await readFeatures(source, keys)
+  return { cores: cores || null, memoryBytes: memoryBytes || null, scratchBytes: scratchBytes ?? null }
 }
 
 /** Ends in Unix seconds: of the wall and the CPU time of the job, of the job's slot, of the machine. */
 export async function featureEnds(machine: string | null, job: string | null): Promise<number[]> {
-  const [startS, wallS, cpuS, cores, jobEndS, machineEndS] = await Promise.all([
-    ...['jobstart_secs', 'wall_limit_secs', 'cpu_limit_secs', 'allocated_cpu', 'shutdowntime_job'].map((key) =>
-      readFeature(job, key),
-    ),
-    readFeature(machine, 'shutdowntime'),
-  ])
-  const ends = [jobEndS, machineEndS]
+  const keys = ['jobstart_secs', 'wall_limit_secs', 'cpu_limit_secs', 'allocated_cpu', 'shutdowntime_job']
+  const [startS, wallS, cpuS, cores, jobEndS] = await readFeatures(job, keys)
+  const ends = [jobEndS, await readFeature(machine, 'shutdowntime')]
   if (startS != null && wallS != null) ends.push(startS + wallS)
   // As if every processor were busy from the start: the limit can only come later.
   if (startS != null && cpuS != null && cores) ends.push(startS + cpuS / cores)

@@ -18,6 +18,7 @@ import { Banned } from './banned.ts'
 import { type BatchEnvironment, credentialPaths, type PilotConfig, readBatchEnvironment, siteFiles } from './config.ts'
 import type { Runtime } from './container.ts'
 import type { Gpus } from './gpus.ts'
+import { isDoneWithin } from './hanging.ts'
 import { adoptDead, startGuard, takeHome, takeScratch } from './home.ts'
 import { ImageDigests } from './image-digest.ts'
 import { ImageStore } from './images.ts'
@@ -62,6 +63,10 @@ export interface PilotWorld {
 }
 
 const WELCOME_WAIT_MS = 10_000
+/** For what the batch system, the site's trace and `indraft-pilot start` are told at the end, by their own file systems. */
+const LAST_WORDS_MS = 10_000
+/** Of drainGrace: the end of the process itself. */
+const EXIT_MS = 1000
 
 /** @throws IndraftError request.invalid for a credential or name that cannot be used */
 export async function startPilot(config: PilotConfig, log: Log, world: PilotWorld = {}): Promise<Pilot> {
@@ -80,8 +85,11 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
   const end = endTeller(config, { name, job: batch.slurmJobId, livedMs }, log)
   const expiryNowMs = expiryClock(clock)
   const { scratch, home, outbox } = await takeFolders(config, name, run, log).catch(async (error) => {
-    await tellBatchSystem(batch, 500, (error as Error).message, log)
-    await end.tell({ code: 500, reason: (error as Error).message })
+    const { message: reason } = error as Error
+    await isDoneWithin(
+      LAST_WORDS_MS,
+      Promise.all([tellBatchSystem(batch, 500, reason, log), end.tell({ code: 500, reason })]),
+    )
     throw error
   })
   const guard = await startGuard(home, run, batch.path)
@@ -215,6 +223,8 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
 
   let isAbandoned = false
   let isWelcome = false
+  /** Told to end by a signal. */
+  let goneByMs = Number.POSITIVE_INFINITY
   void welcomed.promise.then(() => {
     isWelcome = true
   })
@@ -228,10 +238,14 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     isOver = true
     offline?.close()
     await guard.dismiss()
-    await trace.close()
+    const said = Promise.all([trace.close(), tellBatchSystem(batch, code, reason, log), end.tell({ code, reason })])
     await dispatcher.files().client.close()
-    await tellBatchSystem(batch, code, reason, log)
-    await end.tell({ code, reason })
+    const leftMs = Math.max(EXIT_MS, goneByMs - clock.monotonicMs() - EXIT_MS)
+    if (!(await isDoneWithin(Math.min(LAST_WORDS_MS, leftMs), said))) {
+      log.error({ code, reason, waitedMs: Math.round(Math.min(LAST_WORDS_MS, leftMs)) }, 'end.notSaid')
+      // Every disk may be out of reach by now: the next pilot of this node removes what is left.
+      return code
+    }
     if (outbox.size === 0) await rm(home.folder, { recursive: true, force: true }).catch(() => {})
     return code
   }
@@ -243,7 +257,10 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     wasWelcomed: () => isWelcome,
     stop: (signal = 'SIGTERM') => {
       if (signal === 'SIGUSR1') living.drain('notice', { code: 200, reason: 'the batch system announced the end' })
-      else living.drain('end', { code: 200, reason: `${signal} was received` })
+      else {
+        goneByMs = Math.min(goneByMs, clock.monotonicMs() + config.drainGrace)
+        living.drain('end', { code: 200, reason: `${signal} was received` })
+      }
       return finished
     },
   }

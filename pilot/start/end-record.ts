@@ -9,6 +9,7 @@ import { basename, join } from 'node:path'
 import { z } from 'zod'
 import type { Log } from '../../shared/log.ts'
 import type { Result } from '../../shared/protocol/messages.ts'
+import { Questions } from '../hanging.ts'
 
 const count = z.number().int().min(0)
 
@@ -65,7 +66,7 @@ export interface EndTeller {
   tally: EndTally
   /** Called once, with the reason, when `indraft-pilot start` asks this pilot to end. */
   whenAsked(act: (why: string) => void): void
-  /** The last act. Never throws: what cannot be said is logged. */
+  /** The last act. Never throws: what cannot be said is logged. Waits as long as the folder's file system does. */
   tell(end: { code: number; reason: string }): Promise<void>
 }
 
@@ -86,8 +87,10 @@ export function endTeller(
   const tally = new EndTally()
   const { endFolder } = config
   let writing: Promise<unknown> = Promise.resolve()
+  let isWriting = false
   const write = (isAlive: boolean, { code, reason }: { code: number; reason: string }) => {
-    if (endFolder === null) return Promise.resolve()
+    if (endFolder === null || (isAlive && isWriting)) return Promise.resolve()
+    isWriting = true
     writing = writing
       .then(() => {
         const record: EndRecord = {
@@ -97,6 +100,9 @@ export function endTeller(
         return writeEndRecord(endFolder, record, isAlive)
       })
       .catch((error) => log.error({ err: error }, 'end.notWritten'))
+      .finally(() => {
+        isWriting = false
+      })
     return writing
   }
   const timers: NodeJS.Timeout[] = []
@@ -107,8 +113,9 @@ export function endTeller(
   return {
     tally,
     whenAsked(act) {
+      const questions = new Questions()
       let isAsked = false
-      every(everyMs.asked, async () => {
+      const look = async () => {
         const why = await readFile(join(endFolder!, `${nameOf(config.startId, pilot.name)}.leave`), 'utf8').catch(
           () => null,
         )
@@ -116,7 +123,8 @@ export function endTeller(
         isAsked = true
         log.warn({ why }, 'end.asked')
         act(why.trim().slice(0, 200))
-      })
+      }
+      every(everyMs.asked, () => questions.ask('leave', look))
     },
     async tell(end) {
       for (const timer of timers) clearInterval(timer)
