@@ -6,6 +6,7 @@
 import { randomBytes } from 'node:crypto'
 import { access, mkdir, open, readFile, rename, rm } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
+import { syncFolder } from '../shared/files/durable.ts'
 import type { Digest } from '../shared/ids.ts'
 import { digestOf } from '../shared/signing.ts'
 
@@ -70,11 +71,3 @@ async function makeFolder(folder: string): Promise<void> {
 }
 
 /** Makes a rename in this folder survive a power cut. */
-async function syncFolder(folder: string): Promise<void> {
-  const handle = await open(folder, 'r')
-  try {
-    await handle.sync()
-  } finally {
-    await handle.close()
-  }
-}

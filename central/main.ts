@@ -31,7 +31,7 @@ import { openStore } from './leases/open.ts'
 import type { SiteShapes } from './matching/nearest.ts'
 import { makeMetrics } from './metrics.ts'
 import { ALL_GROUPS, ensureAdminToken, openPeople } from './people.ts'
-import { connectRedis, storeRefusal } from './redis.ts'
+import { connectRedis, storeRefusal, weakSettings } from './redis.ts'
 import { watchCredentials } from './sites/credentials.ts'
 import { siteFiles } from './sites/files.ts'
 import type { JoinFacts } from './sites/join.ts'
@@ -65,6 +65,9 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
   try {
     const redis = await connectRedis(config.redis, log)
     begun.push(async () => redis.disconnect())
+    const weak = await weakSettings(redis)
+    if (weak === null) log.warn('redis.settingsUnknown')
+    else if (weak.length > 0) log.error({ weak }, 'redis.notDurable')
     await ensureAdminToken(redis, paths.adminToken)
     const people = openPeople(redis)
     const sites = openSiteRegistry(redis)

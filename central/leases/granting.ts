@@ -79,7 +79,7 @@ export class Granting {
   async stillHeld(session: Session, grants: Grant[]): Promise<Grant[]> {
     const held: Grant[] = []
     for (const grant of grants) {
-      const known = await this.#parts.plans.get(grant.lease.campaign)
+      const known = await this.#parts.plans.place(grant.lease.campaign)
       if (!known) continue
       const fence = await this.#parts.scripts.redis.hget(`${known.base}:leases:${session.id}`, grant.lease.bundle)
       if (fence === String(grant.lease.fences[0])) held.push(grant)

@@ -84,7 +84,7 @@ export class Leases {
   async #byBase<P extends LeasePart>(parts: P[]): Promise<Map<string, P[]>> {
     const byBase = new Map<string, P[]>()
     for (const part of parts) {
-      const known = await this.#plans.get(part.campaign)
+      const known = await this.#plans.place(part.campaign)
       if (!known) continue
       byBase.set(known.base, [...(byBase.get(known.base) ?? []), part])
     }

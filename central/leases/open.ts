@@ -3,14 +3,12 @@
  * and the tests call openStore; nobody else makes these parts.
  */
 
-import { stat } from 'node:fs/promises'
 import type { AcceptedPage } from '../../shared/files/accepted.ts'
 import type { AttemptName } from '../../shared/files/capability.ts'
-import type { OutputRecord } from '../../shared/protocol/messages.ts'
 import { containsIndex, parseRanges } from '../../shared/ranges.ts'
 import type { CampaignStore } from '../campaigns/model.ts'
 import { Manifests } from '../publishing/manifests.ts'
-import { storedFilePath } from '../publishing/publish.ts'
+import { isKept } from '../publishing/publish.ts'
 import { makeRedis, type Temper } from '../redis.ts'
 import { Compactor } from '../work/compact.ts'
 import { Reaper } from '../work/reaper.ts'
@@ -34,7 +32,7 @@ import { Sessions } from './sessions.ts'
 import { findStarved } from './starvation.ts'
 import { openCampaignStore } from './store.ts'
 import { Tasks } from './tasks.ts'
-import { Verifier } from './verify.ts'
+import { type OutputChecker, Verifier } from './verify.ts'
 import { Waiting } from './waiting.ts'
 
 /** What the composition root gets; the parts beneath are its own business. */
@@ -108,7 +106,7 @@ export async function openStore(options: StoreOptions): Promise<OpenStore> {
   })
   const campaigns = new Campaigns({ scripts, plans, mark, signer, log, feeding: queue })
   const starved = () => findStarved({ scripts, sessions, index, siteOf: options.siteOf, timeScale })
-  const isThere = (output: OutputRecord) => isStored(outputsDir, output)
+  const isThere: OutputChecker = (output, result, isPublished) => isKept(outputsDir, result, output, isPublished)
   const verifier = new Verifier({ scripts, plans, sessions, results, mark, starved, isThere })
   return {
     store: openCampaignStore({
@@ -136,7 +134,7 @@ export async function openStore(options: StoreOptions): Promise<OpenStore> {
       await redis.ping()
     },
     async wasLeased(site, { campaign, index, fences }) {
-      const known = await plans.get(campaign)
+      const known = await plans.place(campaign)
       const past = known && (await redis.hget(`${known.base}:past:${campaign}`, String(fences[0])))
       const [holder, tasks] = past?.split('|') ?? []
       return holder === site && tasks !== undefined && containsIndex(parseRanges(tasks), index)
@@ -155,14 +153,4 @@ export async function openStore(options: StoreOptions): Promise<OpenStore> {
       for (const connection of [listener, jobs, redis]) connection.disconnect()
     },
   }
-}
-
-/** Whether an output that the centre keeps is there in the size recorded; others are not ours to look at. */
-async function isStored(outputsDir: string, output: OutputRecord): Promise<boolean> {
-  const path = storedFilePath(outputsDir, output.url)
-  if (path === null) return true
-  return stat(path).then(
-    (found) => found.size === output.sizeBytes,
-    () => false,
-  )
 }

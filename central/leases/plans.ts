@@ -87,6 +87,12 @@ export class Plans {
     return blocks
   }
 
+  /** Where a campaign lives, which is known without any of its blobs; null where no campaign of this id is. */
+  async place(id: string): Promise<{ base: string; group: string } | null> {
+    const group = this.#campaigns.get(id)?.plan.group ?? (await this.#redis.hget(GLOBAL.campaigns, id))
+    return group === null ? null : { base: groupBase(group), group }
+  }
+
   /** Null where no campaign of this id is known. */
   async get(id: string): Promise<KnownCampaign | null> {
     const cached = this.#campaigns.get(id)

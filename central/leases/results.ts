@@ -9,12 +9,13 @@ import type { Log } from '../../shared/log.ts'
 import { pack, unpack } from '../../shared/protocol/codec.ts'
 import type { Result, Verdict } from '../../shared/protocol/messages.ts'
 import type { BlobStore } from '../blobs.ts'
+import { storeRefusal } from '../redis.ts'
 import { parseStepName } from './keys.ts'
 import type { Feeding } from './leases.ts'
 import { NAMED_KEPT, namedFences } from './named.ts'
 import type { StoreEvents } from './options.ts'
 import type { Plans, StoredStep } from './plans.ts'
-import { failureRules, reasonOf } from './retries.ts'
+import { failureRules, RETRIES_UNKNOWN, reasonOf } from './retries.ts'
 import type { Scripts } from './scripts.ts'
 import type { Sessions } from './sessions.ts'
 
@@ -71,16 +72,20 @@ export class Results {
     this.#events = parts.events
   }
 
-  /** Verdicts in the order of the results. `site` is who the link proves to have sent them. */
+  /**
+   * Verdicts in the order of the results. `site` is who the link proves to have sent them. One that cannot be judged now
+   * (a blob of its campaign is gone) has no verdict, and is to be sent again: it must not hold up the others.
+   */
   async judge(site: string, results: Result[]): Promise<Verdict[]> {
-    const verdicts: Verdict['verdict'][] = new Array(results.length).fill('refused')
-    const byBase = new Map<string, { at: number; step: StoredStep; group: string }[]>()
-    for (const [at, result] of results.entries()) {
-      const known = await this.#plans.step(result.campaign, result.step)
-      if (!known) continue
-      const list = byBase.get(known.base) ?? []
-      list.push({ at, step: known.step, group: known.plan.group })
-      byBase.set(known.base, list)
+    const verdicts: (Verdict['verdict'] | null)[] = new Array(results.length).fill('refused')
+    const byBase = new Map<string, { at: number; retries: StoredStep['retries']; group: string }[]>()
+    for (const [at, { campaign, step }] of results.entries()) {
+      const place = await this.#plans.place(campaign)
+      if (!place) continue
+      const known = await this.#plans.readableStep(campaign, step)
+      const list = byBase.get(place.base) ?? []
+      list.push({ at, retries: known?.step.retries ?? RETRIES_UNKNOWN, group: place.group })
+      byBase.set(place.base, list)
     }
     for (const [base, list] of byBase) {
       const answer = await this.#scripts.run<Judged>(
@@ -88,7 +93,7 @@ export class Results {
         base,
         {
           site,
-          results: list.map(({ at, step }) => this.#scriptResult(results[at]!, step)),
+          results: list.map(({ at, retries }) => this.#scriptResult(results[at]!, retries)),
           namedMs: NAMED_KEPT.ms,
           namedMost: NAMED_KEPT.most,
         },
@@ -99,6 +104,7 @@ export class Results {
         const result = results[at]!
         const verdict = answer.verdicts[i]!
         verdicts[at] = verdict === 'done' ? await this.#compareWithWinner(result) : verdict
+        if (verdicts[at] === null) continue
         this.#events.onVerdict?.(verdicts[at]!, result.end, group)
         if (verdict === 'accepted' && result.outputs.some((output) => mustPublish(output.url, result))) {
           this.#feeding.want('publish', result.campaign, result.step)
@@ -107,16 +113,13 @@ export class Results {
       }
       await this.#followUp(answer)
     }
-    return results.map(({ campaign, step, index, fences }, at) => ({
-      campaign,
-      step,
-      index,
-      fences,
-      verdict: verdicts[at]!,
-    }))
+    return results.flatMap(({ campaign, step, index, fences }, at) => {
+      const verdict = verdicts[at]!
+      return verdict === null ? [] : [{ campaign, step, index, fences, verdict }]
+    })
   }
 
-  #scriptResult(result: Result, step: StoredStep) {
+  #scriptResult(result: Result, retries: StoredStep['retries']) {
     return {
       campaign: result.campaign,
       step: result.step,
@@ -129,7 +132,7 @@ export class Results {
       named: namedFences(result),
       reason: reasonOf(result),
       detail: detailOf(result),
-      rules: failureRules(step, this.#scale, result),
+      rules: failureRules(retries, this.#scale, result),
     }
   }
 
@@ -147,10 +150,20 @@ export class Results {
     }
   }
 
-  /** The task is done: by this attempt (a repeat), or by another one. */
-  async #compareWithWinner(result: Result): Promise<'duplicate' | 'stale'> {
-    const winner = await this.winner(result.campaign, result.step, result.index)
-    return result.end === 'done' && winner?.fences[0] === result.fences[0] ? 'duplicate' : 'stale'
+  /**
+   * The task is done: by this attempt (a repeat), or by another one, which may have been under the same lease of ours: a
+   * relay has fences of its own. Null where the winner cannot be read.
+   */
+  async #compareWithWinner(result: Result): Promise<'duplicate' | 'stale' | null> {
+    const { campaign, step, index, end, fences } = result
+    try {
+      const winner = await this.winner(campaign, step, index)
+      return end === 'done' && winner?.fences.join() === fences.join() ? 'duplicate' : 'stale'
+    } catch (error) {
+      if (storeRefusal(error)) throw error
+      this.#log.error({ err: error, task: `${campaign}/${step}/${index}` }, 'result.notJudged')
+      return null
+    }
   }
 
   #logResult(result: Result, verdict: Verdict['verdict']): void {
@@ -176,7 +189,7 @@ export class Results {
   /** Winning results of any tasks of a step. */
   async winners(campaign: string, step: string, indices: number[]): Promise<Map<number, Result>> {
     const found = new Map<number, Result>()
-    const known = await this.#plans.get(campaign)
+    const known = await this.#plans.place(campaign)
     if (!known || indices.length === 0) return found
     const key = `${known.base}:results:${campaign}:${step}`
     const missing = new Map<number, number[]>()

@@ -44,9 +44,9 @@ export function lostRules(
 }
 
 /** For an attempt that was reported as failed. */
-export function failureRules(step: StoredStep, scale: number, result: Result) {
-  const rules = rulesOf(step.retries, scale, reasonOf(result))
-  const hold = result.exitCode !== null && step.retries.holdExitCodes.includes(result.exitCode)
+export function failureRules(retries: StoredStep['retries'], scale: number, result: Result) {
+  const rules = rulesOf(retries, scale, reasonOf(result))
+  const hold = result.exitCode !== null && retries.holdExitCodes.includes(result.exitCode)
   return { ...rules, hold, site: result.site, node: result.node }
 }
 

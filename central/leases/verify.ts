@@ -9,7 +9,7 @@ import type { Result } from '../../shared/protocol/messages.ts'
 import { formatDuration } from '../../shared/quantity.ts'
 import { formatRanges, indices, parseRanges, rangesOf } from '../../shared/ranges.ts'
 import type { Finding, Starved } from '../campaigns/model.ts'
-import { storeRefusal } from '../redis.ts'
+import { storeRefusal, weakSettings } from '../redis.ts'
 import { GLOBAL, groupBase } from './keys.ts'
 import type { Mark } from './mark.ts'
 import type { KnownCampaign, Plans, StoredStep } from './plans.ts'
@@ -20,8 +20,12 @@ import type { Sessions } from './sessions.ts'
 
 const SECOND_LOOK_MS = 300
 
-/** Whether an output's bytes are where its record says. */
-export type OutputChecker = (output: Result['outputs'][number], result: Result) => Promise<boolean>
+/** Whether an output's bytes are where its record says, and under its final name where that was given. */
+export type OutputChecker = (
+  output: Result['outputs'][number],
+  result: Result,
+  isPublished: boolean,
+) => Promise<boolean>
 
 interface Bundle {
   id: string
@@ -113,9 +117,12 @@ export class Verifier {
 
   async #checkStore(): Promise<Finding[]> {
     const { halted } = await this.#parts.mark.check(null)
-    if (halted === null) return []
+    const findings = ((await weakSettings(this.#scripts.redis)) ?? []).map(({ found, expected }) =>
+      finding('the store keeps what it acknowledges', 'settings of Redis', found, expected),
+    )
+    if (halted === null) return findings
     const expected = 'none lost; look at the inventories, then: indraft admin lift-halt'
-    return [finding('acknowledged writes are there', 'the store', halted, expected)]
+    return [...findings, finding('acknowledged writes are there', 'the store', halted, expected)]
   }
 
   async #checkStarved(): Promise<Finding[]> {
@@ -149,7 +156,7 @@ export class Verifier {
       ...checkCounts(where, byState, mapOf(snapshot.counts)),
       ...checkPlaces(where, byState, snapshot),
       ...(await this.#checkLeases(where, snapshot.bundles)),
-      ...(await this.#checkWinners(where, campaign, step.name, [...byState.get('done')!])),
+      ...(await this.#checkWinners(base, campaign, step.name, [...byState.get('done')!])),
     ]
   }
 
@@ -178,7 +185,8 @@ export class Verifier {
     return findings
   }
 
-  async #checkWinners(where: string, campaign: string, step: string, done: number[]): Promise<Finding[]> {
+  async #checkWinners(base: string, campaign: string, step: string, done: number[]): Promise<Finding[]> {
+    const where = `${campaign}/${step}`
     const findings: Finding[] = []
     for (let first = 0; first < done.length; first += 1000) {
       const part = done.slice(first, first + 1000)
@@ -190,19 +198,22 @@ export class Verifier {
         )
         continue
       }
+      // Read after the winners: what is not on the list any more has its name.
+      const unpublished = new Set(await this.#scripts.redis.smembers(`${base}:publish`))
       for (const index of part) {
         const winner = winners.get(index)
         if (winner?.end !== 'done' || winner.index !== index) {
           findings.push(finding('a done task has one winning result', `${where}/${index}`, 'none', 'one'))
           continue
         }
+        const isPublished = !unpublished.has(`${campaign}|${step}|${index}`)
         for (const output of winner.outputs) {
-          if (await this.#parts.isThere(output, winner)) continue
+          if (await this.#parts.isThere(output, winner, isPublished)) continue
           findings.push(
             finding(
               "a winner's outputs are there",
               `${where}/${index} ${output.path}`,
-              'missing or of another size',
+              'missing, of another size or without its final name',
               output.url,
             ),
           )

@@ -28,19 +28,62 @@ function within(folder: string, path: string): string {
   return whole
 }
 
-/** @throws Error where a file is neither here nor published: it is tried again later */
-export async function publishOutputs(outputsDir: string, result: Result, log: Log): Promise<void> {
+/**
+ * @returns the folders that have new names, which are durable only when these are synced: once for many tasks
+ * @throws Error where a file is neither here nor published: it is tried again later
+ */
+export async function publishOutputs(outputsDir: string, result: Result, log: Log): Promise<string[]> {
+  const folders: string[] = []
   for (const output of result.outputs) {
     if (isLog(output.path)) continue
     const stored = storedFilePath(outputsDir, output.url)
-    if (stored) await linkTo(stored, publishedPath(outputsDir, result, output.path))
-    else await renameFinal(output, result)
+    if (stored) {
+      const published = publishedPath(outputsDir, result, output.path)
+      await linkTo(stored, published)
+      folders.push(...foldersBetween(outputsDir, published))
+    } else {
+      const final = await renameFinal(output, result)
+      if (final) folders.push(dirname(final))
+    }
     failpoint('output.published')
   }
   log.debug(
     { task: `${result.campaign}/${result.step}/${result.index}`, outputs: result.outputs.length },
     'task.published',
   )
+  return folders
+}
+
+/** Those of a file up to this one. */
+function foldersBetween(root: string, path: string): string[] {
+  const folders: string[] = []
+  for (let at = dirname(path); at.length >= root.length; at = dirname(at)) folders.push(at)
+  return folders
+}
+
+/**
+ * Whether an output that the centre keeps is there in the size recorded, and under its final name too unless that is
+ * still to be given; others are not ours to look at.
+ */
+export async function isKept(
+  outputsDir: string,
+  result: Result,
+  output: OutputRecord,
+  isPublished: boolean,
+): Promise<boolean> {
+  const stored = storedFilePath(outputsDir, output.url)
+  if (stored === null) return true
+  const named = isPublished && !isLog(output.path)
+  const places = named ? [stored, publishedPath(outputsDir, result, output.path)] : [stored]
+  const sizes = await Promise.all(
+    places.map((path) =>
+      stat(path).then(
+        ({ size }) => size,
+        () => -1,
+      ),
+    ),
+  )
+  return sizes.every((size) => size === output.sizeBytes)
 }
 
 async function linkTo(from: string, to: string): Promise<void> {
@@ -57,9 +100,10 @@ async function linkTo(from: string, to: string): Promise<void> {
   }
 }
 
-async function renameFinal(output: OutputRecord, result: Result): Promise<void> {
+/** @returns the final name, null where another gives it */
+async function renameFinal(output: OutputRecord, result: Result): Promise<string | null> {
   const suffix = `.attempt-${result.fences.join('-')}`
-  if (result.fences.length !== 1 || !output.url.startsWith('file://') || !output.url.endsWith(suffix)) return
+  if (result.fences.length !== 1 || !output.url.startsWith('file://') || !output.url.endsWith(suffix)) return null
   const written = fileURLToPath(output.url)
   const final = written.slice(0, -suffix.length)
   try {
@@ -68,4 +112,5 @@ async function renameFinal(output: OutputRecord, result: Result): Promise<void> 
     if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
     await stat(final)
   }
+  return final
 }

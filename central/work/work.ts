@@ -6,6 +6,7 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import { type Job, Queue, Worker } from 'bullmq'
 import type { Redis } from 'ioredis'
+import { syncFolder } from '../../shared/files/durable.ts'
 import { openTasks } from '../../shared/lifecycle.ts'
 import type { Log } from '../../shared/log.ts'
 import type { Feeder } from '../leases/feeding.ts'
@@ -225,17 +226,17 @@ export class Work {
     const { scripts, results, outputsDir, log } = this.#parts
     const key = `${base}:publish`
     const names = await scripts.redis.srandmember(key, PUBLISH_BATCH)
-    let published = 0
+    const published: string[] = []
+    const folders = new Set<string>()
     for (const name of names) {
       const [id = '', step = '', index = ''] = name.split('|')
       try {
         const result = await results.winner(id, step, Number(index))
         if (result?.outputs.some((output) => mustPublish(output.url, result))) {
-          await publishOutputs(outputsDir, result, log)
+          for (const folder of await publishOutputs(outputsDir, result, log)) folders.add(folder)
         }
-        await scripts.redis.srem(key, name)
+        published.push(name)
         this.#unpublished.delete(name)
-        published++
       } catch (error) {
         if (storeRefusal(error)) throw error
         // A file that is not there may be missing with every sweep from now on.
@@ -244,7 +245,10 @@ export class Work {
         this.#unpublished.add(name)
       }
     }
-    if (published === PUBLISH_BATCH) this.#queue.want('publish', campaign, '')
+    // Nobody would give the names again that a power cut took, were they off the list.
+    await Promise.all([...folders].map(syncFolder))
+    if (published.length > 0) await scripts.redis.srem(key, ...published)
+    if (published.length === PUBLISH_BATCH) this.#queue.want('publish', campaign, '')
   }
 }
 

@@ -11,6 +11,7 @@ import type { Readable } from 'node:stream'
 import { IndraftError } from '../errors.ts'
 import type { AttemptName } from './capability.ts'
 import { checksumFile, sameChecksum, startChecksum } from './checksum.ts'
+import { syncFolder } from './durable.ts'
 
 /** Content that can be read, whole or in part. */
 export interface StoredFile {
@@ -261,13 +262,4 @@ async function makeFolder(folder: string, root: string): Promise<void> {
   if (first === undefined) return
   for (let at = folder; at.length >= first.length; at = dirname(at)) await syncFolder(at)
   if (first.length > root.length) await syncFolder(dirname(first))
-}
-
-async function syncFolder(path: string): Promise<void> {
-  const folder = await open(path, 'r')
-  try {
-    await folder.sync()
-  } finally {
-    await folder.close()
-  }
 }

@@ -253,6 +253,10 @@ test.each(['kept.txt', 'shared.txt'])(
     expect(published()).toEqual(all)
     expect(await lab.redis.scard(`${base}:publish`)).toBe(0)
     await clean()
+    rmSync(join(lab.folder, 'outputs/published', id, 'a/1/kept.txt'))
+    expect(await next.store.verify()).toMatchObject([
+      { invariant: "a winner's outputs are there", where: `${id}/a/1 kept.txt` },
+    ])
   },
 )
 

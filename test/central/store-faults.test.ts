@@ -251,6 +251,19 @@ test('stale fence - a result under a fence that was never given, or of another s
   await clean()
 })
 
+test('two attempts under one lease of ours - a relay tried again, and only the one that won is a repeat', async () => {
+  await seed(1)
+  const relay = await new TestHolder(lab.dispatcher, { role: 'relay' }).hello()
+  await relay.pull(1)
+  const [result] = relay.allResults()
+  const attempt = (own: number, more = {}) => [{ ...result!, fences: [result!.fences[0]!, own], ...more }]
+  expect(await relay.verdicts(attempt(1))).toEqual(['accepted'])
+  expect(await relay.verdicts(attempt(2))).toEqual(['stale'])
+  // The same attempt told otherwise, as by a relay that read its journal again.
+  expect(await relay.verdicts(attempt(1, { wallMs: 1001 }))).toEqual(['duplicate'])
+  await clean()
+})
+
 test('cancel in flight - a lease that ends by silence is cancelled, not retried', async () => {
   const id = await seed(4)
   const pilot = await new TestHolder(lab.dispatcher).hello()
@@ -557,10 +570,12 @@ test('a wall clock an hour ahead for a while - sweeps go on when it is back', as
 })
 
 test('blobs of a campaign that are gone - are said, and hold up neither other campaigns nor the ends of leases', async () => {
-  const lost = await seed(2, 'lost')
+  const lost = await seed(4, 'lost')
   const pilot = await new TestHolder(lab.dispatcher).hello()
-  await pilot.pull(1)
+  await pilot.pull(3)
   await pilot.startAll()
+  const mine = [...pilot.leases.values()]
+  const [won, failed] = pilot.allResults()
   rmSync(await planPath(lost))
   // A process that has never read it.
   const next = await lab.reopen()
@@ -570,14 +585,49 @@ test('blobs of a campaign that are gone - are said, and hold up neither other ca
   const other = await new TestHolder(next.dispatcher, { name: 'other' }).hello()
   const { grants } = await other.pull(2)
   expect(grants.map(({ lease }) => lease.campaign)).toEqual([good.id])
-  expect(await other.verdicts(other.allResults())).toEqual(['accepted'])
+  await other.beat({ started: [...mine, ...other.leases.values()] })
+  const exit = { end: 'failed' as const, reason: 'payload.exit' as const, exitCode: 3 }
+  const mixed = [won!, { ...failed!, ...exit }, ...other.allResults()]
+  expect(await other.verdicts(mixed)).toEqual(['accepted', 'accepted', 'accepted'])
   expect((await next.store.list([GROUP])).map(({ name }) => name)).toEqual(['good'])
   const bye = { session: pilot.holder.welcome!.session, code: 700, reason: 'test', returned: [] }
   await next.dispatcher.onBye({ site: 'ALPHA' }, bye)
-  expect(await counts(lost)).toEqual({ queued: 2 })
+  // What failed waits for a person: nobody knows how often it may be tried.
+  expect(await counts(lost)).toEqual({ done: 1, held: 1, queued: 2 })
   expect(await next.store.verify()).toEqual([
     { invariant: 'a campaign has its plan', where: lost, found: 'no plan', expected: 'a plan in the blob store' },
   ])
+})
+
+test('a block of results that is gone - what would be compared with it has no verdict yet, and holds up no other', async () => {
+  const id = await seed(2)
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  await pilot.pull(2)
+  const results = pilot.allResults()
+  await pilot.verdicts(results)
+  await lab.work.start()
+  const block = await vi.waitFor(async () => {
+    const digest = await lab.redis.hget(`indraft:{${GROUP}}:blocks:${id}:a`, '0')
+    expect(digest).toBeTruthy()
+    return digest!.slice('sha256:'.length)
+  }, 10_000)
+  rmSync(join(lab.folder, 'blobs', block.slice(0, 2), block))
+  await seed(1, 'good')
+  await pilot.pull(1)
+  expect(await pilot.verdicts([...results, ...pilot.allResults()])).toEqual(['accepted'])
+})
+
+test.each([
+  ['appendonly', 'no', 'yes'],
+  ['appendfsync', 'everysec', 'always'],
+  ['maxmemory-policy', 'allkeys-lru', 'noeviction'],
+])('a store that is set to forget (%s %s) - is said by verify', async (name, found, expected) => {
+  await clean()
+  await lab.redis.config('SET', name, found)
+  const verified = await lab.store.verify()
+  await lab.redis.config('SET', name, expected)
+  expect(verified).toMatchObject([{ found: `${name} ${found}`, expected: `${name} ${expected}` }])
+  await clean()
 })
 
 test('work whose processes died with it, again and again - is taken up by the next, and is no failure', async () => {
