@@ -281,6 +281,18 @@ describe('leaving', () => {
     expect(script.byes[0]).toMatchObject({ code: 300, reason: 'no work' })
   })
 
+  test('leaving - one that is given nothing but what is refused here leaves like one that is given nothing', async () => {
+    const pull = script.onPull.bind(script)
+    script.onPull = async (peer, message) => {
+      if (message.offer.length > 0) give({ group: '/others' }, '0')
+      return await pull(peer, message)
+    }
+    const pilot = await start({ allowGroups: ['/vo.example/prod'], idleBefore: '1500ms' })
+    expect(await pilot.finished).toBe(300)
+    expect(script.results[0]).toMatchObject({ reason: 'policy.refused' })
+    expect(script.beats.at(-1)).toMatchObject({ counters: { tasks_started: 0 } })
+  })
+
   test('leaving - the time of the node test is not idle time: work is asked for after it all the same', async () => {
     // What the node test does first takes longer than the pilot has patience without work.
     const binary = join(site.folder, 'apptainer')

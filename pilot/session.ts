@@ -54,6 +54,8 @@ const DRAIN_TICK_MS = 50
 /** Between pulls that brought nothing, whatever the dispatcher says. */
 const LEAST_PAUSE_MS = 50
 const MOST_PAUSE_MS = 60_000
+/** After a pull that brought nothing but what is refused here: the dispatcher hears of it first. */
+const REFUSED_PAUSE_MS = 1000
 /** Of payloads that are ended when the pilot leaves, and of a bye that is in a hurry. */
 const LEAVING = { payloadsMs: 1000, byeMs: 1000 } as const
 /** Parts given back in one message. */
@@ -101,8 +103,8 @@ export class Session {
       ...options,
       taskLimit: config.taskLimit,
       mayStart: () => this.#mayTake,
-      onChanged: () => {
-        this.#idleSinceMs = clock.monotonicMs()
+      onChanged: (isWork) => {
+        if (isWork) this.#idleSinceMs = clock.monotonicMs()
         this.#reports.wake()
         this.#wake()
       },
@@ -334,6 +336,8 @@ export class Session {
     for (const grant of refused) await this.#work.refuse(grant)
     if (refused.length > 0) this.#reports.wake()
     this.#work.settle(reply.verdicts)
+    // What may not run here is no work: a pilot that is given nothing else leaves, and meanwhile does not ask without end.
+    if (refused.length > 0 && refused.length === reply.grants.length) return REFUSED_PAUSE_MS
     if (reply.grants.length > 0) {
       this.#idleSinceMs = clock.monotonicMs()
       log.debug({ grants: reply.grants.length, sequence: reply.sequence }, 'work.granted')

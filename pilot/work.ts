@@ -34,8 +34,8 @@ export interface WorkOptions {
   outbox: Outbox
   around: PayloadAround
   mayStart: () => boolean
-  /** Room became free, or a result is in the outbox. */
-  onChanged: () => void
+  /** Room became free, a result is in the outbox, or it left it; `isWork` where that is of something that ran here. */
+  onChanged: (isWork: boolean) => void
   /** These ends may mean that the disk is bad. */
   onDiskSuspected: () => void
   /** Every end, before it is on disk. */
@@ -225,7 +225,7 @@ export class Work {
       }
       lease.running--
       lease.sawRunTime(attempt.elapsedMs)
-      this.#options.onChanged()
+      this.#options.onChanged(true)
     }
     void attempt.run().then((result) => this.#onFinished(attempt, lease, result))
   }
@@ -243,7 +243,7 @@ export class Work {
     failpoint('outbox.written')
     this.#running.delete(attempt)
     if (result.reason === 'node.scratchFull' || result.reason === 'node.fault') onDiskSuspected()
-    onChanged()
+    onChanged(true)
   }
 
   /** Each task of a refused grant fails singly, so that the centre hears why. */
@@ -264,15 +264,16 @@ export class Work {
   settle(verdicts: readonly Verdict[]): void {
     const { outbox, leases, log } = this.#options
     outbox.acknowledged(verdicts)
+    let isWork = false
     for (const verdict of verdicts) {
       const ref = verdict as unknown as AttemptRef
       leases.settle(ref)
       const path = attemptPath(ref)
       this.#unacknowledged.get(path)?.acknowledge(verdict.verdict)
-      this.#unacknowledged.delete(path)
+      isWork = this.#unacknowledged.delete(path) || isWork
       log.debug({ attempt: path, verdict: verdict.verdict }, 'result.acknowledged')
       if (verdict.verdict !== 'accepted') log.info({ ...verdict, attempt: path }, 'result.notAccepted')
     }
-    if (verdicts.length > 0) this.#options.onChanged()
+    if (verdicts.length > 0) this.#options.onChanged(isWork)
   }
 }
