@@ -6,7 +6,7 @@ import { lstat, mkdir, realpath } from 'node:fs/promises'
 import { join } from 'node:path'
 import { type ErrorCode, IndraftError } from '../shared/errors.ts'
 import { safeParts } from '../shared/files/attempt-files.ts'
-import { prepareControl } from './container.ts'
+import { prepareControl, wasReached } from './container.ts'
 
 /** Where an attempt's logs stand among its files; nothing else may. */
 export const LOG_FOLDER = '.log'
@@ -17,8 +17,9 @@ export class AttemptFolder {
   readonly temporary: string
   /** For the wrapper and its status. */
   readonly control: string
-  /** Where the container runtime unpacks an image that it cannot mount. */
+  /** For what the container runtime puts aside while it starts. */
   readonly unpack: string
+  #untouched = ''
 
   constructor(path: string) {
     this.path = path
@@ -32,7 +33,13 @@ export class AttemptFolder {
     const { path, work, temporary, unpack, control } = this
     await mkdir(path, { recursive: true, mode: 0o700 })
     const folders = [work, temporary, unpack].map((folder) => mkdir(folder, { mode: 0o700 }))
-    await Promise.all([...folders, prepareControl(control)])
+    await Promise.all(folders)
+    this.#untouched = await prepareControl(control)
+  }
+
+  /** The payload's own program was reached, whatever it did to the wrapper's word of that. */
+  async isReached(): Promise<boolean> {
+    return await wasReached(this.control, this.#untouched)
   }
 
   /** Where a payload can write, all of which counts as its scratch. */

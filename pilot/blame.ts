@@ -2,12 +2,14 @@
  * Why an attempt did not end well, and with that whose fault it was: the payload's, its step's, the node's, or that of
  * what else runs there. What was ordered before explains whatever failed after it; that is the caller's to look at.
  */
-import { statfs } from 'node:fs/promises'
+import { rm, writeFile } from 'node:fs/promises'
 import { constants as osConstants } from 'node:os'
+import { join } from 'node:path'
 import { type ErrorCode, IndraftError } from '../shared/errors.ts'
 import { formatBytes } from '../shared/quantity.ts'
 import type { AttemptFolder } from './attempt-folder.ts'
 import type { Runtime } from './container.ts'
+import type { ImageDigests } from './image-digest.ts'
 import type { ImageStore } from './images.ts'
 import { blameOf, type OomCounts, type OomKills } from './oom.ts'
 import { folderBytes, MEASURE_AT_MOST_MS, type Watcher } from './watch.ts'
@@ -17,8 +19,6 @@ export interface Exit {
   status: WrapperStatus
   exitCode: number | null
   signal: string | null
-  /** The status of the container runtime itself. */
-  runtimeExitCode: number | null
   /** The end of what it wrote. */
   said: string
 }
@@ -31,6 +31,7 @@ export interface Circumstances {
   folder: AttemptFolder
   runtime: Runtime
   images: ImageStore
+  digests: ImageDigests
   watcher: Watcher
   oom: OomKills
   /** As it was when the payload started. */
@@ -41,21 +42,28 @@ export interface Circumstances {
 export async function judgeExit(exit: Exit, around: Circumstances): Promise<void> {
   const { status, signal, exitCode } = exit
   if (!status.started) {
-    const { reason, detail } = around.runtime.explain(exit.said, exit.runtimeExitCode)
+    const { reason, detail } = around.runtime.explain(exit.said)
     if (reason === 'image.damaged') await around.images.distrust(around.image)
     throw new IndraftError(reason, detail)
   }
   if (status.softwareFailed !== null) throw new IndraftError('software.failed', status.softwareFailed)
   if (status.noCommand) throw new IndraftError('payload.noCommand', `no command "${around.command}"`)
   if (signal === 'SIGKILL') await blameKernel(around)
-  if (signal !== null) throw new IndraftError('payload.signal', `ended by ${signal}`)
-  if (exitCode === null) throw new IndraftError('payload.signal', 'ended without an exit status')
   if (exitCode === 0) return
-  // A program that fails on a full disk is not to blame for the disk.
-  if (await isFull(around.folder.path)) {
-    throw new IndraftError('node.scratchFull', `exit status ${exitCode}, no space left`)
+  const end = signal !== null ? `ended by ${signal}` : `exit status ${exitCode ?? 'unknown'}`
+  // A program that fails on a full disk is not to blame for the disk, nor for an image that cannot be read.
+  const full = await fullness(around.folder.path)
+  if (full !== null) throw new IndraftError('node.scratchFull', `${end}; ${full}`)
+  if (mayBeDamage(exit) && (await around.digests.isSpoilt(around.image))) {
+    await around.images.distrust(around.image)
+    throw new IndraftError('image.damaged', `${end}; the image is not what it was, or cannot be read`)
   }
-  throw new IndraftError('payload.exit', `exit status ${exitCode}`)
+  throw new IndraftError(signal === null && exitCode !== null ? 'payload.exit' : 'payload.signal', end)
+}
+
+/** How it shows that part of a program cannot be read: by the shell, by the kernel, or in the program's own words. */
+function mayBeDamage({ exitCode, signal, said }: Exit): boolean {
+  return exitCode === 126 || signal === 'SIGBUS' || /input\/output error/i.test(said)
 }
 
 /** A kill that nobody here ordered may be the kernel's, for want of memory. @throws IndraftError with whose it was */
@@ -95,12 +103,23 @@ export function signalOf(exitCode: number | null): string | null {
   return Object.entries(osConstants.signals).find(([, value]) => value === number)?.[0] ?? null
 }
 
-/** Less than this is left on the file system for an ordinary user. */
+/** Where less can be written the disk is full. */
 const FULL_BYTES = 64 * 1024
 
-async function isFull(folder: string): Promise<boolean> {
-  const disk = await statfs(folder).catch(() => null)
-  return disk !== null && disk.blocks > 0 && disk.bavail * disk.bsize < FULL_BYTES
+/**
+ * What keeps a small file from being written, where that is want of space, of inodes or of quota; null otherwise. Tried,
+ * because a file system's own figures say nothing of quotas.
+ */
+async function fullness(folder: string): Promise<string | null> {
+  const probe = join(folder, 'probe')
+  try {
+    await writeFile(probe, Buffer.alloc(FULL_BYTES, 1), { mode: 0o600, flush: true })
+    return null
+  } catch (error) {
+    return saysFull(error) ? (error as Error).message : null
+  } finally {
+    await rm(probe, { force: true }).catch(() => {})
+  }
 }
 
 /** A disk that is full, by the system's code or in the words of a program that was asked to make something. */

@@ -295,17 +295,14 @@ describe('payloads', () => {
     expect(unable.sealing({ gpus: share }).gpus).toBe('shared')
   })
 
-  test('container - that never starts ends as the container’s fault, by its walltime or before', async () => {
+  test('container - that never starts ends as the container’s fault, whatever the walltime', async () => {
     const runtime = (await probe(standIn('apptainer version 1.4.5', '--nothing', 'exec sleep 60')))!
-    const run = (walltimeMs: number, stageTimeoutMs: number) =>
-      site
-        .attempt({ image, needs: { ...makeTemplate().needs, walltimeMs } }, {}, { runtimes: [runtime], stageTimeoutMs })
-        .run()
-    expect(await run(300, 60_000)).toMatchObject({
+    const needs = { ...makeTemplate().needs, walltimeMs: 100 }
+    const around = { runtimes: [runtime], stageTimeoutMs: 600 }
+    expect(await site.attempt({ image, needs }, {}, around).run()).toMatchObject({
       reason: 'container.failed',
-      detail: expect.stringContaining('walltime'),
+      detail: expect.stringContaining('600'),
     })
-    expect(await run(60_000, 300)).toMatchObject({ reason: 'container.failed', detail: expect.stringContaining('300') })
   })
 
   test('container - an image by registry is refused where the node reaches none, and left to the runtime where it does', async () => {

@@ -7,12 +7,13 @@
  * not collected. Sites that mind set hostRuntime to false.
  */
 import { constants } from 'node:fs'
-import { mkdir, open, writeFile } from 'node:fs/promises'
+import { lstat, mkdir, open, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { execa } from 'execa'
 import type { ErrorCode } from '../shared/errors.ts'
 import type { Offline } from './offline.ts'
 import { checkImage, type ImageRefusal, isSif } from './sif.ts'
+import { UnpackedImages } from './unpacked.ts'
 import { WRAPPER } from './wrapper.ts'
 
 /** GPUs that are one payload's own. */
@@ -38,6 +39,8 @@ export interface Sealing {
 export interface Launch {
   /** Ignored by the host runtime. */
   image: string
+  /** The image unpacked, where the runtime cannot mount it. */
+  root?: string | null
   argv: readonly string[]
   /** The payload's whole environment, PATH only where the template says so. */
   env: Readonly<Record<string, string>>
@@ -47,7 +50,7 @@ export interface Launch {
   work: string
   temporary: string
   control: string
-  /** Where the container runtime unpacks an image that it cannot mount. */
+  /** For what the container runtime puts aside while it starts. */
   unpack: string
   /** Null where it asked for none; then it sees none, as far as this runtime can see to that. */
   gpus?: GpuShare | null
@@ -82,13 +85,15 @@ export interface Runtime {
   readonly name: string
   /** What keeps this image from being started here, as far as it can be told beforehand. */
   refusal(image: string): Promise<ImageRefusal | null>
+  /** Image files unpacked for `Launch.root`; null where they are mounted, or none can be run. */
+  readonly unpacked: UnpackedImages | null
   start(launch: Launch): Started
   /** What start() will do about the rest of the node. */
   sealing(launch: Pick<Launch, 'network' | 'gpus'>): Sealing
   /** Folders as the payload sees them. */
   view(launch: Pick<Launch, 'work' | 'temporary'>): { work: string; temporary: string }
-  /** Why the wrapper left no word, from what the runtime said and the status it ended with. */
-  explain(said: string, exitCode: number | null): ImageRefusal
+  /** Why the wrapper was not reached, from what the runtime said. */
+  explain(said: string): ImageRefusal
 }
 
 export const STATUS_NAME = 'status'
@@ -96,10 +101,28 @@ const WRAPPER_NAME = 'run'
 /** The wrapper writes some hundred bytes; a payload can write there as well, and what it likes. */
 const STATUS_BYTES = 16 * 1024
 
-/** Puts the wrapper into an attempt's control folder. */
-export async function prepareControl(control: string): Promise<void> {
+/** Puts the wrapper into an attempt's control folder, and an empty status. @returns how this looks, for wasReached */
+export async function prepareControl(control: string): Promise<string> {
   await mkdir(control, { mode: 0o700 })
   await writeFile(join(control, WRAPPER_NAME), WRAPPER, { mode: 0o500 })
+  await writeFile(join(control, STATUS_NAME), '', { mode: 0o600 })
+  return await looksOf(control)
+}
+
+/** Whether the wrapper was reached. A payload can empty the status file or remove it, but not make it untouched again. */
+export async function wasReached(control: string, untouched: string): Promise<boolean> {
+  return (await looksOf(control)) !== untouched
+}
+
+/** @throws as lstat, except where it is gone */
+async function looksOf(control: string): Promise<string> {
+  try {
+    const { ino, size, ctimeNs } = await lstat(join(control, STATUS_NAME), { bigint: true })
+    return `${ino} ${size} ${ctimeNs}`
+  } catch (error) {
+    if (['ENOENT', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? '')) return 'gone'
+    throw error
+  }
 }
 
 /** The status file's beginning; nothing where a payload put something else in its place. Never waits, never follows. */
@@ -164,6 +187,7 @@ export function hostRuntime(path: string, offline: Offline | null = null): Runti
     kind: 'host',
     name: 'host',
     refusal: async () => null,
+    unpacked: null,
     start: (launch) => {
       const wrapper = ['/bin/sh', join(launch.control, WRAPPER_NAME), join(launch.control, STATUS_NAME)]
       const [file, ...args] = [...(isOffline(launch) ? (offline?.words ?? []) : []), ...wrapper, ...launch.argv]
@@ -226,6 +250,7 @@ export function containerRuntime(options: ContainerOptions): Runtime {
   const { binary, env } = options
   const isApptainer = /apptainer/.test(options.version)
   const prefix = isApptainer ? 'APPTAINERENV_' : 'SINGULARITYENV_'
+  const unpacks = options.sif.how === 'unpacked' || options.sif.how === 'unsquash'
   return {
     kind: 'container',
     name: options.version,
@@ -242,6 +267,7 @@ export function containerRuntime(options: ContainerOptions): Runtime {
       if (refused || options.sif.how !== 'none' || !(await isSif(image))) return refused
       return { reason: 'container.failed', detail: `only unpacked images run on this node: ${options.sif.why}` }
     },
+    unpacked: unpacks ? new UnpackedImages({ binary, env, explain: explainContainer }) : null,
     start: (launch) => {
       const inside: Record<string, string> = {}
       const variables = { ...launch.env, ...gpuVariables(launch.gpus), ...launch.marker }
@@ -255,7 +281,7 @@ export function containerRuntime(options: ContainerOptions): Runtime {
         ...containerArguments(options),
         ...(isOffline(launch) ? (options.offline ?? []) : []),
         ...(hasGpus(launch) ? [GPU_OPTIONS[launch.gpus.vendor], ...covering(options.cover, launch.gpus.covered)] : []),
-        ...(options.sif.how === 'unsquash' ? ['--unsquash'] : []),
+        ...(options.sif.how === 'unsquash' && !launch.root ? ['--unsquash'] : []),
         '--workdir',
         launch.temporary,
         '--home',
@@ -264,7 +290,7 @@ export function containerRuntime(options: ContainerOptions): Runtime {
         '--bind',
         `${launch.control}:${INSIDE.control}`,
         ...(launch.binds ?? []).flatMap((bind) => ['--bind', bind]),
-        launch.image,
+        launch.root ?? launch.image,
         '/bin/sh',
         `${INSIDE.control}/${WRAPPER_NAME}`,
         `${INSIDE.control}/${STATUS_NAME}`,
@@ -279,11 +305,7 @@ export function containerRuntime(options: ContainerOptions): Runtime {
       ...(hasGpus(launch) ? { gpus: options.cover && launch.gpus.isAlone ? 'own' : 'shared' } : {}),
     }),
     view: () => ({ work: INSIDE.work, temporary: INSIDE.temporary }),
-    explain: (said, exitCode) => {
-      // The runtime's own failures are 255 and have words; without these the wrapper ran, and its word was done away with.
-      if (exitCode === null || exitCode === 255 || /FATAL|error|unknown flag/i.test(said)) return explainContainer(said)
-      return { reason: 'payload.signal', detail: 'ended without a status: the payload removed it' }
-    },
+    explain: explainContainer,
   }
 }
 
@@ -323,7 +345,7 @@ const SAID: readonly (readonly [RegExp, ErrorCode])[] = [
   [/image.*architecture|exec format error|could not run on the host/i, 'image.architecture'],
   // Before image.missing: a file that is no image "could not be opened" as well.
   [
-    /image format not recognized|squashfs image|squashfs superblock|filesystem corruption|input\/output error|invalid SIF|not a valid (?:SIF|image)|exec \/bin\/sh failed|FATAL:\s+permission denied|destination \S+ doesn't exist in container/i,
+    /image format not recognized|squashfs image|squashfs superblock|uncompress failed|filesystem corruption|input\/output error|invalid SIF|not a valid (?:SIF|image)|exec \/bin\/sh failed|FATAL:\s+permission denied|destination \S+ doesn't exist in container/i,
     'image.damaged',
   ],
   [

@@ -3,7 +3,7 @@
  * Everything it starts ends with it; results that no dispatcher has stay in its folder for the next pilot.
  */
 import { randomUUID } from 'node:crypto'
-import { rm, writeFile } from 'node:fs/promises'
+import { writeFile } from 'node:fs/promises'
 import { join, resolve } from 'node:path'
 import { type Clock, systemClock } from '../shared/clock.ts'
 import { IndraftError } from '../shared/errors.ts'
@@ -19,7 +19,7 @@ import { type BatchEnvironment, credentialPaths, type PilotConfig, readBatchEnvi
 import type { Runtime } from './container.ts'
 import type { Gpus } from './gpus.ts'
 import { isDoneWithin } from './hanging.ts'
-import { adoptDead, startGuard, takeHome, takeScratch } from './home.ts'
+import { adoptDead, removeFolder, startGuard, takeHome, takeScratch } from './home.ts'
 import { ImageDigests } from './image-digest.ts'
 import { ImageStore } from './images.ts'
 import { expiryClock, Leases } from './leases.ts'
@@ -246,7 +246,8 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
       // Every disk may be out of reach by now: the next pilot of this node removes what is left.
       return code
     }
-    if (outbox.size === 0) await rm(home.folder, { recursive: true, force: true }).catch(() => {})
+    // Unpacked images hold folders that not even their owner may write.
+    await removeFolder(outbox.size === 0 ? home.folder : home.blobsFolder, log)
     return code
   }
   const finished = live()

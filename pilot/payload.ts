@@ -67,7 +67,7 @@ const MOST_OUTPUTS = 100
 const LOG_GIVE_UP_MS = 30_000
 const LOG_LEAVING_MS = 3000
 
-const START_LOOK_MS = { first: 100, longest: 3000 }
+const START_LOOK_MS = { first: 100, longest: 1000 }
 /** Whose fault it is that the wrapper was not reached in time. */
 const NOT_STARTED = { container: 'container.failed', host: 'node.fault' } as const satisfies Record<string, ErrorCode>
 
@@ -91,9 +91,6 @@ export class Attempt {
   #state: AttemptState = 'accepted'
   #end: EndReason | undefined
   #watched: Watched | undefined
-  #runtimeExitCode: number | null = null
-  /** The wrapper was seen to run. */
-  #isStarted = false
   #exited = new AbortController()
   #stdout: CappedLog | undefined
   #stderr: CappedLog | undefined
@@ -101,6 +98,7 @@ export class Attempt {
   #oomBefore: OomCounts
   #startedAtMs: number | undefined
   #result: ResultBody
+  #release = () => {}
   /** Called when the attempt's state changes: room may have become free. */
   onChanged: () => void = () => {}
 
@@ -161,6 +159,7 @@ export class Attempt {
     } catch (error) {
       this.#fail(error)
     }
+    this.#release()
     const result: Result = { ...this.#result, ...this.work.ref }
     this.#event('attempt.ended', {
       end: result.end,
@@ -211,6 +210,7 @@ export class Attempt {
     this.#log.debug({ runtime: runtime.name, folder: this.#folder.path }, 'attempt.prepared')
     const transfer = this.#transfer(this.#ending.signal)
     const prepared = await prepare(planned, this.work, this.path, this.#around, this.#folder, transfer)
+    this.#release = prepared.release
     const { inputs } = this.work.template
     const { manifests } = this.work.bundle
     await fetchInputs({ inputs, manifests, values, work: this.#folder.work, blobsFolder, transfer })
@@ -246,20 +246,14 @@ export class Attempt {
     const { watcher, clock, trace } = this.#around
     const { started, launch } = await this.#start(runtime, prepared)
     if (started.pid !== undefined) this.#onStarted(started.pid, runtime, launch)
-    void this.#watchStart(prepared.control, NOT_STARTED[runtime.kind])
+    void this.#watchStart(NOT_STARTED[runtime.kind])
     const end = await this.#exit(started)
-    this.#runtimeExitCode = end?.exitCode ?? null
     this.#exited.abort()
     failpoint('payload.ended')
     if (this.#watched) watcher.release(this.#watched)
     if (end?.failure) throw spawnError(end.failure)
     const status = parseStatus(await readStatus(prepared.control))
-    status.started ||= this.#isStarted
-    // Time that the payload never had is not its own, whatever ran out.
-    if (!status.started && this.#end?.reason.startsWith('payload.')) {
-      const detail = `${this.#end.reason} before the payload had started`
-      this.#end = { ...this.#end, reason: NOT_STARTED[runtime.kind], detail }
-    }
+    status.started ||= await this.#folder.isReached()
     const usage = this.#watched!.usage
     Object.assign(this.#result, {
       wallMs: Math.round(clock.monotonicMs() - this.#startedAtMs!),
@@ -345,16 +339,18 @@ export class Attempt {
     })
   }
 
-  /** Notes that the wrapper was reached, whatever the payload does to its status later; ends what is not in time. */
-  async #watchStart(control: string, reason: ErrorCode): Promise<void> {
-    const { clock, stageTimeoutMs } = this.#around
+  /** The payload's limits count from when its wrapper is reached; what is not reached in time is ended. */
+  async #watchStart(reason: ErrorCode): Promise<void> {
+    const { clock, stageTimeoutMs, watcher } = this.#around
     const sinceMs = clock.monotonicMs()
     const { signal } = this.#exited
+    const watched = this.#watched
+    if (!watched) return
     for (let pauseMs = START_LOOK_MS.first; ; pauseMs = Math.min(2 * pauseMs, START_LOOK_MS.longest)) {
       await clock.sleep(pauseMs, signal)
       if (signal.aborted) return
-      this.#isStarted ||= parseStatus(await readStatus(control)).started
-      if (this.#isStarted) return
+      // A file system that does not answer is met again when it ends.
+      if (await this.#folder.isReached().catch(() => false)) return watcher.begin(watched)
       if (clock.monotonicMs() - sinceMs < stageTimeoutMs) continue
       return this.end(reason, `the payload had not started after ${formatDuration(stageTimeoutMs)}`)
     }
@@ -385,10 +381,10 @@ export class Attempt {
     this.#result.tail = said === '' ? null : said
     this.#stopIfEnding()
     const { exitCode, signal } = this.#result
-    const exit = { status, exitCode, signal, runtimeExitCode: this.#runtimeExitCode, said }
-    const { images, watcher, oom } = this.#around
+    const exit = { status, exitCode, signal, said }
+    const { images, digests, watcher, oom } = this.#around
     await judgeExit(exit, {
-      ...{ attempt: this.path, image, runtime, images, watcher, oom, oomBefore: this.#oomBefore },
+      ...{ attempt: this.path, image, runtime, images, digests, watcher, oom, oomBefore: this.#oomBefore },
       command: this.work.template.command[0]!,
       folder: this.#folder,
     })

@@ -2,11 +2,12 @@
  * From signed work to a payload that can be started: what it runs, as whom it is spoken to (its environment), in which
  * image, with which software at hand. First what can be said without touching anything, then the rest.
  */
-import { writeFile } from 'node:fs/promises'
+import { statfs, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { IndraftError } from '../shared/errors.ts'
+import { IndraftError, isIndraftError } from '../shared/errors.ts'
 import { expand, type Values, valuesOf } from '../shared/expand.ts'
 import type { AttemptRef } from '../shared/ids.ts'
+import type { Log } from '../shared/log.ts'
 import type { BundleBody, TemplateBody } from '../shared/protocol/work.ts'
 import type { AttemptFolder } from './attempt-folder.ts'
 import type { Launch, Runtime } from './container.ts'
@@ -14,8 +15,10 @@ import type { Transfer } from './drivers.ts'
 import type { ImageStore } from './images.ts'
 import { enforceImagePath } from './policy.ts'
 import { ATTEMPT_VARIABLE, RUN_VARIABLE } from './processes.ts'
+import { isSif } from './sif.ts'
 import { repositoriesOf, softwareScript, touchSoftware } from './software.ts'
 import { type WantedOutput, wantedOutputs } from './stage-out.ts'
+import type { Unpacked } from './unpacked.ts'
 
 /** What one attempt is to do; checked before. */
 export interface AttemptWork {
@@ -43,6 +46,9 @@ export interface LaunchAround {
   /** Where CVMFS repositories are mounted. */
   cvmfs: string
   images: ImageStore
+  /** For what several attempts share. */
+  blobsFolder: string
+  log: Log
   /** See leases.ts. */
   expiryNowMs: () => number
 }
@@ -56,7 +62,10 @@ export interface Plan {
 }
 
 /** Everything of a launch but where its output goes. */
-export type Prepared = Omit<Launch, 'stdout' | 'stderr'>
+export interface Prepared extends Omit<Launch, 'stdout' | 'stderr'> {
+  /** To be called once, when nothing of it runs any more. */
+  release(): void
+}
 
 /** @throws IndraftError where nothing could come of it: no runtime, a name that is none, a path that leaves its folder */
 export function plan(work: AttemptWork, around: LaunchAround, folder: AttemptFolder): Plan {
@@ -119,8 +128,12 @@ export async function prepare(
   const refused = await runtime.refusal(image)
   if (refused) throw new IndraftError(refused.reason, refused.detail)
   const binds = await prepareSoftware(runtime, template.software, around.cvmfs, folder)
+  const unpacked = await unpack(image, runtime, around, transfer)
+  await makeRoom(template.needs.scratchBytes, around, folder)
   return {
     ...{ image, argv, env, gpus, cpus, binds },
+    root: unpacked?.path ?? null,
+    release: () => unpacked?.release(),
     marker: { [ATTEMPT_VARIABLE]: path, [RUN_VARIABLE]: around.run },
     work: folder.work,
     temporary: folder.temporary,
@@ -128,6 +141,30 @@ export async function prepare(
     unpack: folder.unpack,
     network: template.needs.network,
   }
+}
+
+/** Where the runtime cannot mount it; what a registry has the runtime fetches and unpacks itself. */
+async function unpack(
+  image: string,
+  { unpacked }: Runtime,
+  { blobsFolder, run, log, images }: LaunchAround,
+  { signal, giveUpAfterMs }: Transfer,
+): Promise<Unpacked | null> {
+  if (!unpacked || !image.startsWith('/') || !(await isSif(image))) return null
+  const order = { folder: join(blobsFolder, 'unpacked'), marker: { [RUN_VARIABLE]: run }, signal, log }
+  try {
+    return await unpacked.take(image, { ...order, limitMs: giveUpAfterMs })
+  } catch (error) {
+    if (isIndraftError(error, 'image.damaged')) await images.distrust(image)
+    throw error
+  }
+}
+
+/** Unpacked images that nobody uses go where a task would not find the scratch space it asked for. */
+async function makeRoom(scratchBytes: number, { runtimes, log }: LaunchAround, folder: AttemptFolder): Promise<void> {
+  if (scratchBytes === 0) return
+  const { bavail, bsize } = await statfs(folder.path)
+  if (bavail * bsize < scratchBytes) for (const { unpacked } of runtimes) await unpacked?.makeRoom(log)
 }
 
 /** CVMFS and EESSI, where the step asks for them. @returns what a container is to see @throws IndraftError software.failed */

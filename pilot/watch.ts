@@ -69,6 +69,8 @@ export class Watched {
   readonly target: WatchTarget
   readonly usage: Usage = { cpuMs: 0, rssBytes: 0, maxRssBytes: 0 }
   startedAtMs: number
+  /** The payload's own program was reached. Before, no limit counts: the time and the memory are the container's. */
+  isBegun = false
   processes: ProcessFacts[] = []
   isViolated = false
   isMeasuring = false
@@ -84,7 +86,7 @@ export class Watched {
     this.startedAtMs = nowMs
     this.activeAtMs = nowMs
     this.activity.atMs = nowMs
-    this.nextMeasureAtMs = nowMs + 1000
+    this.nextMeasureAtMs = nowMs
   }
 }
 
@@ -113,6 +115,14 @@ export class Watcher {
     for (const folder of target.folders) this.#folders.set(realPath(folder), target.attempt)
     this.#schedule(this.#options.everyMs)
     return watched
+  }
+
+  /** The payload's own program was reached: from now on its limits count. */
+  begin(watched: Watched): void {
+    const nowMs = this.#options.clock.monotonicMs()
+    Object.assign(watched, { isBegun: true, startedAtMs: nowMs, activeAtMs: nowMs, nextMeasureAtMs: nowMs + 1000 })
+    watched.activity = { ...watched.activity, cpuMs: watched.usage.cpuMs, atMs: nowMs }
+    watched.usage.maxRssBytes = 0
   }
 
   /** The attempt's first process has ended: what is left of it is ended at the next scan, at once where it is known. */
@@ -243,7 +253,7 @@ export class Watcher {
   }
 
   #check(watched: Watched): void {
-    if (watched.isViolated) return
+    if (watched.isViolated || !watched.isBegun) return
     const nowMs = this.#options.clock.monotonicMs()
     const { limits } = watched.target
     if (nowMs - watched.startedAtMs > limits.walltimeMs) {

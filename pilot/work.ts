@@ -174,6 +174,10 @@ export class Work {
       if (!attempt.takesRoom) continue
       busy.push({ needs: lease.needs, estimateMs: lease.estimateMs, elapsedMs: attempt.elapsedMs })
     }
+    // Images that had to be unpacked for them lie in scratch too.
+    const unpackedBytes = this.#options.around.runtimes.reduce((sum, { unpacked }) => sum + (unpacked?.bytes ?? 0), 0)
+    const needs = { ...busy[0]?.needs, cores: 0, memoryBytes: 0, gpus: 0, scratchBytes: unpackedBytes } as Needs
+    if (unpackedBytes > 0) busy.push({ needs, estimateMs: 0, elapsedMs: 0 })
     return busy
   }
 

@@ -1,0 +1,238 @@
+/** Against a stand-in for Apptainer that unpacks when it is told to and runs the command on the host. */
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
+import { silentLog } from '../shared/log.ts'
+import { containerRuntime, explainContainer } from './container.ts'
+import { makeSkeletonSif } from './sif.ts'
+import { PATH, TestSite } from './testbench.ts'
+import { UnpackedImages } from './unpacked.ts'
+
+let site: TestSite
+let binary: string
+beforeEach(async () => {
+  site = await new TestSite().open()
+  binary = join(site.folder, 'apptainer')
+})
+afterEach(async () => {
+  await site.close()
+})
+
+/** @param build shell text that makes "$root" of "$image" @param before shell text, run before a payload's wrapper is */
+function standIn(build: string, before = ''): void {
+  const script = `#!/bin/sh
+echo "$$ $*" >> ${site.folder}/calls
+if [ "$2" = build ]; then root=$4 image=$5; ${build}; exit; fi
+for a; do case $a in *:/indraft) control=\${a%:/indraft} ;; esac; done
+${before}
+while [ "$1" != /bin/sh ]; do shift; done; shift 3
+exec /bin/sh "$control/run" "$control/status" "$@"
+`
+  writeFileSync(binary, script, { mode: 0o755 })
+}
+
+/** Lines of the stand-in's calls: its pid, then how it was called. */
+const calls = (command: string) =>
+  (existsSync(`${site.folder}/calls`) ? readFileSync(`${site.folder}/calls`, 'utf8') : '')
+    .split('\n')
+    .filter((line) => line.split(' ')[2] === command)
+
+function sif(name: string): string {
+  const path = join(site.folder, `${name}.sif`)
+  writeFileSync(path, makeSkeletonSif())
+  return path
+}
+
+/** An image that needs no unpacking. */
+function imageFolder(): string {
+  const path = join(site.folder, 'image')
+  mkdirSync(join(path, 'bin'), { recursive: true })
+  writeFileSync(join(path, 'bin/sh'), '', { mode: 0o755 })
+  return path
+}
+
+const MAKE = 'mkdir "$root" && cp "$image" "$root/made-of" && echo aside > "$APPTAINER_TMPDIR/rest"'
+const gate = () => join(site.folder, 'gate')
+const BEHIND_GATE = () => `until [ -e ${gate()} ]; do sleep 0.02; done; ${MAKE}`
+
+describe('unpacking', () => {
+  const folder = () => join(site.folder, 'unpacked')
+  const images = () => new UnpackedImages({ binary, env: { PATH }, explain: explainContainer })
+  const order = (signal = new AbortController().signal, limitMs = 60_000) => ({
+    ...{ folder: folder(), marker: {}, signal, limitMs, log: silentLog },
+  })
+  const isAlive = (pid: string) => existsSync(`/proc/${pid}`)
+
+  test('unpacked - once for all who want an image at the same time or later; one that is changed anew', async () => {
+    standIn(BEHIND_GATE())
+    const kept = images()
+    const image = sif('a')
+    const both = [kept.take(image, order()), kept.take(image, order())]
+    await vi.waitFor(() => expect(calls('build')).toHaveLength(1))
+    writeFileSync(gate(), '')
+    const [one, two] = await Promise.all(both)
+    expect(two!.path).toBe(one!.path)
+    expect(readdirSync(one!.path)).toEqual(['made-of'])
+    // What was put aside meanwhile is gone.
+    expect(readdirSync(join(one!.path, '..'))).toEqual(['root'])
+    await vi.waitFor(() => expect(kept.bytes).toBeGreaterThan(4096))
+    one!.release()
+    two!.release()
+    expect(kept.bytes).toBe(0)
+    expect((await kept.take(image, order())).path).toBe(one!.path)
+    expect(calls('build')).toHaveLength(1)
+    writeFileSync(image, Buffer.concat([makeSkeletonSif(), Buffer.alloc(10)]))
+    expect((await kept.take(image, order())).path).not.toBe(one!.path)
+  })
+
+  test('unpacked - who ends waits no longer and stops nobody else; without any it is not unpacked further', async () => {
+    standIn(BEHIND_GATE())
+    const kept = images()
+    const [first, second] = [new AbortController(), new AbortController()]
+    const one = kept.take(sif('a'), order(first.signal))
+    const two = kept.take(join(site.folder, 'a.sif'), order(second.signal))
+    await vi.waitFor(() => expect(calls('build')).toHaveLength(1))
+    const pid = calls('build')[0]!.split(' ')[0]!
+    first.abort()
+    await expect(one).rejects.toMatchObject({ code: 'link.closed' })
+    expect(isAlive(pid)).toBe(true)
+    second.abort()
+    await expect(two).rejects.toMatchObject({ code: 'link.closed' })
+    await vi.waitFor(() => expect(isAlive(pid)).toBe(false))
+    await vi.waitFor(() => expect(readdirSync(folder())).toEqual([]))
+    // Whoever comes now is not told of the end of others.
+    writeFileSync(gate(), '')
+    expect(existsSync((await kept.take(join(site.folder, 'a.sif'), order())).path)).toBe(true)
+  })
+
+  test('unpacked - what nobody uses goes before another one is unpacked, or when room is needed', async () => {
+    standIn(MAKE)
+    const kept = images()
+    const [used, unused] = [await kept.take(sif('used'), order()), await kept.take(sif('unused'), order())]
+    unused.release()
+    const other = await kept.take(sif('other'), order())
+    expect([used, unused, other].map(({ path }) => existsSync(path))).toEqual([true, false, true])
+    other.release()
+    await kept.makeRoom(silentLog)
+    expect([used, other].map(({ path }) => existsSync(path))).toEqual([true, false])
+    expect(readdirSync(folder())).toHaveLength(1)
+  })
+
+  test.each([
+    ['FATAL: ...: write /x: no space left on device', 'node.scratchFull'],
+    ['FATAL ERROR: writer: failed to read file; gzip uncompress failed with error code -3', 'image.damaged'],
+    ['FATAL: something else', 'container.failed'],
+  ])('unpacked - "%s" is %s; nothing of it stays, and the next one tries anew', async (said, reason) => {
+    standIn(`mkdir "$root"; echo "${said}" >&2; exit 255`)
+    const kept = images()
+    const image = sif('a')
+    await expect(kept.take(image, order())).rejects.toMatchObject({ code: reason })
+    expect(readdirSync(folder())).toEqual([])
+    standIn(MAKE)
+    expect(existsSync((await kept.take(image, order())).path)).toBe(true)
+  })
+
+  test('unpacked - one that takes too long is ended', async () => {
+    standIn('sleep 600 & sleep 600')
+    const taking = images().take(sif('a'), order(undefined, 300))
+    await expect(taking).rejects.toMatchObject({ code: 'container.failed', message: expect.stringContaining('300') })
+    expect(isAlive(calls('build')[0]!.split(' ')[0]!)).toBe(false)
+  })
+})
+
+describe('payloads', () => {
+  const runtime = (how: 'mounted' | 'unpacked' | 'unsquash') =>
+    containerRuntime({
+      ...{ binary, version: 'apptainer version 1.4.5', isolation: [], offline: null, binds: [], registries: false },
+      ...{ sif: { how, why: 'the test says so' }, env: { PATH } },
+    })
+
+  test.each([['unpacked'], ['unsquash']] as const)(
+    'unpacked - payloads of one image run in one folder, where it is %s, and unpacking takes none of their time',
+    async (how) => {
+      // Longer than the walltime below.
+      standIn(`sleep 1.5; ${MAKE}`)
+      const image = sif('a')
+      const runtimes = [runtime(how)]
+      const needs = { walltimeMs: 1200 }
+      const attempts = [0, 1].map(() => site.attempt({ image, needs: needs as never }, {}, { runtimes }))
+      const results = await Promise.all(attempts.map((attempt) => attempt.run()))
+      for (const result of results) expect(result).toMatchObject({ end: 'done', reason: null })
+      expect(calls('build')).toHaveLength(1)
+      const root = join(site.folder, 'blobs/unpacked/0/root')
+      expect(calls('exec')).toHaveLength(2)
+      for (const call of calls('exec')) expect(call).toMatch(new RegExp(` ${root} /bin/sh /indraft/run`))
+      for (const call of calls('exec')) expect(call).not.toContain('--unsquash')
+      expect(runtimes[0]!.unpacked!.bytes).toBe(0)
+    },
+  )
+
+  test('unpacked - where image files are mounted they are, and a folder is used as it is', async () => {
+    standIn(MAKE)
+    const image = sif('a')
+    await site.attempt({ image }, {}, { runtimes: [runtime('mounted')] }).run()
+    expect(calls('exec')[0]).toContain(` ${image} /bin/sh`)
+    const folder = imageFolder()
+    await site.attempt({ image: folder }, {}, { runtimes: [runtime('unpacked')] }).run()
+    expect(calls('exec')[1]).toContain(` ${folder} /bin/sh`)
+    expect(calls('build')).toEqual([])
+  })
+
+  test('unpacked - an attempt that is cancelled while its image is unpacked ends at once', async () => {
+    standIn('sleep 600')
+    const attempt = site.attempt({ image: sif('a') }, {}, { runtimes: [runtime('unpacked')] })
+    const result = attempt.run()
+    await vi.waitFor(() => expect(calls('build')).toHaveLength(1))
+    attempt.end('attempt.cancelled', null)
+    expect(await result).toMatchObject({ reason: 'attempt.cancelled', wallMs: 0 })
+    await vi.waitFor(() => expect(existsSync(`/proc/${calls('build')[0]!.split(' ')[0]}`)).toBe(false))
+  })
+
+  test('unpacked - room that a task asked for and that nobody uses is made', async () => {
+    standIn(MAKE)
+    const runtimes = [runtime('unpacked')]
+    await site.attempt({ image: sif('a') }, {}, { runtimes }).run()
+    const unpacked = () => readdirSync(join(site.folder, 'blobs/unpacked'))
+    expect(unpacked()).toHaveLength(1)
+    await site
+      .attempt({ image: join(site.folder, 'a.sif'), needs: { scratchBytes: 1 } as never }, {}, { runtimes })
+      .run()
+    expect(unpacked()).toHaveLength(1)
+    await site.attempt({ image: imageFolder(), needs: { scratchBytes: 2 ** 60 } as never }, {}, { runtimes }).run()
+    expect(unpacked()).toEqual([])
+  })
+
+  test('walltime - counts from when the payload has started: how long its container takes is the site’s', async () => {
+    standIn(MAKE, 'sleep 1.5')
+    const late = { image: sif('a'), needs: { walltimeMs: 1200 } as never }
+    const around = { runtimes: [runtime('mounted')], stageTimeoutMs: 60_000 }
+    expect(await site.attempt(late, {}, around).run()).toMatchObject({ end: 'done', reason: null })
+    standIn(MAKE)
+    const long = { ...late, needs: { walltimeMs: 300 } as never, command: ['sleep', '60'] }
+    expect(await site.attempt(long, {}, around).run()).toMatchObject({ reason: 'payload.walltime' })
+  })
+
+  test('memory - of a container that has not started is not the payload’s', async () => {
+    // The watcher looks every tenth of a second.
+    const hold = 'head -c 60000000 /dev/zero | { tail -n 1 > /dev/null & p=$!; sleep 1; kill $p; wait $p; }'
+    standIn(MAKE, hold)
+    const needs = { memoryBytes: 30 * 2 ** 20 } as never
+    const result = await site.attempt({ image: sif('a'), needs }, {}, { runtimes: [runtime('mounted')] }).run()
+    expect(result).toMatchObject({ end: 'done', reason: null })
+    expect(result.maxRssBytes).toBeLessThan(30 * 2 ** 20)
+  })
+
+  test('walltime - a payload that removes or empties the word of its start is held to it all the same', async () => {
+    standIn(MAKE, `echo "$control" > ${site.folder}/control`)
+    for (const script of ['rm "$c"', ': > "$c"', 'rm "$c"; : > "$c"']) {
+      const command = [
+        'sh',
+        '-c',
+        `c=$(cat ${site.folder}/control)/status; ${script}; exec sleep 60`.replace('$(', () => '$$('),
+      ]
+      const template = { image: sif('a'), command, needs: { walltimeMs: 300 } as never }
+      const result = await site.attempt(template, {}, { runtimes: [runtime('mounted')] }).run()
+      expect(result, script).toMatchObject({ reason: 'payload.walltime' })
+    }
+  })
+})
