@@ -2,7 +2,7 @@
  * CVMFS and EESSI as folders of the same form: what is looked for, and what is put before a payload. The start-up script
  * here does what EESSI's own does for us: it gives a `module` that changes PATH. No mount is involved.
  */
-import { chmodSync, mkdirSync, writeFileSync } from 'node:fs'
+import { chmodSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
 import type { TemplateBody } from '../shared/protocol/work.ts'
@@ -53,28 +53,41 @@ describe('what is there', () => {
       'cvmfs:software.eessi.io',
       'eessi:2025.06',
     ])
-    expect(await touchSoftware(root, ['conditions.vo.example', 'absent.vo.example'])).toEqual(['absent.vo.example'])
   })
 
   test('software - nothing mounted is nothing', async () => {
     expect(await findSoftware(join(site.folder, 'nowhere'), ['software.eessi.io'])).toEqual([])
   })
 
-  test('software - a mount that hangs holds nobody up, and what was said before counts', async () => {
-    // Every other program of the look is the real one; this `ls` stands for a mount that never answers.
-    const bin = join(site.folder, 'bin')
+  /** Every other program is the real one; this `ls` stands for mounts that answer late or never, and notes its calls. */
+  function hang(line: string): () => string[] {
+    const [bin, calls] = [join(site.folder, 'bin'), join(site.folder, 'calls')]
     mkdirSync(bin)
-    writeFileSync(
-      join(bin, 'ls'),
-      '#!/bin/sh\ncase $1 in software.eessi.io*) exec sleep 600 ;; esac\nexec /bin/ls "$@"\n',
-    )
+    writeFileSync(join(bin, 'ls'), `#!/bin/sh\necho "$1" >>${calls}\n${line}\nexec /bin/ls "$@"\n`)
     chmodSync(join(bin, 'ls'), 0o755)
     vi.stubEnv('PATH', `${bin}:${PATH}`)
-    const found = await findSoftware(root, [], 1500)
-    expect(found).not.toContain('cvmfs:software.eessi.io')
-    expect(found).toEqual([])
+    return () => readFileSync(calls, 'utf8').trim().split('\n')
+  }
+
+  test('software - a mount that hangs holds nobody up', async () => {
+    hang('case $1 in software.eessi.io*) exec sleep 600 ;; esac')
+    expect(await findSoftware(root, [], 500)).not.toContain('cvmfs:software.eessi.io')
     vi.unstubAllEnvs()
     expect(await findSoftware(root, [])).toContain('cvmfs:software.eessi.io')
+  })
+
+  test('software - a mount that hangs hides no other', async () => {
+    const calls = join(site.folder, 'calls')
+    hang(`case $1 in soft*) until grep -q conditions ${calls}; do sleep 0.05; done ;; esac`)
+    expect(await findSoftware(root, [])).toEqual([
+      ...['cvmfs:conditions.vo.example', 'cvmfs:software.eessi.io', 'eessi:2025.06'],
+    ])
+  })
+
+  test('software - a payload waits for the mounts that it names and touches no other', async () => {
+    const calls = hang('')
+    expect(await touchSoftware(root, ['conditions.vo.example', 'absent.vo.example'])).toEqual(['absent.vo.example'])
+    expect(calls().sort()).toEqual(['absent.vo.example/.', 'conditions.vo.example/.'])
   })
 })
 

@@ -14,22 +14,28 @@ const LOOK_MS = 15_000
 const MOST_NAMES = 64
 
 /**
- * Says the names of what can be read, one a line: what is mounted, what was named, and the EESSI versions that have a
- * layer for this processor. A repository that autofs has not mounted yet appears when it is touched, not before.
+ * Says which of the repositories can be read, one a line, and of EESSI's the versions that have a layer for this
+ * processor. A repository that autofs has not mounted yet appears when it is touched, not before. All at once: one that
+ * hangs hides no other.
  */
-const LOOK = `
+const TOUCH = `
+touch_one() {
+  case $1 in *[!A-Za-z0-9._-]*|''|.*) return ;; esac
+  ls "$1/." 2>/dev/null | grep -q . || return
+  printf 'cvmfs:%s\\n' "$1"
+  [ "$1" = ${EESSI_REPOSITORY} ] || return
+  for layer in "$1"/versions/*/compat/linux/"$arch"; do
+    [ -d "$layer" ] || continue
+    version=\${layer#*/versions/}
+    printf 'eessi:%s\\n' "\${version%%/*}"
+  done
+}
 cd "$1" 2>/dev/null || exit 0
-arch=$2
-shift 2
-for repo in "$@" *; do
-  case $repo in *[!A-Za-z0-9._-]*|''|.*) continue ;; esac
-  ls "$repo/." 2>/dev/null | grep -q . && printf 'cvmfs:%s\\n' "$repo"
-done
-for layer in ${EESSI_REPOSITORY}/versions/*/compat/linux/"$arch"; do
-  [ -d "$layer" ] || continue
-  version=\${layer#*/versions/}
-  printf 'eessi:%s\\n' "\${version%%/*}"
-done
+arch=$2 others=$3
+shift 3
+[ "$others" = no ] || set -- "$@" *
+for repo in "$@"; do touch_one "$repo" & done
+wait
 `
 
 /**
@@ -42,14 +48,28 @@ export async function findSoftware(
   repositories: readonly string[],
   lookMs: number = LOOK_MS,
 ): Promise<string[]> {
-  const said = await look(LOOK, [root, architecture(), EESSI_REPOSITORY, ...repositories], lookMs)
-  return [...new Set(said.split('\n').filter((line) => /^(cvmfs|eessi):\S+$/.test(line)))].sort().slice(0, MOST_NAMES)
+  const found = await touch(root, 'and others', [EESSI_REPOSITORY, ...repositories], lookMs)
+  return [...found].sort().slice(0, MOST_NAMES)
 }
 
-/** Repositories that an autofs may have unmounted since: touched again before a container is to see them. */
+/**
+ * Repositories that an autofs may have unmounted since: touched again, and no others, before a container is to see them.
+ * @returns those that cannot be read
+ */
 export async function touchSoftware(root: string, repositories: readonly string[]): Promise<string[]> {
-  const found = new Set(await findSoftware(root, repositories))
+  const found = await touch(root, 'no others', repositories, LOOK_MS)
   return repositories.filter((repository) => !found.has(`cvmfs:${repository}`))
+}
+
+async function touch(
+  root: string,
+  others: 'and others' | 'no others',
+  repositories: readonly string[],
+  limitMs: number,
+) {
+  const args = [root, architecture(), others === 'no others' ? 'no' : 'yes', ...repositories]
+  const said = await look(TOUCH, args, limitMs)
+  return new Set(said.split('\n').filter((line) => /^(cvmfs|eessi):\S+$/.test(line)))
 }
 
 /** Standard output of a shell script, as far as it came in time. Not waited for beyond that: it may not be killable. */
