@@ -200,6 +200,39 @@ describe('decide - which', () => {
     expect(decision.starts.map(({ timeMs }) => timeMs / MIN)).toEqual(minutes)
     expect(decision.why.join('\n')).toContain(why)
   })
+
+  it('decide - what waits for a node does not run beyond the end of its account', () => {
+    const until = NOW + 3 * HOUR
+    const given = two(`x: {until: "${new Date(until).toISOString()}"}, y: {}`)
+    const { starts } = decided({ demand: both }, given)
+    expect(new Map(starts.map(({ kind, endsByMs }) => [kind, endsByMs]))).toEqual(
+      new Map([
+        ['a', until],
+        ['b', undefined],
+      ]),
+    )
+  })
+
+  const groups = (more: string, a: string, b: string, fitting: string[]) => {
+    const given = siteOf(more, `a: {time: 10h, shape: {cores: 8}${a}}, b: {time: 10h, shape: {cores: 8}${b}}`)
+    const all = fitting.flatMap((group) => [0, 1].map((entry) => fits(1000, { entry, group, work: `${group}/s` })))
+    return decided({ demand: says({ fits: all }) }, given).starts.map(({ kind }) => kind)
+  }
+  it.each<[string, string[], string[]]>([
+    ['of the one only, pilots of its kind', ['/a'], ['a', 'a', 'a']],
+    ['of a group below the other', ['/b/of/it'], ['b', 'b', 'b']],
+    ['of both, by their shares', ['/a', '/b'], ['a', 'b', 'b']],
+    ['of neither, none', ['/c', '/bb'], []],
+  ])('decide - kinds that allow one group each, and work %s', (_title, fitting, kinds) => {
+    const own = [', settings: {allowGroups: [/a]}', ', share: 2, settings: {allowGroups: "/b"}'] as const
+    expect(groups('', ...own, fitting).sort()).toEqual(kinds)
+  })
+  it('decide - groups that all pilots allow count for kinds that name none', () => {
+    expect(groups('pilots: {allowGroups: [/a]},', '', '', ['/b'])).toEqual([])
+    expect(groups('pilots: {allowGroups: [/a]},', '', '', ['/a'])).toHaveLength(3)
+    const all = groups('pilots: {allowGroups: [/a]},', '', ', settings: {allowGroups: []}', ['/b'])
+    expect(all).toEqual(['b', 'b', 'b'])
+  })
 })
 
 describe('decide - nodes, STOP, waiting jobs', () => {
@@ -224,6 +257,55 @@ describe('decide - nodes, STOP, waiting jobs', () => {
     expect(
       decided({ demand: says({ fits: [fits(1)] }), latches, pilots: trying }).starts.map(({ canaryOf }) => canaryOf),
     ).toEqual([null])
+  })
+  const four = Object.fromEntries(
+    ['n4', 'n5', 'n6', 'n7'].map((node, at) => [node, { ...latches.n7, untilMs: NOW - 10 + at }]),
+  )
+  const canariesOf = (state: Partial<State>, given = site) =>
+    decided({ demand: says({ fits: [fits(1000)] }), latches: four, ...state }, given).starts.flatMap(
+      ({ canaryOf }) => canaryOf ?? [],
+    )
+  const banned = (kind: string) => ({
+    [`here:${kind}`]: { strikes: 1, sinceMs: NOW, untilMs: NOW + 1, code: 400, reason: '', isLiftable: false },
+  })
+  it.each<[string, Partial<State>, string[]]>([
+    ['one at a time, the longest due first', {}, ['n4']],
+    ['none while another is under way', { pilots: { 'cpu.c': started({ id: 'cpu.c', canaryOf: 'n9' }) } }, []],
+    ['five an hour of twenty submissions', { canaryAtMs: NOW - 11 * MIN }, []],
+    ['and then the next', { canaryAtMs: NOW - 12 * MIN }, ['n4']],
+    ['though as many jobs wait as may', { pilots: pilots(4, queued) }, ['n4']],
+    ['none where all nodes are taken', { pilots: pilots(10) }, []],
+    ['none of a kind that may not start', { scopes: banned('cpu') }, []],
+    ['none while nobody says what there is', { demand: null }, []],
+    ['but where one of its kind has proven it', { demand: null, pilots: pilots(1) }, ['n4']],
+  ])('decide - canaries: %s', (_title, state, nodes) => {
+    expect(canariesOf(state)).toEqual(nodes)
+  })
+  it('decide - canaries: they take no place among the jobs that wait', () => {
+    const waiting = pilots(4, { ...queued, canaryOf: 'n4' })
+    const decision = decided({ demand: says({ fits: [fits(1000)] }), latches: four, pilots: waiting })
+    expect(decision.starts.map(({ canaryOf }) => canaryOf)).toEqual([null, null, null])
+  })
+  it.each<[string, number, number, State['demand'], number]>([
+    ['for an hour, while there is room', 59, 8, says({ fits: [fits(1000)] }), 0],
+    ['for longer', 61, 8, says({ fits: [fits(1000)] }), 1],
+    ['for longer, and nobody says what there is', 61, 8, null, 1],
+    ['in place of one that has work', 3, 9, says({ fits: [fits(1000)] }), 1],
+    ['a moment only', 1, 9, says({ fits: [fits(1000)] }), 0],
+    ['in the place of nobody', 3, 9, says({ reason: 'noWork' }), 0],
+  ])('decide - a canary that waits %s', (_title, ageMin, others, demand, count) => {
+    const canary = started({ ...queued, id: 'cpu.c', canaryOf: 'n4', submittedAtMs: NOW - ageMin * MIN })
+    const { withdraw } = decided({ demand, latches: four, pilots: { ...pilots(others), 'cpu.c': canary } })
+    expect(withdraw).toHaveLength(count)
+  })
+  it('decide - what is withdrawn already is not withdrawn again, nor on its way', () => {
+    const gone = { ...pilots(2, { ...queued, isWithdrawn: true, submittedAtMs: NOW - HOUR }) }
+    for (const isStopped of [true, false]) {
+      const state = { ...emptyState(), demand: says({ reason: 'noWork' }), pilots: gone }
+      const moment = { nowMs: NOW, random: () => 0.5 }
+      expect(decide(state, site, moment, { isStopped, newId: () => 'x' }).withdraw).toEqual([])
+    }
+    expect(decided({ demand: says({ fits: [fits(8)] }), pilots: gone }).starts).toHaveLength(1)
   })
   it('decide - STOP: nothing starts, what waits is withdrawn', () => {
     const state = { ...emptyState(), demand: says({ fits: [fits(1000)] }), pilots: { ...pilots(2, queued) } }
