@@ -77,6 +77,12 @@ export const PILOT_SETTINGS = {
   },
   labels: { type: 'list', default: [], meaning: 'Facts about this node as key=value.' },
   runtimeLimit: { type: 'duration', default: null, meaning: 'Leave after this long, whatever the batch system says.' },
+  timeAsked: {
+    type: 'duration',
+    default: null,
+    meaning:
+      'What was asked of the batch system, less endMargin, is the time left where nobody says when the job ends; set by `indraft-pilot start`.',
+  },
   endMargin: {
     type: 'duration',
     default: '60s',
@@ -238,7 +244,7 @@ const CONTAINER_VARIABLE = /^(APPTAINER|SINGULARITY)_(CACHEDIR|DOCKER_USERNAME|D
 
 type Environment = Readonly<Record<string, string | undefined>>
 
-/** What pilots that are started as processes of this machine are given of the environment: all of it. */
+/** What ticks were given, for the programs that they start. */
 export function inheritedEnvironment(env: Environment = process.env): Record<string, string> {
   return Object.fromEntries(
     Object.entries(env).filter((variable): variable is [string, string] => variable[1] !== undefined),

@@ -21,8 +21,9 @@ export async function startAtRelays(config: PilotConfig, log: Log, world: PilotW
   const startAt = (at: number) => {
     const lived = clock.monotonicMs() - bornAtMs
     const credential = [...paths.slice(at), ...paths.slice(0, at)].join(',')
-    const runtimeLimit = config.runtimeLimit === null ? null : Math.max(1, config.runtimeLimit - lived)
-    return startPilot({ ...config, credential, runtimeLimit }, log, world)
+    const left = (ms: number | null) => (ms === null ? null : Math.max(1, ms - lived))
+    const times = { runtimeLimit: left(config.runtimeLimit), timeAsked: left(config.timeAsked) }
+    return startPilot({ ...config, credential, ...times }, log, world)
   }
   let pilot = await startAt(0)
   const { name } = pilot

@@ -22,6 +22,10 @@ function files(content: Record<string, string>): void {
 describe('time left', () => {
   const batch = (more: Partial<BatchEnvironment>) => ({ ...readBatchEnvironment({}), ...more })
 
+  const settings = (more: { runtimeLimit?: number; timeAsked?: number; endMargin?: number } = {}) => {
+    return { runtimeLimit: null, timeAsked: null, endMargin: 60_000, ...more }
+  }
+
   test('time left - the earliest of Slurm and Machine/Job Features', async () => {
     files({
       'job/jobstart_secs': '1000\n',
@@ -40,7 +44,7 @@ describe('time left', () => {
     let stepMs = 0
     const clock: Clock = { wallMs: () => Date.now() + stepMs, monotonicMs: () => 1000, sleep: async () => {} }
     const endS = Math.round(Date.now() / 1000) + 600
-    const left = new TimeLeft(clock, batch({ slurmEndTimeS: endS }), { runtimeLimit: null, endMargin: 60_000 })
+    const left = new TimeLeft(clock, batch({ slurmEndTimeS: endS }), settings())
     await left.refresh()
     const before = left.leftMs!
     for (stepMs of [500_000, -500_000]) {
@@ -56,13 +60,13 @@ describe('time left', () => {
     let wallMs = 1_000_000_000
     const clock: Clock = { wallMs: () => wallMs, monotonicMs: () => monotonicMs, sleep: async () => {} }
     const endS = wallMs / 1000 + 600
-    const left = new TimeLeft(clock, batch({ slurmEndTimeS: endS }), { runtimeLimit: null, endMargin: 60_000 })
+    const left = new TimeLeft(clock, batch({ slurmEndTimeS: endS }), settings())
     await left.refresh()
     expect(left.leftMs).toBe(540_000)
     wallMs += 3_600_000 // Somebody sets the clock.
     monotonicMs += 40_000
     expect(left.leftMs).toBe(500_000)
-    const limited = new TimeLeft(clock, batch({}), { runtimeLimit: 1000, endMargin: 60_000 })
+    const limited = new TimeLeft(clock, batch({}), settings({ runtimeLimit: 1000 }))
     await limited.refresh()
     expect(limited.leftMs).toBe(1000)
   })
@@ -73,11 +77,13 @@ describe('time left', () => {
     expect(await allocationEndS(said, 1500)).toBe(1600)
   })
 
-  /** A squeue that says this and notes each call. */
-  function fakeSqueue(says: string): { path: string; calls: () => string[] } {
+  /** A squeue that says this, after as many calls as fail, and notes each call. */
+  function fakeSqueue(says: string, failing = 0): { path: string; calls: () => string[] } {
+    const calls = join(folder, 'calls')
+    const fails = `[ $(wc -l <${calls}) -gt ${failing} ] || { echo 'slurm_load_jobs error: Socket timed out' >&2; exit 1; }`
     writeFileSync(
       join(folder, 'squeue'),
-      `#!/bin/sh\necho "$SLURM_TIME_FORMAT $*" >>${join(folder, 'calls')}\necho "${says}"\n`,
+      `#!/bin/sh\necho "$SLURM_TIME_FORMAT $*" >>${calls}\n${fails}\necho "${says}"\n`,
     )
     chmodSync(join(folder, 'squeue'), 0o755)
     return {
@@ -89,7 +95,7 @@ describe('time left', () => {
 
   test('time left - where nobody says an end Slurm is asked, once', async () => {
     const { path, calls } = fakeSqueue('1800000600')
-    const left = new TimeLeft(clock, batch({ slurmJobId: '42', path }), { runtimeLimit: null, endMargin: 60_000 })
+    const left = new TimeLeft(clock, batch({ slurmJobId: '42', path }), settings())
     await left.refresh()
     await left.refresh()
     expect(left.leftMs).toBe(540_000)
@@ -98,20 +104,50 @@ describe('time left', () => {
 
   test('time left - what Slurm does not know leaves no end', async () => {
     const { path } = fakeSqueue('N/A')
-    const left = new TimeLeft(clock, batch({ slurmJobId: '42', path }), { runtimeLimit: null, endMargin: 60_000 })
+    const left = new TimeLeft(clock, batch({ slurmJobId: '42', path }), settings())
     await left.refresh()
     expect(left.leftMs).toBeNull()
   })
 
+  test('time left - Slurm that does not answer is asked once more, and then left alone', async () => {
+    const { path, calls } = fakeSqueue('1800000600', 1)
+    const left = new TimeLeft(clock, batch({ slurmJobId: '42', path }), settings())
+    await left.refresh()
+    expect(left.leftMs).toBeNull()
+    await Promise.all([left.refresh(), left.refresh()])
+    expect(left.leftMs).toBe(540_000)
+    expect(calls()).toHaveLength(2)
+    const deaf = fakeSqueue('1800000600', 99)
+    const unknown = new TimeLeft(clock, batch({ slurmJobId: '42', path: deaf.path }), settings())
+    for (let i = 0; i < 4; i++) await unknown.refresh()
+    expect(unknown.leftMs).toBeNull()
+    expect(calls()).toHaveLength(4)
+  })
+
+  test('time left - what the vacuum asked for counts where nobody says an end, and Slurm is not asked', async () => {
+    const { path, calls } = fakeSqueue('1800000600')
+    const asked = settings({ timeAsked: 300_000 })
+    const guessed = new TimeLeft(clock, batch({ slurmJobId: '42', path }), asked)
+    await guessed.refresh()
+    expect(guessed.leftMs).toBe(240_000)
+    expect(calls).toThrow()
+    for (const endS of [1_800_000_100, 1_800_000_900]) {
+      const said = new TimeLeft(clock, batch({ slurmEndTimeS: endS }), asked)
+      await said.refresh()
+      expect(said.leftMs).toBe((endS - 1_800_000_000) * 1000 - 60_000)
+    }
+  })
+
   test('time left - Slurm is not asked where an end is said, or set', async () => {
     const { path, calls } = fakeSqueue('1800000600')
-    const said = new TimeLeft(clock, batch({ slurmJobId: '42', path, slurmEndTimeS: 1_800_000_100 }), {
-      runtimeLimit: null,
-      endMargin: 0,
-    })
+    const said = new TimeLeft(
+      clock,
+      batch({ slurmJobId: '42', path, slurmEndTimeS: 1_800_000_100 }),
+      settings({ endMargin: 0 }),
+    )
     await said.refresh()
     expect(said.leftMs).toBe(100_000)
-    const set = new TimeLeft(clock, batch({ slurmJobId: '42', path }), { runtimeLimit: 5000, endMargin: 0 })
+    const set = new TimeLeft(clock, batch({ slurmJobId: '42', path }), settings({ runtimeLimit: 5000, endMargin: 0 }))
     await set.refresh()
     expect(set.leftMs).toBe(5000)
     expect(calls).toThrow()

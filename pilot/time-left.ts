@@ -23,18 +23,21 @@ export async function allocationEndS(batch: BatchEnvironment, sinceS = 0): Promi
 
 /**
  * For Slurm without SLURM_JOB_END_TIME: one `squeue` for this job. Its controller is the scarcest thing of a site, so
- * this is asked once in a pilot's life and only where nothing else says an end.
+ * this is asked once in a pilot's life, and once more where it did not answer, and only where nothing else says an end.
  * @param path search path
+ * @returns null where the job has no end
+ * @throws Error where Slurm did not answer
  */
 export async function askSlurmForEnd(jobId: string, path: string): Promise<number | null> {
   const { stdout } = await execa('squeue', ['--noheader', '--jobs', jobId, '--format', '%e'], {
     env: { PATH: path, SLURM_TIME_FORMAT: '%s' },
     extendEnv: false,
     timeout: ASK_SLURM_MS,
-    reject: false,
   })
-  return /^\d{9,}$/.test(stdout?.trim() ?? '') ? Number(stdout) : null
+  return /^\d{9,}$/.test(stdout.trim()) ? Number(stdout) : null
 }
+
+type TimeSettings = Pick<PilotConfig, 'runtimeLimit' | 'timeAsked' | 'endMargin'>
 
 /** What Machine/Job Features say may change while it runs. */
 export class TimeLeft {
@@ -43,30 +46,44 @@ export class TimeLeft {
   readonly #marginMs: number
   readonly #limitMs: number | null
   readonly #startedS: number
+  /** Where nobody says an end: what was asked for, counted from our start. */
+  readonly #guessMs: number | null
+  #asksLeft = 2
   /** Announced ends in monotonic time: a clock that is stepped later moves none of them. */
   readonly #heard = new Map<number, number>()
   #endMs: number | null
   #asked: Promise<number | null> | undefined
 
-  constructor(clock: Clock, batch: BatchEnvironment, config: Pick<PilotConfig, 'runtimeLimit' | 'endMargin'>) {
+  constructor(clock: Clock, batch: BatchEnvironment, config: TimeSettings) {
     this.#clock = clock
     this.#batch = batch
     this.#marginMs = config.endMargin
     this.#limitMs = config.runtimeLimit === null ? null : clock.monotonicMs() + config.runtimeLimit
+    this.#guessMs = config.timeAsked === null ? null : clock.monotonicMs() + config.timeAsked - config.endMargin
     this.#startedS = clock.wallMs() / 1000
     this.#endMs = this.#limitMs
   }
 
   async refresh(): Promise<void> {
     let endS = await allocationEndS(this.#batch, this.#startedS)
-    const { slurmJobId, path } = this.#batch
-    if (endS === null && slurmJobId !== null && this.#limitMs === null) {
-      this.#asked ??= askSlurmForEnd(slurmJobId, path)
-      endS = await this.#asked
-    }
-    const toldMs = endS === null ? null : this.#monotonicEndMs(endS) - this.#marginMs
+    // What was asked for is near enough: the job's script has asked Slurm already, once for all of its nodes.
+    if (endS === null && this.#limitMs === null && this.#guessMs === null) endS = await this.#askSlurm()
+    const toldMs = endS === null ? this.#guessMs : this.#monotonicEndMs(endS) - this.#marginMs
     const ends = [toldMs, this.#limitMs].filter((end) => end !== null)
     this.#endMs = ends.length > 0 ? Math.min(...ends) : null
+  }
+
+  async #askSlurm(): Promise<number | null> {
+    const { slurmJobId, path } = this.#batch
+    if (slurmJobId === null) return null
+    if (this.#asked === undefined && this.#asksLeft > 0) {
+      this.#asksLeft--
+      this.#asked = askSlurmForEnd(slurmJobId, path).catch(() => {
+        this.#asked = undefined
+        return null
+      })
+    }
+    return (await this.#asked) ?? null
   }
 
   /** Where that wall-clock time lies, by the clock as it was when the time was first heard of. */

@@ -5,6 +5,7 @@
 import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { delimiter, join } from 'node:path'
+import { inheritedEnvironment } from '../pilot/config.ts'
 import { realPorts } from '../pilot/start/files.ts'
 import { parseSiteFile, type SiteFile } from '../pilot/start/site-file.ts'
 import type { Ports } from '../pilot/start/tick.ts'
@@ -64,7 +65,7 @@ export function countedSlurm(credential: string, more = ''): CountedSlurm {
     nowMs: 1_800_000_000_000,
     ports() {
       writeFileSync(join(folder, 'now'), String(slurm.nowMs))
-      return { ...realPorts(site, {}), nowMs: () => slurm.nowMs, random: () => 0.5 }
+      return { ...realPorts(site, inheritedEnvironment()), nowMs: () => slurm.nowMs, random: () => 0.5 }
     },
     calls: () =>
       lines('calls').map((line) => {

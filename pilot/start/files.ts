@@ -66,10 +66,10 @@ export async function writeState(path: string, state: State): Promise<void> {
   }
 }
 
-/** @param env for pilots that are processes of this machine */
+/** @param env for Slurm's commands, or for pilots that are processes of this machine */
 export function realPorts(site: SiteFile, env: Record<string, string>): Ports {
   const folders = foldersOf(site)
-  const startPilots = site.starter === 'slurm' ? slurmStarter(site, folders) : localStarter(site, folders, env)
+  const startPilots = site.starter === 'slurm' ? slurmStarter(site, folders, env) : localStarter(site, folders, env)
   return {
     async lock() {
       await mkdir(folders.logs, { recursive: true, mode: 0o700 })

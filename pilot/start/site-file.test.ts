@@ -163,7 +163,8 @@ describe('site file', () => {
     const section = example.slice(example.indexOf('\npilots:'), example.indexOf('\nkinds:'))
     const shown = [...section.matchAll(/^ {2}(?:# )?([a-zA-Z]+): \S.*? # \S/gm)].map(([, key]) => key!)
     // What `start` gives each pilot itself, and what is for tests.
-    const others = ['credential', 'endFolder', 'startId', 'stopFile', 'taskLimit', 'runtimeLimit', 'name', 'node']
+    const others = ['credential', 'endFolder', 'startId', 'stopFile', 'taskLimit', 'runtimeLimit', 'timeAsked']
+    others.push('name', 'node')
     const expected = Object.keys(PILOT_SETTINGS).filter((key) => ![...others, 'failpoints'].includes(key))
     expect(shown.sort()).toEqual(expected.sort())
   })

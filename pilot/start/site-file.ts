@@ -136,7 +136,9 @@ export type SiteFile = z.infer<typeof siteFileSchema>
 export type Kind = SiteFile['kinds'][string]
 
 /** Settings that the vacuum itself gives to each pilot. */
-const OWN_SETTINGS = ['credential', 'endFolder', 'startId', 'stopFile', 'taskLimit', 'runtimeLimit', 'name', 'node']
+const OWN_SETTINGS = [
+  ...['credential', 'endFolder', 'startId', 'stopFile', 'taskLimit', 'runtimeLimit', 'timeAsked', 'name', 'node'],
+]
 /** Of the fizzle time: a pilot that found no work is gone before it could pass for one that works. */
 const IDLE_SHARE = 0.8
 

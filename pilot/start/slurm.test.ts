@@ -1,10 +1,13 @@
 import { execFileSync } from 'node:child_process'
-import { describe, expect, it } from 'vitest'
+import { chmodSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { countedSlurm } from '../../test/counted-slurm.ts'
 import type { Start } from './decide.ts'
 import { expandNodeList } from './node-list.ts'
 import { parseSiteFile } from './site-file.ts'
-import { batchScript, readQueue, sbatchWords } from './slurm.ts'
+import { batchScript, readQueue, sbatchWords, slurmStarter } from './slurm.ts'
 import { NotStarted, NotStartedForNodes } from './tick.ts'
 
 const site = parseSiteFile(
@@ -17,6 +20,18 @@ const order: Start = {
   exclude: ['n3', 'n7'],
 }
 const folders = { ends: '/v/ends', stopFile: '/v/STOP' }
+
+let folder: string
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'indraft-slurm-'))
+})
+afterEach(() => rmSync(folder, { recursive: true, force: true }))
+
+/** One of Slurm's in the first folder of the path. */
+function program(name: string, script: string): void {
+  writeFileSync(join(folder, name), `#!/bin/sh\nhere=${folder}\n${script}\n`)
+  chmodSync(join(folder, name), 0o755)
+}
 
 describe('slurm', () => {
   it.each([
@@ -102,22 +117,56 @@ describe('slurm', () => {
     }
   })
 
+  /** What the script's srun gets, one word a line, and the end that its environment says. */
+  function runScript(env: Record<string, string>): string[] {
+    const script = batchScript(site, order, folders).replace('exec srun', 'srun')
+    const text = `srun() { printf '%s\\n' "$@" "end $SLURM_JOB_END_TIME"; }; ${script}`
+    const usual = { PATH: `${folder}:/usr/bin:/bin`, SLURM_CPUS_ON_NODE: '8', SLURM_JOB_ID: '42' }
+    const said = execFileSync('bash', ['-c', text], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+      env: { ...usual, SLURM_JOB_END_TIME: '1800000000', ...env },
+    })
+    return said.toString().trimEnd().split('\n')
+  }
+
   it('script: a shell takes it apart into the words that were meant', () => {
-    const script = batchScript(site, order, folders)
-    const words = execFileSync(
-      'bash',
-      ['-c', `srun() { printf '%s\\n' "$@"; }; ${script.replace('exec srun', 'srun')}`],
-      {
-        env: { PATH: '/usr/bin:/bin', SLURM_CPUS_ON_NODE: '8' },
-      },
-    )
-      .toString()
-      .split('\n')
+    const words = runScript({})
     expect(words.slice(0, 4)).toEqual(['--ntasks-per-node=1', '--cpus-per-task=8', '--mem=0', '--kill-on-bad-exit=0'])
-    expect(words.slice(4, -1)).toEqual([
+    expect(words.slice(4)).toEqual([
       ...['node', '/opt/pilot.mjs', 'run', '--credential', "/c/it's mine.json", '--end-folder', '/v/ends'],
       ...['--start-id', 'cpu.0a1b2c3d', '--stop-file', '/v/STOP', '--idle-before', '480s', '--allow-groups', '/a b,/c'],
+      ...['--time-asked', '90min', 'end 1800000000'],
     ])
     expect(batchScript(site, { ...order, canaryOf: 'n1' }, folders)).toContain('--task-limit 5')
+  })
+
+  it.each([
+    ['64', '64'],
+    ['64(x3)', '64'],
+    ['128(x2),64(x3),96', '64'],
+    ['8,128', '8'],
+  ])('script: of nodes with %s cores each pilot gets %s, which all of them can give', (all, least) => {
+    expect(runScript({ SLURM_JOB_CPUS_PER_NODE: all })[1]).toBe(`--cpus-per-task=${least}`)
+  })
+
+  it('script: a Slurm that does not say when the job ends is asked once, and need not answer', () => {
+    program('squeue', 'echo "$SLURM_TIME_FORMAT $*" >>"$here/asked"; echo 1800000600')
+    expect(runScript({}).at(-1)).toBe('end 1800000000')
+    expect(existsSync(join(folder, 'asked'))).toBe(false)
+    expect(runScript({ SLURM_JOB_END_TIME: '' }).at(-1)).toBe('end 1800000600')
+    expect(readFileSync(join(folder, 'asked'), 'utf8')).toBe('%s -h -j 42 -o %e\n')
+    program('squeue', 'exit 1')
+    expect(runScript({ SLURM_JOB_END_TIME: '' }).slice(-3)).toEqual(['--time-asked', '90min', 'end'])
+  })
+
+  it('a tick that is a job itself hands sbatch nothing of that job, and all that it needs to reach Slurm', async () => {
+    program('sbatch', 'env >"$here/given"; echo 7')
+    const own = { SLURM_NTASKS: '1', SLURM_MEM_PER_NODE: '500', SLURM_JOB_ID: '6', SLURMD_NODENAME: 'n9' }
+    const kept = { SLURM_CONF: '/etc/slurm/here.conf', SLURM_JWT: 'token', SBATCH_RESERVATION: 'ours', HOME: '/h' }
+    const starter = slurmStarter(site, { ...folders, logs: '/v/logs' }, { PATH: `${folder}:/bin`, ...own, ...kept })
+    expect(await starter.start(order)).toBe('7')
+    const given = readFileSync(join(folder, 'given'), 'utf8')
+    for (const [name, value] of Object.entries(kept)) expect(given).toContain(`${name}=${value}\n`)
+    for (const name of Object.keys(own)) expect(given).not.toMatch(new RegExp(`^${name}=`, 'm'))
   })
 })

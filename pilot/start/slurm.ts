@@ -18,7 +18,24 @@ const REFUSED = /unrecognized option|error: (Batch job submission failed|Unable 
 const OF_NODES = /invalid node name/i
 const UNKNOWN = /timed out|Unable to contact|Connection|Zero Bytes|rate limit/i
 
-export function slurmStarter(site: SiteFile, folders: { ends: string; logs: string; stopFile: string }): Starter {
+/**
+ * @param given environment of this tick. Where that is a job itself (scrontab, a login node's salloc), sbatch and srun
+ * take its variables for orders: as many tasks as it had, its memory.
+ */
+export function slurmStarter(
+  site: SiteFile,
+  folders: { ends: string; logs: string; stopFile: string },
+  given: Record<string, string>,
+): Starter {
+  const env = withoutJob(given)
+  /** @throws Error in the program's own words, or where it is not there or silent */
+  const slurm = async (program: string, words: string[]): Promise<string> => {
+    const result = await execa(program, words, { timeout: TIMEOUT_MS, reject: false, env, extendEnv: false })
+    if (!result.failed) return result.stdout
+    if (result.code === 'ENOENT') throw new Error(notFound(program))
+    if (result.timedOut) throw new Error(`${program} did not answer within ${TIMEOUT_MS / 1000} s`)
+    throw new Error(`${program}: ${result.stderr.trim().slice(0, 300) || result.shortMessage}`)
+  }
   return {
     async queue() {
       return readQueue(await slurm('squeue', ['--me', '-h', '-o', '%i|%j|%T|%D|%N|%r']))
@@ -32,6 +49,8 @@ export function slurmStarter(site: SiteFile, folders: { ends: string; logs: stri
         input: batchScript(site, order, folders),
         timeout: TIMEOUT_MS,
         reject: false,
+        env,
+        extendEnv: false,
       })
       const said = `${result.stderr}`.trim().slice(0, 300)
       if (result.code === 'ENOENT') throw new NotStarted(notFound('sbatch'))
@@ -53,13 +72,12 @@ export function slurmStarter(site: SiteFile, folders: { ends: string; logs: stri
   }
 }
 
-/** @throws Error in the program's own words, or where it is not there or silent */
-async function slurm(program: string, words: string[]): Promise<string> {
-  const result = await execa(program, words, { timeout: TIMEOUT_MS, reject: false })
-  if (!result.failed) return result.stdout
-  if (result.code === 'ENOENT') throw new Error(notFound(program))
-  if (result.timedOut) throw new Error(`${program} did not answer within ${TIMEOUT_MS / 1000} s`)
-  throw new Error(`${program}: ${result.stderr.trim().slice(0, 300) || result.shortMessage}`)
+/** Of Slurm's variables those that say how it is reached, and as whom. */
+const REACHES_SLURM = /^SLURM_(CONF|CONF_SERVER|CLUSTERS|JWT|SACK_.*)$/
+
+export function withoutJob(env: Record<string, string>): Record<string, string> {
+  const isOfJob = (name: string) => /^SLURMD?_/.test(name) && !REACHES_SLURM.test(name)
+  return Object.fromEntries(Object.entries(env).filter(([name]) => !isOfJob(name)))
 }
 
 function notFound(program: string): string {
@@ -124,12 +142,19 @@ export function runWords(site: SiteFile, order: Start, folders: { ends: string; 
 
 const quoted = (word: string) => (/^[\w./:=@,+-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`)
 
-/** One pilot on each node of the job; a step of its own, because Slurm's signals reach steps and not the script. */
+/**
+ * One pilot on each node of the job; a step of its own, because Slurm's signals reach steps and not the script. The step
+ * takes of each node what the smallest has, as srun refuses what one of them cannot give.
+ */
 export function batchScript(site: SiteFile, order: Start, folders: { ends: string; stopFile: string }): string {
-  const words = runWords(site, order, folders).map(quoted).join(' ')
+  const words = [...runWords(site, order, folders), '--time-asked', `${minutes(order.timeMs)}min`].map(quoted).join(' ')
   return `#!/bin/bash
 # Written by \`indraft-pilot start\`. A job that is submitted with --export=NONE hands that on to srun.
 export SLURM_EXPORT_ENV=ALL
-exec srun --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --mem=0 --kill-on-bad-exit=0 ${words}
+# An older Slurm does not say when the job ends: asked once for all of its nodes.
+export SLURM_JOB_END_TIME="\${SLURM_JOB_END_TIME:-$(SLURM_TIME_FORMAT=%s timeout 30 squeue -h -j "$SLURM_JOB_ID" -o %e)}"
+# As in 64(x3),32
+cores=$(tr , '\\n' <<<"\${SLURM_JOB_CPUS_PER_NODE:-$SLURM_CPUS_ON_NODE}" | cut -d'(' -f1 | sort -n | head -n1)
+exec srun --ntasks-per-node=1 --cpus-per-task="$cores" --mem=0 --kill-on-bad-exit=0 ${words}
 `
 }
