@@ -127,7 +127,11 @@ export class Granting {
       nowMs: Number(seconds) * 1000,
       // Each relay has a buffer of its own, also where a site has two.
       activeSites: new Set(live.map(({ site, role, holder }) => (role === 'relay' ? `${site}/${holder}` : site))).size,
-      hasOtherSite: (needs) => anyFits(elsewhere, needs),
+      hasOtherSite: (needs, except) =>
+        anyFits(
+          elsewhere.filter(({ site }) => !except.has(site)),
+          needs,
+        ),
       otherNodes: (needs, node) => {
         const names = new Set<string>()
         for (const session of here) {

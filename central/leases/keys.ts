@@ -29,7 +29,7 @@ export interface QueueName {
   campaign: string
   step: string
   matchClass: string
-  /** The site it avoids, or ''. */
+  /** The sites it avoids; see QueueEntry. */
   avoid: string
 }
 

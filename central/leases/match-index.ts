@@ -116,12 +116,13 @@ export class MatchIndex {
     const known = await this.#plans.readableStep(campaign, stepName)
     if (!known) return null
     const { redis } = this.#scripts
-    const [bundles, first, fields, walls, queued] = await Promise.all([
+    const [bundles, first, fields, walls, queued, refused] = await Promise.all([
       redis.zcard(`${base}:queue:${name}`),
       redis.zrange(`${base}:queue:${name}`, '0', '0', 'WITHSCORES'),
       redis.hmget(`${base}:campaign:${campaign}`, 'desired', 'maxRunning', 'createdMs'),
       redis.hmget(`${base}:step:${campaign}:${stepName}`, 'wallMs', 'wallCount'),
       redis.hget(`${base}:counts:${campaign}:${stepName}`, 'queued'),
+      redis.hgetall(`${base}:refused:${campaign}:${stepName}`),
     ])
     const [desired, maxRunning, createdMs] = fields
     if (bundles === 0 || desired !== 'run') return null
@@ -135,6 +136,7 @@ export class MatchIndex {
       matchClass,
       avoid,
       avoidUntilMs: avoid === '' ? 0 : scoreOf(first),
+      refused: refusedUntil(refused),
       needs: needsOf(known.step, matchClass),
       priority: known.plan.priority,
       createdMs: Number(createdMs ?? 0),
@@ -145,6 +147,12 @@ export class MatchIndex {
       room: Math.min(ofCampaign, ofGroup),
     }
   }
+}
+
+/** As noteRefusal in scripts/prelude.lua keeps them; none counts while no site is left that has not refused. */
+function refusedUntil(fields: Record<string, string>): Map<string, number> {
+  if ('*' in fields) return new Map()
+  return new Map(Object.entries(fields).map(([site, text]) => [site, Number.parseInt(text, 10)]))
 }
 
 /** The score of a ZRANGE ... WITHSCORES of one; flat or in pairs, as the protocol version has it. */

@@ -5,8 +5,10 @@
 
 import type { AcceptedPage } from '../../shared/files/accepted.ts'
 import type { AttemptName } from '../../shared/files/capability.ts'
+import type { Needs } from '../../shared/protocol/work.ts'
 import { containsIndex, parseRanges } from '../../shared/ranges.ts'
 import type { CampaignStore } from '../campaigns/model.ts'
+import { possibleSites } from '../matching/nearest.ts'
 import { Manifests } from '../publishing/manifests.ts'
 import { isKept } from '../publishing/publish.ts'
 import { makeRedis, type Temper } from '../redis.ts'
@@ -29,6 +31,7 @@ import { Plans } from './plans.ts'
 import { Results } from './results.ts'
 import { Scripts } from './scripts.ts'
 import { Sessions } from './sessions.ts'
+import { readSiteShapes } from './site-shapes.ts'
 import { findStarved } from './starvation.ts'
 import { openCampaignStore } from './store.ts'
 import { Tasks } from './tasks.ts'
@@ -75,7 +78,8 @@ export async function openStore(options: StoreOptions): Promise<OpenStore> {
   const sessions = new Sessions(scripts)
   const index = new MatchIndex(scripts, plans, sessions, clock)
   const leases = new Leases({ scripts, plans, sessions, feeding: queue, log, timeScale, events })
-  const results = new Results({ scripts, plans, blobs, sessions, feeding: queue, log, timeScale, events })
+  const sitesFor = async (needs: Needs) => possibleSites(needs, await readSiteShapes(options, sessions))
+  const results = new Results({ scripts, plans, blobs, sessions, sitesFor, feeding: queue, log, timeScale, events })
   const granting = new Granting({ scripts, plans, sessions, index, mark, feeding: queue, log, events })
   const envelopes = new Envelopes({ scripts, plans, signer, clock, capabilityFor: options.capabilityFor })
   const waiting = new Waiting(clock)

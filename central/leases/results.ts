@@ -8,6 +8,7 @@ import { failpoint } from '../../shared/failpoint.ts'
 import type { Log } from '../../shared/log.ts'
 import { pack, unpack } from '../../shared/protocol/codec.ts'
 import type { Result, Verdict } from '../../shared/protocol/messages.ts'
+import type { Needs } from '../../shared/protocol/work.ts'
 import type { BlobStore } from '../blobs.ts'
 import { storeRefusal } from '../redis.ts'
 import { parseStepName } from './keys.ts'
@@ -15,7 +16,7 @@ import type { Feeding } from './leases.ts'
 import { NAMED_KEPT, namedFences } from './named.ts'
 import type { StoreEvents } from './options.ts'
 import type { Plans, StoredStep } from './plans.ts'
-import { failureRules, RETRIES_UNKNOWN, reasonOf } from './retries.ts'
+import { failureRules, isPolicy, RETRIES_UNKNOWN, reasonOf, refusedRules } from './retries.ts'
 import type { Scripts } from './scripts.ts'
 import type { Sessions } from './sessions.ts'
 
@@ -42,11 +43,19 @@ interface Judged {
   }[]
 }
 
+interface Entry {
+  at: number
+  /** Null where its campaign cannot be read. */
+  step: StoredStep | null
+  group: string
+}
+
 export class Results {
   readonly #scripts: Scripts
   readonly #plans: Plans
   readonly #blobs: BlobStore
   readonly #sessions: Sessions
+  readonly #sitesFor: (needs: Needs) => Promise<string[]>
   readonly #feeding: Feeding & { want(job: 'publish', campaign: string, step: string): void }
   readonly #log: Log
   readonly #scale: number
@@ -57,6 +66,8 @@ export class Results {
     plans: Plans
     blobs: BlobStore
     sessions: Sessions
+    /** Sites that may run a step, for all that is known. */
+    sitesFor: (needs: Needs) => Promise<string[]>
     feeding: Feeding & { want(job: 'publish', campaign: string, step: string): void }
     log: Log
     timeScale: number
@@ -66,6 +77,7 @@ export class Results {
     this.#plans = parts.plans
     this.#blobs = parts.blobs
     this.#sessions = parts.sessions
+    this.#sitesFor = parts.sitesFor
     this.#feeding = parts.feeding
     this.#log = parts.log
     this.#scale = parts.timeScale
@@ -78,22 +90,23 @@ export class Results {
    */
   async judge(site: string, results: Result[]): Promise<Verdict[]> {
     const verdicts: (Verdict['verdict'] | null)[] = new Array(results.length).fill('refused')
-    const byBase = new Map<string, { at: number; retries: StoredStep['retries']; group: string }[]>()
+    const byBase = new Map<string, Entry[]>()
     for (const [at, { campaign, step }] of results.entries()) {
       const place = await this.#plans.place(campaign)
       if (!place) continue
       const known = await this.#plans.readableStep(campaign, step)
       const list = byBase.get(place.base) ?? []
-      list.push({ at, retries: known?.step.retries ?? RETRIES_UNKNOWN, group: place.group })
+      list.push({ at, step: known?.step ?? null, group: place.group })
       byBase.set(place.base, list)
     }
     for (const [base, list] of byBase) {
+      const sites = await this.#sitesLeft(results, list)
       const answer = await this.#scripts.run<Judged>(
         'finish',
         base,
         {
           site,
-          results: list.map(({ at, retries }) => this.#scriptResult(results[at]!, retries)),
+          results: list.map(({ at, step }) => this.#scriptResult(site, results[at]!, step, sites)),
           namedMs: NAMED_KEPT.ms,
           namedMost: NAMED_KEPT.most,
         },
@@ -119,7 +132,18 @@ export class Results {
     })
   }
 
-  #scriptResult(result: Result, retries: StoredStep['retries']) {
+  /** Of steps that the site's policy refused: which sites may run them. */
+  async #sitesLeft(results: readonly Result[], list: readonly Entry[]): Promise<Map<StoredStep, string[]>> {
+    const sites = new Map<StoredStep, string[]>()
+    for (const { at, step } of list) {
+      if (step && isPolicy(results[at]!) && !sites.has(step)) sites.set(step, await this.#sitesFor(step.needs))
+    }
+    return sites
+  }
+
+  #scriptResult(site: string, result: Result, step: StoredStep | null, sites: ReadonlyMap<StoredStep, string[]>) {
+    const rules = failureRules(step?.retries ?? RETRIES_UNKNOWN, this.#scale, result)
+    const left = step && isPolicy(result) ? sites.get(step) : undefined
     return {
       campaign: result.campaign,
       step: result.step,
@@ -132,7 +156,7 @@ export class Results {
       named: namedFences(result),
       reason: reasonOf(result),
       detail: detailOf(result),
-      rules: failureRules(retries, this.#scale, result),
+      rules: left ? refusedRules(rules, this.#scale, site, left) : rules,
     }
   }
 
@@ -225,6 +249,7 @@ export function mustPublish(url: string, result: Pick<Result, 'fences'>): boolea
 
 /** What failures are told apart by, beside their reason. */
 function detailOf(result: Result): string {
+  if (isPolicy(result)) return `at ${result.site}`
   if (result.reason === 'payload.exit' && result.exitCode !== null) return `exit ${result.exitCode}`
   if (result.reason === 'payload.signal' && result.signal) return result.signal
   return ''

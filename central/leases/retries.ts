@@ -7,7 +7,7 @@ import type { Result } from '../../shared/protocol/messages.ts'
 import type { StoredStep } from './plans.ts'
 
 /** Times of retries, milliseconds, not scaled. */
-const RETRY = { backOffMs: 10_000, longestMs: 15 * 60_000, avoidSiteMs: 15 * 60_000 }
+const RETRY = { backOffMs: 10_000, longestMs: 15 * 60_000, avoidSiteMs: 15 * 60_000, refusedMs: 24 * 3600_000 }
 /** Grants of a task that nobody confirmed and that are not charged: a lost reply or two is nobody's fault. */
 const UNCONFIRMED_FREE = 2
 
@@ -50,6 +50,19 @@ export function failureRules(retries: StoredStep['retries'], scale: number, resu
   return { ...rules, hold, site: result.site, node: result.node }
 }
 
+/** The site's own word, which says nothing about other sites. */
+export function isPolicy({ reason }: Pick<Result, 'reason'>): boolean {
+  return reason === 'policy.refused'
+}
+
+/**
+ * For one that the policy of `site` refused: `sites` may run the step for all that is known. What the site is asked again, it
+ * is asked after its refusal may have been lifted.
+ */
+export function refusedRules<R extends RetryRules>(rules: R, scale: number, site: string, sites: readonly string[]) {
+  return { ...rules, site, sites, refusedMs: RETRY.refusedMs * scale }
+}
+
 /** A failure that names no reason is a fault of who reported it. */
 export function reasonOf(result: Result): ErrorCode {
   return result.reason ?? 'node.fault'
@@ -59,7 +72,8 @@ function rulesOf(retries: StoredStep['retries'], scale: number, reason: ErrorCod
   const credit = chargeOf(reason)
   return {
     charge: reason === 'attempt.cancelled' ? 'none' : credit,
-    retry: ERRORS[reason].retry,
+    // What is a site's or a relay's own fault may go well elsewhere, though to ask it again would be in vain.
+    retry: ERRORS[reason].retry || ERRORS[reason].fault !== 'user',
     hold: false,
     limit: retries[credit],
     exhausted: retries.exhausted,

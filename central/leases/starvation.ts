@@ -6,7 +6,7 @@
 import { siteRefusal, unmetNeeds } from '../../shared/fit.ts'
 import type { OfferEntry } from '../../shared/protocol/messages.ts'
 import type { Starved } from '../campaigns/model.ts'
-import type { QueueEntry } from '../matching/choose.ts'
+import { type QueueEntry, sitesRefusing } from '../matching/choose.ts'
 import { groupBase } from './keys.ts'
 import type { MatchIndex } from './match-index.ts'
 import type { SiteInfo } from './options.ts'
@@ -39,7 +39,9 @@ export async function findStarved(parts: StarvationParts): Promise<Starved[]> {
   for (const queue of entries.filter((entry) => entry.room > 0)) {
     const bundles = await readBundles(parts.scripts, queue, nowMs - longMs)
     if (bundles.length === 0) continue
+    const refusing = sitesRefusing(queue, nowMs - longMs)
     for (const session of waiting) {
+      if (refusing.has(session.site)) continue
       const info = await parts.siteOf(session.site)
       if (info?.state !== 'enabled' || siteRefusal(queue.needs, session.site, info.labels)) continue
       const fitting = bundles.filter((bundle) => session.unfedOffer.some((entry) => fits(queue, entry, bundle.nodes)))

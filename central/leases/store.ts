@@ -6,6 +6,7 @@ import type { Campaigns } from './campaigns.ts'
 import { FILES_OPEN_MS } from './envelope.ts'
 import type { StoreOptions } from './options.ts'
 import type { Sessions } from './sessions.ts'
+import { readSiteShapes } from './site-shapes.ts'
 import type { Tasks } from './tasks.ts'
 import type { Verifier } from './verify.ts'
 
@@ -57,15 +58,6 @@ export function openCampaignStore({
         await sessions.order(site, session.id, { kind: 'log.send', attempt: plain, stream, ...opened })
       }
     },
-    async siteShapes() {
-      const seen = await sessions.shapes()
-      const shapes = []
-      for (const site of await options.siteNames()) {
-        const info = await options.siteOf(site)
-        if (info)
-          shapes.push({ site, labels: info.labels, shapes: [...(info.shapes ?? []), ...(seen.get(site) ?? [])] })
-      }
-      return shapes
-    },
+    siteShapes: () => readSiteShapes(options, sessions),
   }
 }

@@ -7,16 +7,18 @@ import type { OfferEntry } from '../../shared/protocol/messages.ts'
 import type { Needs } from '../../shared/protocol/work.ts'
 import { tasksWanted } from './bundle-size.ts'
 
-/** One non-empty queue: bundles of one step and match class that avoid the same site. */
+/** One non-empty queue: bundles of one step and match class that avoid the same sites. */
 export interface QueueEntry {
   group: string
   campaign: string
   step: string
   matchClass: string
-  /** The site that its tasks should not run at, or ''. */
+  /** Sites that its tasks should not run at, after commas, those that refused them as `!site`; or ''. */
   avoid: string
   /** When the avoidance of the first of them ends, ms since 1970. */
   avoidUntilMs: number
+  /** Sites whose policy refused tasks of the step, and until when they are given none, ms since 1970. */
+  refused: ReadonlyMap<string, number>
   needs: Needs
   priority: number
   /** Creation of the campaign, ms since 1970. */
@@ -42,8 +44,8 @@ export interface MatchContext {
   nowMs: number
   activeSites: number
   shares: ReadonlyMap<string, Share>
-  /** Whether a live site other than this one could run it. */
-  hasOtherSite(needs: Needs): boolean
+  /** Whether a live site other than this one, and than these, could run it. */
+  hasOtherSite(needs: Needs, except: ReadonlySet<string>): boolean
   /** Live nodes of this site other than this one that could run it; more than any task avoids are not needed. */
   otherNodes(needs: Needs, node: string): readonly string[]
 }
@@ -114,13 +116,23 @@ export function choose(
   return { picks: [], reason: queues.length === 0 ? 'noWork' : limited ? 'limits' : 'nothingFits' }
 }
 
-/** Fit, the campaign's site rules, and avoidance while there is an alternative. */
+/** Fit, the campaign's site rules, sites that refused it, and avoidance while there is an alternative. */
 export function mayTake(queue: QueueEntry, entry: OfferEntry, context: MatchContext): boolean {
   if (siteRefusal(queue.needs, context.site, context.labels)) return false
-  if (queue.avoid === context.site && queue.avoidUntilMs > context.nowMs && context.hasOtherSite(queue.needs)) {
-    return false
-  }
+  const refusing = sitesRefusing(queue, context.nowMs)
+  if (refusing.has(context.site)) return false
+  const isAvoided = queue.avoidUntilMs > context.nowMs && queue.avoid.split(',').includes(context.site)
+  if (isAvoided && context.hasOtherSite(queue.needs, refusing)) return false
   return unmetNeeds(queue.needs, entry.shape, entry.timeLeftMs).length === 0
+}
+
+/** Sites that are not asked now because they refused the step, or these tasks of it. */
+export function sitesRefusing(queue: QueueEntry, nowMs: number): Set<string> {
+  const refusing = new Set([...queue.refused].filter(([, untilMs]) => untilMs > nowMs).map(([site]) => site))
+  if (queue.avoidUntilMs > nowMs) {
+    for (const word of queue.avoid.split(',')) if (word.startsWith('!')) refusing.add(word.slice(1))
+  }
+  return refusing
 }
 
 function compare(

@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest'
 import { sampleNeeds } from '../../test/sample-messages.ts'
-import { nearestSite } from './nearest.ts'
+import { nearestSite, possibleSites } from './nearest.ts'
 
 const shape = {
   cores: 8,
@@ -37,4 +37,15 @@ test('nearest - the site that lacks least, and what it lacks', () => {
   expect(nearestSite(needs, sites)).toEqual({ site: 'LARGE', unmet: [] })
   expect(nearestSite({ ...needs, gpus: 1 }, sites)).toMatchObject({ site: 'LARGE', unmet: [{ need: 'gpus' }] })
   expect(nearestSite({ ...needs, denySites: ['LARGE'] }, sites)?.unmet[0]).toMatchObject({ need: 'site' })
+})
+
+test('nearest - sites that may run it: by its own rules and the groups that they name, whatever nodes they have', () => {
+  const of = (site: string, ...groups: (string[] | undefined)[]) => ({
+    site,
+    labels: {},
+    shapes: groups.map((one) => ({ ...shape, cores: 1, ...(one && { groups: one }) })),
+  })
+  const sites = [of('NEW'), of('ALL', undefined), of('SOME', ['/x'], [needs.group]), of('OTHERS', ['/x'])]
+  expect(possibleSites(needs, sites)).toEqual(['NEW', 'ALL', 'SOME'])
+  expect(possibleSites({ ...needs, allowSites: ['SOME', 'OTHERS'] }, sites)).toEqual(['SOME'])
 })

@@ -18,6 +18,14 @@ local function noteNamed(r)
   redis.call('PEXPIRE', list, args.namedMs)
 end
 
+-- Once a call and step is enough.
+local forgiven = {}
+local function forgive(c, s)
+  if forgiven[c .. '|' .. s] then return end
+  forgiven[c .. '|' .. s] = true
+  forgiveSite(c, s, args.site)
+end
+
 local function win(r, packed)
   local c, s = r.campaign, r.step
   redis.call('HSET', key('results', c, s), text(r.index), packed)
@@ -35,6 +43,7 @@ local function onCurrent(r, record, packed)
   keepRest(record, without(record.spans, r.index))
   if r.done then
     move(c, s, { r.index }, LEASED, 'done')
+    forgive(c, s)
     win(r, packed)
   else
     redis.call('HSET', key('history', c, s), text(r.index) .. ':' .. r.fence, 'R' .. packed)

@@ -15,6 +15,8 @@
 --   counts:<c>:<s>       hash   state -> number of tasks; moved with the state, here only
 --   ready:<c>:<s>        zset   `first-last` by first: queued, in no bundle yet
 --   retry:<c>:<s>        zset   index by due time, ms: queued, to be bundled again
+--   refused:<c>:<s>      hash   site -> until|times: its policy refused tasks of the step, so it gets none before then;
+--                               `*` while no site is left that has not, and it matters no more
 --   tasks:<c>:<s>        hash   index -> small record, only of tasks that had an error or moved
 --   results:<c>:<s>      hash   index -> winning result, msgpack
 --   history:<c>:<s>      hash   index:fence -> R or E, then msgpack: a reported, or an expired, earlier attempt
@@ -354,8 +356,49 @@ local function backToQueue(c, s, list)
   for _, span in ipairs(spansOf(plain)) do addReady(c, s, span[1], span[2]) end
 end
 
+local function listed(list, word) return string.find(',' .. (list or '') .. ',', ',' .. word .. ',', 1, true) ~= nil end
+
+local function withWord(list, word)
+  if listed(list, word) then return list end
+  return (list or '') == '' and word or (list .. ',' .. word)
+end
+
+-- A site's own policy refused a task. The whole step stays away from the site for a while, longer each time; and the task
+-- by itself for `refusedMs`. `rules.sites` are those that may run the step for all that is known.
+-- Returns whether the site refuses this task for the first time, and whether a site is left that did not.
+local function noteRefusal(c, s, record, rules)
+  local name, now = key('refused', c, s), nowMs()
+  local till, times = string.match(redis.call('HGET', name, rules.site) or '', '^(%d+)|(%d+)$')
+  if not till or tonumber(till) <= now then
+    local nth = tonumber(times or 0) + 1
+    local forMs = math.min(rules.refusedMs, rules.avoidMs * 2 ^ (nth - 1))
+    redis.call('HSET', name, rules.site, text(now + forMs) .. '|' .. text(nth))
+  end
+  local isFirst = not listed(record.refused, rules.site)
+  record.refused = withWord(record.refused, rules.site)
+  local ofStep, ofTask = false, false
+  for _, site in ipairs(rules.sites) do
+    ofStep = ofStep or redis.call('HEXISTS', name, site) == 0
+    ofTask = ofTask or not listed(record.refused, site)
+  end
+  if ofStep then redis.call('HDEL', name, '*') else redis.call('HSET', name, '*', '1') end
+  return isFirst, ofTask
+end
+
+-- A task of the step ended well at this site: it is no more one that refuses them.
+local function forgiveSite(c, s, site) redis.call('HDEL', key('refused', c, s), site, '*') end
+
+-- What a task stays away from: sites that refused it, as `!site`, and the one where it failed last.
+local function avoidOf(record, site)
+  local list = ''
+  for one in string.gmatch(record.refused or '', '[^,]+') do list = withWord(list, '!' .. one) end
+  if listed(record.refused, site) then return list end
+  return withWord(list, site)
+end
+
 -- Charges an ended attempt and says what the task becomes. `rules` are the step's retries and this end's facts:
--- charge (payload, infrastructure, none), retry, hold, limit, exhausted, backOffMs, longestMs, site, node, avoidMs.
+-- charge (payload, infrastructure, none), retry, hold, limit, exhausted, backOffMs, longestMs, site, node, avoidMs; where
+-- the site's policy refused it also sites and refusedMs: a site's first refusal of a task costs nothing.
 -- Returns the state moved to. The task must be assigned or running and already be out of its bundle.
 local LEASED = { assigned = true, running = true }
 local function endAttempt(c, s, index, fence, rules)
@@ -366,30 +409,29 @@ local function endAttempt(c, s, index, fence, rules)
   record.site = rules.site
   record.node = rules.node
   record.bundle = nil
-  local to = 'queued'
+  local to, isFree = 'queued', false
   if redis.call('HGET', key('campaign', c), 'desired') == 'cancelled' then
     to = 'cancelled'
   elseif rules.charge ~= 'none' then
+    local isLeft = true
+    if rules.sites then isFree, isLeft = noteRefusal(c, s, record, rules) end
     if rules.hold then
       to = 'held'
-    elseif not rules.retry or record[rules.charge] >= rules.limit then
+    elseif not isLeft then
+      to = rules.exhausted
+    elseif not isFree and (not rules.retry or record[rules.charge] >= rules.limit) then
       to = rules.exhausted
     end
-    if to == 'queued' then record[rules.charge] = record[rules.charge] + 1 end
+    if to == 'queued' and not isFree then record[rules.charge] = record[rules.charge] + 1 end
     local now = nowMs()
-    record.avoid = rules.site
-    record['until'] = now + rules.avoidMs
-    if rules.node ~= '' then
-      local nodes = record.nodes or ''
-      if not string.find(',' .. nodes .. ',', ',' .. rules.node .. ',', 1, true) then
-        record.nodes = nodes == '' and rules.node or (nodes .. ',' .. rules.node)
-      end
-    end
+    record.avoid = avoidOf(record, rules.site)
+    record['until'] = math.max(record.refused and record['until'] or 0, now + (rules.refusedMs or rules.avoidMs))
+    if rules.node ~= '' and not rules.sites then record.nodes = withWord(record.nodes, rules.node) end
   end
   move(c, s, { index }, LEASED, to)
   if to == 'queued' then
     local delay = 0
-    if rules.charge ~= 'none' then
+    if rules.charge ~= 'none' and not isFree then
       delay = math.min(rules.longestMs, rules.backOffMs * 2 ^ (record[rules.charge] - 1))
     end
     redis.call('ZADD', key('retry', c, s), nowMs() + delay, text(index))

@@ -21,6 +21,7 @@ while at < last and #list < MOST do
         record.payload, record.infrastructure, record.unconfirmed = 0, 0, nil
         record.avoid, record['until'], record.bundle = nil, nil, nil
         record.request = args.request
+        record.refused = nil
         writeTask(c, s, at + half, record)
         list[#list + 1] = at + half
       end
@@ -33,6 +34,7 @@ for _, index in ipairs(move(c, s, list, from, 'queued')) do
   redis.call('ZADD', key('retry', c, s), now, text(index))
 end
 if #list > 0 then
+  redis.call('DEL', key('refused', c, s))
   redis.call('HDEL', key('campaign', c), 'endedMs')
   redis.call('SADD', key('active'), c)
 end
