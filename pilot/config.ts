@@ -140,7 +140,7 @@ export const PILOT_SETTINGS = {
     type: 'text',
     default: null,
     meaning:
-      'Where images fetched by URL are kept; on the shared file system all pilots of the site share them (default: images in scratch).',
+      'Where images fetched by URL are kept; on the shared file system all pilots of the site share them (default: images in scratch). What pilots put there is removed when nobody used it for two weeks, nothing else.',
   },
   binds: {
     type: 'list',

@@ -1,22 +1,28 @@
 import { createHash } from 'node:crypto'
 import {
   existsSync,
+  lutimesSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
   rmSync,
+  statSync,
+  symlinkSync,
   utimesSync,
   writeFileSync,
 } from 'node:fs'
 import { createServer, type Server } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
-import { afterEach, beforeEach, expect, test } from 'vitest'
-import { systemClock } from '../shared/clock.ts'
+import { basename, join } from 'node:path'
+import { pino } from 'pino'
+import { afterEach, beforeEach, expect, test, vi } from 'vitest'
+import { type Clock, systemClock } from '../shared/clock.ts'
 import { FileClient } from '../shared/files/client.ts'
 import { silentLog } from '../shared/log.ts'
+import { fastClock } from '../test/fast-clock.ts'
+import { manualClock } from '../test/manual-clock.ts'
 import type { Transfer } from './drivers.ts'
 import { ImageStore } from './images.ts'
 
@@ -28,7 +34,8 @@ let folder: string
 let server: Server
 let client: FileClient
 let asked: string[]
-let answer: { status: number; body: string }
+/** With `sent`, only so many bytes come. */
+let answer: { status: number; body: string; sent?: number }
 /** Answers come when this has resolved. */
 let gate: Promise<void>
 
@@ -40,8 +47,13 @@ beforeEach(async () => {
   gate = Promise.resolve()
   server = createServer(async (request, response) => {
     asked.push(request.url ?? '')
+    const from = Number(/^bytes=(\d+)-$/.exec(request.headers.range ?? '')?.[1] ?? 0)
     await gate
-    response.writeHead(answer.status).end(answer.body)
+    const body = answer.body.slice(from)
+    const range = from > 0 ? { 'content-range': `bytes ${from}-${answer.body.length - 1}/${answer.body.length}` } : {}
+    response.writeHead(from > 0 ? 206 : answer.status, { ...range, 'content-length': body.length })
+    if (answer.sent === undefined) response.end(body)
+    else response.write(body.slice(0, answer.sent))
   })
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
 })
@@ -52,12 +64,19 @@ afterEach(async () => {
   rmSync(folder, { recursive: true, force: true })
 })
 
-const store = () => new ImageStore({ folder: join(folder, 'images'), clock: systemClock, log: silentLog })
+const store = (clock: Clock = systemClock) => new ImageStore({ folder: join(folder, 'images'), clock, log: silentLog })
+/** What the files of a fetch begin with. */
+const begun = () =>
+  join(
+    folder,
+    'images',
+    `${sha256}.${createHash('sha256').update('http://images.example/x.sif').digest('hex').slice(0, 16)}`,
+  )
 const transfer = (more: Partial<Transfer> = {}): Transfer => ({
   files: () => ({ client, url: `http://127.0.0.1:${(server.address() as AddressInfo).port}` }),
   capability: null,
   signal: new AbortController().signal,
-  giveUpAfterMs: 0,
+  giveUpAfterMs: 60_000,
   policy: { allowGroups: [], allowImages: [], hostRuntime: true, network: 'none', sharedFolders: [] },
   own: [],
   maxBytes: Number.POSITIVE_INFINITY,
@@ -65,12 +84,16 @@ const transfer = (more: Partial<Transfer> = {}): Transfer => ({
 })
 const kept = () => join(folder, 'images', `${sha256}.sif`)
 
+async function until(isSo: () => boolean): Promise<void> {
+  while (!isSo()) await new Promise((done) => setTimeout(done, 5))
+}
+
 test('image by URL - is fetched once for many pilots that share a folder, and lies under its checksum', async () => {
   const gateOpener = Promise.withResolvers<void>()
   gate = gateOpener.promise
   const stores = [store(), store(), store()]
   const located = Promise.all(stores.flatMap((one) => [one.locate(image, transfer()), one.locate(image, transfer())]))
-  while (asked.length === 0) await new Promise((done) => setTimeout(done, 5))
+  await until(() => asked.length > 0)
   gateOpener.resolve()
   expect(new Set(await located)).toEqual(new Set([kept()]))
   expect(asked).toEqual([
@@ -91,7 +114,7 @@ test.each([
   [503, 'stage.inFailed'],
 ])('image by URL - status %i is %s', async (status, code) => {
   answer = { status, body: '' }
-  await expect(store().locate(image, transfer())).rejects.toMatchObject({ code })
+  await expect(store().locate(image, transfer({ giveUpAfterMs: 0 }))).rejects.toMatchObject({ code })
 })
 
 test('image by URL - one that names the same content at a bad address fails alone', async () => {
@@ -99,7 +122,7 @@ test('image by URL - one that names the same content at a bad address fails alon
   gate = never.promise
   const bad = `http://silent.example/x.sif#sha256:${sha256}`
   const first = store().locate(bad, transfer())
-  while (asked.length === 0) await new Promise((done) => setTimeout(done, 5))
+  await until(() => asked.length > 0)
   gate = Promise.resolve()
   const one = store()
   const ended = new AbortController()
@@ -118,7 +141,7 @@ test('image by URL - when the task that fetches is ended, another that waits goe
   const ended = new AbortController()
   const first = one.locate(image, transfer({ signal: ended.signal }))
   const second = one.locate(image, transfer())
-  while (asked.length === 0) await new Promise((done) => setTimeout(done, 5))
+  await until(() => asked.length > 0)
   gate = Promise.resolve()
   ended.abort()
   await expect(first).rejects.toMatchObject({ code: 'link.closed' })
@@ -137,15 +160,156 @@ test('image by URL - a spoilt copy is removed when the runtime finds it damaged,
   await one.distrust('/etc/passwd')
 })
 
-test('images - what nobody used for two weeks is removed', async () => {
+test('image by URL - a task that waits for another’s fetch hears its own end at once', async () => {
+  const never = Promise.withResolvers<void>()
+  gate = never.promise
+  const one = store()
+  const first = one.locate(image, transfer())
+  const ending = new AbortController()
+  const second = one.locate(image, transfer({ signal: ending.signal }))
+  ending.abort()
+  await expect(second).rejects.toMatchObject({ code: 'link.closed' })
+  const { signal } = ending
+  await expect(one.locate(image, transfer({ signal }))).rejects.toMatchObject({ code: 'link.closed' })
+  never.resolve()
+  expect(await first).toBe(kept())
+})
+
+test('image by URL - who waits for another pilot that gets nothing gives up in its own time', async () => {
+  const never = Promise.withResolvers<void>()
+  gate = never.promise
+  const first = store().locate(image, transfer())
+  await until(() => asked.length > 0)
+  const second = store().locate(image, transfer({ giveUpAfterMs: 100 }))
+  await expect(second).rejects.toMatchObject({
+    code: 'stage.inFailed',
+    message: expect.stringContaining('another pilot'),
+  })
+  never.resolve()
+  expect(await first).toBe(kept())
+})
+
+test('image by URL - who waits goes on while something arrives, and no longer', async () => {
   mkdirSync(join(folder, 'images'))
-  const old = join(folder, 'images', 'old.sif')
-  writeFileSync(old, '')
+  const clock = manualClock()
+  const lock = `${begun()}.fetching`
+  writeFileSync(lock, 'other')
+  const waiting = store(clock).locate(image, transfer({ giveUpAfterMs: 20_000 }))
+  const ended = vi.fn()
+  waiting.catch(ended)
+  /** The other lives, has so much, and time goes on. */
+  const goOn = async (bytes: number, ms: number) => {
+    await until(() => clock.sleeping > 0)
+    utimesSync(lock, clock.wallMs() / 1000, clock.wallMs() / 1000)
+    writeFileSync(`${begun()}.other.part`, 'x'.repeat(bytes))
+    await clock.advance(ms)
+  }
+  await goOn(0, 19_000)
+  await goOn(1, 19_000)
+  await goOn(2, 19_000)
+  await goOn(2, 19_000)
+  await until(() => clock.sleeping > 0)
+  expect(ended).not.toHaveBeenCalled()
+  await goOn(2, 19_000)
+  await expect(waiting).rejects.toMatchObject({ code: 'stage.inFailed' })
+  expect(asked).toEqual([])
+})
+
+test('image by URL - what a dead pilot began is taken over by one of those who wait, and nothing of it stays', async () => {
+  mkdirSync(join(folder, 'images'))
+  writeFileSync(`${begun()}.fetching`, 'dead')
+  writeFileSync(`${begun()}.dead.part`, 'half of something')
+  const forEver = transfer({ giveUpAfterMs: Number.POSITIVE_INFINITY })
+  const waiting = [1, 2, 3].map(() => store(fastClock(100)).locate(image, forEver))
+  expect(new Set(await Promise.all(waiting))).toEqual(new Set([kept()]))
+  expect(readFileSync(kept(), 'utf8')).toBe(content)
+  expect(readdirSync(join(folder, 'images'))).toEqual([`${sha256}.sif`])
+})
+
+test('image by URL - who wakes after its turn was taken over leaves the other’s alone', async () => {
+  const opener = Promise.withResolvers<void>()
+  gate = opener.promise
+  const suspended = store().locate(image, transfer())
+  await until(() => asked.length > 0)
+  writeFileSync(`${begun()}.fetching`, 'other')
+  opener.resolve()
+  expect(await suspended).toBe(kept())
+  expect(readFileSync(`${begun()}.fetching`, 'utf8')).toBe('other')
+})
+
+test('image by URL - a fetch that fails is none where another has the image there', async () => {
+  const opener = Promise.withResolvers<void>()
+  gate = opener.promise
+  const failing = store().locate(image, transfer())
+  await until(() => asked.length > 0)
+  writeFileSync(kept(), content)
+  answer = { status: 404, body: '' }
+  opener.resolve()
+  expect(await failing).toBe(kept())
+})
+
+test('image by URL - who fails after its turn was taken over waits for who took it', async () => {
+  const opener = Promise.withResolvers<void>()
+  gate = opener.promise
+  const said: string[] = []
+  const log = pino({}, { write: (line: string) => said.push(line) })
+  const failing = new ImageStore({ folder: join(folder, 'images'), clock: systemClock, log }).locate(image, transfer())
+  await until(() => asked.length > 0)
+  writeFileSync(`${begun()}.fetching`, 'other')
+  answer = { status: 404, body: '' }
+  opener.resolve()
+  await until(() => said.some((line) => line.includes('image.fetchOvertaken')))
+  writeFileSync(kept(), content)
+  expect(await failing).toBe(kept())
+  expect(asked).toHaveLength(1)
+})
+
+test('image by URL - what a fetch that broke had so far is left to the next', async () => {
+  answer = { status: 200, body: content, sent: 10 }
+  const breaking = store().locate(image, transfer({ giveUpAfterMs: 0 }))
+  const parts = () =>
+    readdirSync(folder, { recursive: true, encoding: 'utf8' }).filter((name) => name.endsWith('.part'))
+  await until(() => parts().some((name) => statSync(join(folder, name)).size === 10))
+  server.closeAllConnections()
+  await expect(breaking).rejects.toMatchObject({ code: 'stage.inFailed' })
+  expect(readFileSync(`${begun()}.part`, 'utf8')).toBe(content.slice(0, 10))
+  // What it has already it does not ask for again.
+  answer = { status: 200, body: `0123456789${content.slice(10)}` }
+  expect(await store().locate(image, transfer())).toBe(kept())
+  expect(readFileSync(kept(), 'utf8')).toBe(content)
+  expect(readdirSync(join(folder, 'images'))).toEqual([`${sha256}.sif`])
+})
+
+test("images - of what pilots made, what nobody used for two weeks is removed; a site's own files and folders stay", async () => {
+  const images = join(folder, 'images')
+  const ours = [
+    `${'a'.repeat(64)}.sif`,
+    `${basename(begun())}.part`,
+    `${basename(begun())}.fetching`,
+    `digest-${'b'.repeat(32)}`,
+  ]
+  const theirs = [
+    'old.sif',
+    'lammps',
+    `${'a'.repeat(64)}`,
+    `${'a'.repeat(64)}.sif.keep`,
+    'digest-of-images',
+    `${'c'.repeat(64)}.sif`,
+  ]
+  const link = `${'d'.repeat(64)}.sif`
+  mkdirSync(join(images, 'lammps'), { recursive: true })
+  mkdirSync(join(images, `${'c'.repeat(64)}.sif`))
+  for (const name of [...ours, ...theirs]) {
+    const path = join(images, name)
+    if (!existsSync(path)) writeFileSync(path, '')
+    const longAgo = Date.now() / 1000 - 15 * 86_400
+    utimesSync(path, longAgo, longAgo)
+  }
+  symlinkSync(join(images, 'old.sif'), join(images, link))
+  lutimesSync(join(images, link), 0, 0)
   writeFileSync(kept(), '')
-  const longAgo = Date.now() / 1000 - 15 * 86_400
-  utimesSync(old, longAgo, longAgo)
   await store().tidy()
-  expect([existsSync(old), existsSync(kept())]).toEqual([false, true])
+  expect(readdirSync(images).sort()).toEqual([...theirs, link, `${sha256}.sif`].sort())
 })
 
 test.each([

@@ -3,10 +3,11 @@
  * that folder is on the site's shared file system all pilots of the site share it: of those who want the same image at
  * the same time one fetches and the others wait.
  *
- * What always holds: a file under its checksum's name is whole and was checked.
+ * What always holds: a file under its checksum's name is whole and was checked. Who fetches writes to files of its own
+ * until then, as turns can overlap (turn.ts); what an ended fetch had so far is left to the next.
  */
 import { createHash } from 'node:crypto'
-import { lstat, mkdir, readdir, rename, rm, stat, utimes, writeFile } from 'node:fs/promises'
+import { lstat, mkdir, readdir, rename, rm, utimes } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Clock } from '../shared/clock.ts'
 import { IndraftError, isIndraftError } from '../shared/errors.ts'
@@ -15,13 +16,13 @@ import { fileAddress } from '../shared/files/client.ts'
 import { parseImageName } from '../shared/image-name.ts'
 import type { Log } from '../shared/log.ts'
 import { atServer, type Transfer } from './drivers.ts'
+import { Queue, type Turn } from './turn.ts'
 
 const LOOK_MS = 500
-/** Who fetches shows this often that it is alive; silent for longer than STALE_MS, another one takes over. */
-const ALIVE_MS = 5_000
-const STALE_MS = 30_000
 /** An image that nobody used for so long is removed. */
 const UNUSED_MS = 14 * 86_400_000
+/** Images, what is fetched of them, whose turn it is, and the digests of image-digest.ts. */
+const OURS = /^([0-9a-f]{64}\.(sif$|[0-9a-f]{16}(\.|$))|digest-[0-9a-f]{32}(\.|$))/
 
 export interface ImageStoreOptions {
   folder: string
@@ -38,15 +39,17 @@ export class ImageStore {
     this.#options = options
   }
 
-  /** Removes what has not been used for two weeks. Never throws. */
+  /** Removes what pilots made and has not been used for two weeks; the folder may be one where a site has more. Never throws. */
   async tidy(): Promise<void> {
     const { folder, clock, log } = this.#options
-    for (const name of await readdir(folder).catch(() => [])) {
+    for (const name of (await readdir(folder).catch(() => [])).filter((one) => OURS.test(one))) {
       const path = join(folder, name)
-      const facts = await stat(path).catch(() => null)
-      if (!facts || clock.wallMs() - facts.mtimeMs < UNUSED_MS) continue
-      await rm(path, { recursive: true, force: true }).catch(() => {})
-      log.info({ path }, 'image.removed')
+      const facts = await lstat(path).catch(() => null)
+      if (!facts?.isFile() || clock.wallMs() - facts.mtimeMs < UNUSED_MS) continue
+      await rm(path, { force: true }).then(
+        () => log.info({ path }, 'image.removed'),
+        (error) => log.warn({ path, err: error }, 'image.notRemoved'),
+      )
     }
   }
 
@@ -63,15 +66,16 @@ export class ImageStore {
     const { url, sha256 } = name
     // IMPORTANT: by address too. Who names somebody else's image at a bad address fails alone (images.test.ts, "bad address").
     const key = `${sha256} ${url}`
+    const endsAtMs = this.#options.clock.monotonicMs() + transfer.giveUpAfterMs
     for (let running = this.#fetching.get(key); running; running = this.#fetching.get(key)) {
       try {
-        return await running
+        return await orEnded(running, transfer.signal)
       } catch (error) {
         // The task that fetched was ended; this one goes on for itself.
         if (!isIndraftError(error, 'link.closed') || transfer.signal.aborted) throw error
       }
     }
-    const fetching = this.#locateOnce(url, sha256, transfer).finally(() => this.#fetching.delete(key))
+    const fetching = this.#locateOnce(url, sha256, transfer, endsAtMs).finally(() => this.#fetching.delete(key))
     this.#fetching.set(key, fetching)
     return await fetching
   }
@@ -87,68 +91,115 @@ export class ImageStore {
     await rm(path, { force: true }).catch(() => {})
   }
 
-  async #locateOnce(url: string, sha256: string, transfer: Transfer): Promise<string> {
+  /** Waits for its turn no longer than `giveUpAfterMs` without anything arriving: a dead address costs all pilots together that much. */
+  async #locateOnce(url: string, sha256: string, transfer: Transfer, endsAtMs: number): Promise<string> {
     const { folder, clock } = this.#options
     const path = join(folder, `${sha256}.sif`)
-    const fetched = join(folder, `${sha256}.${createHash('sha256').update(url).digest('hex').slice(0, 16)}`)
-    const lock = `${fetched}.fetching`
-    let seenMs = clock.monotonicMs()
-    let seen = ''
+    const begun = join(folder, `${sha256}.${createHash('sha256').update(url).digest('hex').slice(0, 16)}`)
+    const queue = new Queue(`${begun}.fetching`, clock)
+    let mostBytes = 0
     for (;;) {
-      if (transfer.signal.aborted) throw new IndraftError('link.closed', 'the attempt was ended')
+      if (transfer.signal.aborted) throw ended()
       if (await isThere(path)) {
-        const now = clock.wallMs() / 1000
-        await utimes(path, now, now).catch(() => {})
+        const nowS = clock.wallMs() / 1000
+        await utimes(path, nowS, nowS).catch(() => {})
         return path
       }
-      try {
-        await mkdir(folder, { recursive: true, mode: 0o700 })
-        await writeFile(lock, '', { flag: 'wx' })
-      } catch (error) {
-        if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw imageError(error, url)
-        // Times of the file server's clock are compared with each other only.
-        const shown = await stat(lock).then(
-          ({ mtimeMs, ino }) => `${ino} ${mtimeMs}`,
-          () => '',
-        )
-        if (shown !== seen) [seen, seenMs] = [shown, clock.monotonicMs()]
-        else if (clock.monotonicMs() - seenMs > STALE_MS) await rm(lock, { force: true })
-        await clock.sleep(LOOK_MS, transfer.signal)
-        continue
+      const turn = await mkdir(folder, { recursive: true, mode: 0o700 })
+        .then(() => queue.take())
+        .catch((error) => {
+          throw imageError(error, url)
+        })
+      for (const word of queue.aside.splice(0)) await removeBegun(`${begun}.${word}`)
+      const inTime = { ...transfer, giveUpAfterMs: leftMs(clock, endsAtMs) }
+      if (turn !== null && (await this.#fetchIn(turn, { url, sha256, path, begun }, inTime))) continue
+      const bytes = await sizeOf(`${begun}.${queue.owner}.part`)
+      if (bytes > mostBytes) [mostBytes, endsAtMs] = [bytes, clock.monotonicMs() + transfer.giveUpAfterMs]
+      if (leftMs(clock, endsAtMs) === 0) {
+        const waited = 'another pilot of this site fetches it, and nothing has arrived'
+        throw new IndraftError('stage.inFailed', `image ${url.slice(0, 200)}: ${waited}`)
       }
-      await this.#fetch(url, sha256, { path, fetched, lock }, transfer)
+      await clock.sleep(LOOK_MS, transfer.signal)
     }
   }
 
-  async #fetch(
-    url: string,
-    sha256: string,
-    { path, fetched, lock }: Record<'path' | 'fetched' | 'lock', string>,
-    transfer: Transfer,
-  ): Promise<void> {
-    const { clock, log } = this.#options
-    const startMs = clock.monotonicMs()
-    const alive = setInterval(() => {
-      const now = clock.wallMs() / 1000
-      utimes(lock, now, now).catch(() => {})
-    }, ALIVE_MS)
+  /** @returns false where it failed and another has taken over meanwhile @throws IndraftError as locate */
+  async #fetchIn(turn: Turn, wanted: Wanted, transfer: Transfer): Promise<boolean> {
+    const own = `${wanted.begun}.${turn.word}`
+    const left = `${wanted.begun}.part`
     try {
-      const checksum = `sha256:${sha256}`
-      const { capability, signal, giveUpAfterMs } = transfer
-      const options = { capability, signal, giveUpAfterMs, checksum }
-      const { sizeBytes } = await atServer(transfer, (client, server) =>
-        client.getToFile(server + fileAddress.fetch(url, checksum), fetched, options),
-      )
-      // Whoever comes second with the same content from elsewhere puts it in the place of the same content.
-      await rename(fetched, path)
-      log.info({ url, path, sizeBytes, ms: Math.round(clock.monotonicMs() - startMs) }, 'image.fetched')
-    } catch (error) {
-      throw imageError(error, url)
+      if (await isThere(wanted.path)) return true
+      await rename(left, `${own}.part`).catch(() => {})
+      await this.#fetch(wanted, own, transfer)
+      return true
+    } catch (cause) {
+      const error = imageError(cause, wanted.url)
+      const isHeld = await turn.isHeld()
+      if (isHeld && error.code !== 'node.scratchFull') await rename(`${own}.part`, left).catch(() => {})
+      await removeBegun(own)
+      if (await isThere(wanted.path)) return true
+      if (isHeld) throw error
+      this.#options.log.warn({ url: wanted.url, err: error }, 'image.fetchOvertaken')
+      return false
     } finally {
-      clearInterval(alive)
-      await rm(lock, { force: true }).catch(() => {})
+      await turn.end()
     }
   }
+
+  async #fetch({ url, sha256, path }: Wanted, own: string, transfer: Transfer): Promise<void> {
+    const { clock, log } = this.#options
+    const startMs = clock.monotonicMs()
+    const checksum = `sha256:${sha256}`
+    const { capability, signal, giveUpAfterMs } = transfer
+    const options = { capability, signal, giveUpAfterMs, checksum }
+    const { sizeBytes } = await atServer(transfer, (client, server) =>
+      client.getToFile(server + fileAddress.fetch(url, checksum), own, options),
+    )
+    // Whoever comes second with the same content puts it in the place of the same content.
+    await rename(own, path)
+    log.info({ url, path, sizeBytes, ms: Math.round(clock.monotonicMs() - startMs) }, 'image.fetched')
+  }
+}
+
+interface Wanted {
+  url: string
+  sha256: string
+  /** Where it is when it is whole. */
+  path: string
+  /** What the names of its parts begin with. */
+  begun: string
+}
+
+function ended(): IndraftError {
+  return new IndraftError('link.closed', 'the attempt was ended')
+}
+
+function leftMs(clock: Clock, endsAtMs: number): number {
+  return Math.max(0, endsAtMs - clock.monotonicMs())
+}
+
+/** What others wait for as well goes on; who is ended does not wait for it. @throws IndraftError link.closed */
+async function orEnded<T>(running: Promise<T>, signal: AbortSignal): Promise<T> {
+  const { promise, reject } = Promise.withResolvers<never>()
+  const stop = () => reject(ended())
+  if (signal.aborted) stop()
+  signal.addEventListener('abort', stop, { once: true })
+  try {
+    return await Promise.race([promise, running])
+  } finally {
+    signal.removeEventListener('abort', stop)
+  }
+}
+
+async function removeBegun(own: string): Promise<void> {
+  for (const path of [own, `${own}.part`]) await rm(path, { force: true }).catch(() => {})
+}
+
+async function sizeOf(path: string): Promise<number> {
+  return await lstat(path).then(
+    ({ size }) => size,
+    () => 0,
+  )
 }
 
 async function isThere(path: string): Promise<boolean> {
