@@ -224,6 +224,8 @@ export interface BatchEnvironment {
   /** MiB for the whole node; 0 means all of it. */
   slurmMemoryPerNode: number | null
   slurmMemoryPerCpu: number | null
+  slurmMemoryPerGpu: number | null
+  slurmGpuCount: number | null
   gpus: GpuEnvironment
   /** Machine/Job Features (HSF-TN-2016-02): folders or http(s) addresses. */
   machineFeatures: string | null
@@ -283,6 +285,8 @@ export function readBatchEnvironment(env: Environment = process.env): BatchEnvir
     slurmCpus: number('SLURM_CPUS_ON_NODE'),
     slurmMemoryPerNode: number('SLURM_MEM_PER_NODE'),
     slurmMemoryPerCpu: number('SLURM_MEM_PER_CPU'),
+    slurmMemoryPerGpu: number('SLURM_MEM_PER_GPU'),
+    slurmGpuCount: number('SLURM_GPUS_ON_NODE'),
     gpus: {
       cudaVisible: env.CUDA_VISIBLE_DEVICES ?? null,
       rocrVisible: env.ROCR_VISIBLE_DEVICES ?? null,

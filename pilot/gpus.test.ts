@@ -60,17 +60,75 @@ describe('what the tools say', () => {
     expect(parseRocm('{}').devices).toEqual([])
   })
 
-  const real = readdirSync(join(import.meta.dirname, 'captured', 'gpu')).filter((name) => /^node-.*query/.test(name))
-  test.each(real)('gpus - %s, as a real node said it', (name) => {
-    const listing = parseNvidia(captured(`gpu/${name}`), captured(`gpu/${name.replace('query', 'list')}`))
-    expect(listing.devices.length).toBeGreaterThan(0)
-    for (const { id, memoryBytes } of listing.devices) {
-      expect(id).toMatch(/^(GPU|MIG)-[0-9a-f-]{36}$/)
-      expect(memoryBytes).toBeGreaterThan(1024 * MIB)
-    }
-    expect(listing.driver).toMatch(/^\d+\.\d+/)
+  test('gpus - AMD: memory that is not said is none, not nonsense', () => {
+    const said = { card0: { 'Unique ID': '0xa', 'VRAM Total Memory (B)': 'N/A' } }
+    expect(parseRocm(JSON.stringify(said)).devices).toMatchObject([{ id: 'GPU-a', memoryBytes: 0 }])
   })
 })
+
+describe('nodes whose outputs were published', () => {
+  /** What is known of its memory: no more than, no less. */
+  type Known = readonly [model: string, mostMib: number, leastMib: number]
+  const NODES: Record<string, { driver: string; devices: readonly Known[] }> = {
+    'a100-mixed': {
+      driver: '525.85.12',
+      devices: [
+        ...times(3, ['NVIDIA A100-SXM4-80GB', 81920, 81920]),
+        // Of nominal 20 GB such an instance has 19.5 GiB at least.
+        ...times(4, ['NVIDIA A100-SXM4-80GB MIG 1g.20gb', 19968, 17 * 1024]),
+      ],
+    },
+    'a100-old-driver': {
+      driver: '450.80.02',
+      devices: [
+        ...times(2, ['A100-SXM4-40GB MIG 3g.20gb', 20096, 17 * 1024]),
+        ['A100-SXM4-40GB MIG 1g.5gb', 4864, 4 * 1024],
+      ],
+    },
+    'beside-graphics': { driver: '', devices: [['Navi 21 [Radeon RX 6800/6800 XT / 6900 XT]', 16368, 16368]] },
+    gb10: { driver: '580.126.09', devices: [['NVIDIA GB10', 0, 0]] },
+    'h100-shared': {
+      driver: '570.86.15',
+      devices: [
+        // Three share what one has: 39.5 GiB together.
+        ...times(3, ['NVIDIA H100 80GB HBM3 MIG 1c.3g.40gb', 40448 / 3, 11 * 1024]),
+        ...times(2, ['NVIDIA H100 80GB HBM3 MIG 1g.10gb', 9728, 8 * 1024]),
+      ],
+    },
+    mi100: { driver: '5.13.20.22.10', devices: times(2, ['Arcturus GL-XL [AMD Instinct MI100]', 32752, 32752]) },
+    rx7900: { driver: '6.10.5', devices: [['Radeon RX 7900 XT', 20464, 20464]] },
+  }
+  /** Without the lines that say where the form was seen. */
+  const said = (file: string) => captured(`gpu/node-${file}`).replace(/^#.*\n/gm, '')
+  const files = readdirSync(join(import.meta.dirname, 'captured', 'gpu')).filter((name) => name.startsWith('node-'))
+  const nodes = [...new Set(files.map((name) => name.replace(/^node-(.*)-(query\.csv|list\.txt|rocm\.txt)$/, '$1')))]
+
+  test('gpus - every node that was captured is held against what is known of it, each with its source', () => {
+    expect(nodes.sort()).toEqual(Object.keys(NODES).sort())
+    for (const file of files) expect(captured(`gpu/${file}`), file).toMatch(/^# Form: https:\/\//)
+  })
+
+  test.each(nodes)('gpus - %s', (name) => {
+    const listing = files.includes(`node-${name}-rocm.txt`)
+      ? parseRocm(said(`${name}-rocm.txt`))
+      : parseNvidia(said(`${name}-query.csv`), said(`${name}-list.txt`))
+    const { driver, devices } = NODES[name]!
+    expect(listing.driver ?? '').toBe(driver)
+    expect(listing.devices.map(({ model }) => model)).toEqual(devices.map(([model]) => model))
+    for (const [at, [model, mostMib, leastMib]] of devices.entries()) {
+      expect(listing.devices[at]!.memoryBytes, model).toBeLessThanOrEqual(mostMib * MIB)
+      expect(listing.devices[at]!.memoryBytes, model).toBeGreaterThanOrEqual(leastMib * MIB)
+    }
+    // What a payload is shown with them is theirs alone.
+    const shown = listing.devices.map(({ id }) => id)
+    expect(new Set(shown).size).toBe(shown.length)
+    for (const id of shown) expect(ids(listing, { cudaVisible: id, rocrVisible: id })).toEqual([id])
+  })
+})
+
+function times(count: number, one: readonly [string, number, number]) {
+  return Array.from({ length: count }, () => one)
+}
 
 describe('what the job was given', () => {
   test.each<[string, Partial<GpuEnvironment>, number[]]>([

@@ -38,6 +38,8 @@ const MIB = 2 ** 20
 const ASK_MS = 20_000
 /** A MIG profile's gigabytes are nominal; some instances have a little less. */
 const MIG_NOMINAL = 0.93e9
+/** What has less beside a GPU that has more is the processor's own graphics, or the console's. */
+const LEAST_BYTES = 2 ** 30
 const NOTHING_VISIBLE = new Set(['', '-1', 'NoDevFiles', 'none', 'void'])
 
 const NVIDIA_QUERY = ['--query-gpu=index,uuid,memory.total,driver_version,name', '--format=csv,noheader,nounits']
@@ -76,17 +78,23 @@ export function parseNvidia(csv: string, list: string): Listing {
     if (gpu) parent = whole.find(({ id }) => id === gpu[1])
     const part = /^\s+MIG (\S+)\s+Device\s+\d+: \(UUID: (MIG-[^)]+)\)/.exec(line)
     if (!part || !parent) continue
-    const gigabytes = Number(/(\d+)gb/.exec(part[1]!)?.[1] ?? 0)
     parts.push({
       index: parent.index,
       id: part[2]!,
       model: `${parent.model} MIG ${part[1]}`,
-      memoryBytes: Math.floor(gigabytes * MIG_NOMINAL),
+      memoryBytes: partBytes(part[1]!),
       parent: parent.id,
     })
   }
   const divided = new Set(parts.map((part) => part.parent))
   return { vendor: 'nvidia', driver, devices: [...whole.filter(({ id }) => !divided.has(id)), ...parts] }
+}
+
+/** @param profile as 3g.40gb, or 1c.3g.40gb: one slice of three, that share the memory among themselves */
+function partBytes(profile: string): number {
+  const [, own, of, gigabytes] = /^(?:(\d+)c\.)?(\d+)g\.(\d+)gb/.exec(profile)?.map(Number) ?? []
+  if (!of || !gigabytes) return 0
+  return Math.floor((gigabytes * MIG_NOMINAL * (own || of)) / of)
 }
 
 /** @param json of rocm-smi with ROCM_QUERY; names of fields differ between versions */
@@ -102,12 +110,14 @@ export function parseRocm(json: string): Listing {
       index: Number(index),
       id: /^0x[0-9a-f]+$/i.test(unique ?? '') ? `GPU-${unique!.slice(2)}` : index,
       model: field(/^card series$/i) ?? field(/^card model$/i) ?? 'AMD GPU',
-      memoryBytes: Number(field(/^vram total memory \(b\)$/i) ?? 0),
+      memoryBytes: Number(/^\d+$/.exec(field(/^vram total memory \(b\)$/i) ?? '')?.[0] ?? 0),
       parent: null,
     })
   }
   devices.sort((a, b) => a.index - b.index)
-  return { vendor: 'amd', driver: cards.system?.['Driver version'] ?? null, devices }
+  const most = Math.max(...devices.map(({ memoryBytes }) => memoryBytes))
+  const meant = devices.filter(({ memoryBytes }) => most < LEAST_BYTES || memoryBytes >= LEAST_BYTES)
+  return { vendor: 'amd', driver: cards.system?.['Driver version'] ?? null, devices: meant }
 }
 
 /** What of the listing this job was given. @throws Error where a variable names a device that the tool does not show */

@@ -47,6 +47,17 @@ describe('memory and scratch', () => {
   })
 })
 
+test.each<[string, Record<string, string>]>([
+  ['node', { SLURM_MEM_PER_NODE: '1024' }],
+  ['processor', { SLURM_MEM_PER_CPU: '512', SLURM_CPUS_ON_NODE: '2' }],
+  ['GPU', { SLURM_MEM_PER_GPU: '256', SLURM_GPUS_ON_NODE: '4' }],
+])('node - the memory that Slurm gives by %s', async (_what, said) => {
+  const config = { ...loadPilotConfig({}, undefined, {}), scratch: folder, cvmfs: join(folder, 'none'), gpus: 0 }
+  const sight = { config, runtimes: ['host' as const], timeLeftMs: null }
+  const { facts } = await lookAround({ ...sight, batch: readBatchEnvironment(said) })
+  expect(facts.memoryBytes).toBe(GIB - 256 * MIB)
+})
+
 test('node - the smallest of what Slurm and the job features say', async () => {
   writeFileSync(join(folder, 'allocated_cpu'), '1')
   writeFileSync(join(folder, 'max_rss_bytes'), String(GIB))

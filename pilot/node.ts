@@ -70,7 +70,12 @@ export async function lookAround({ config, batch, runtimes, timeLeftMs, gpus: gi
   ])
   const allowedCpus = cpusOf(allowed)
   const cores = config.cores ?? least(allowedCpus.length || 1, limits.cores, batch.slurmCpus, features.cores)
-  const slurmMemory = batch.slurmMemoryPerNode || (batch.slurmMemoryPerCpu ?? 0) * (batch.slurmCpus ?? 0) || null
+  // Slurm says one of the three.
+  const slurmMemory =
+    batch.slurmMemoryPerNode ||
+    (batch.slurmMemoryPerCpu ?? 0) * (batch.slurmCpus ?? 0) ||
+    (batch.slurmMemoryPerGpu ?? 0) * (batch.slurmGpuCount ?? 0) ||
+    null
   const allocatedBytes = least(
     totalmem(),
     limits.memoryBytes,
