@@ -190,7 +190,7 @@ export const PILOT_SETTINGS = {
     type: 'text',
     default: null,
     meaning:
-      'Folder of the files, one a node and day, that say whose payload ran where and when; on the shared file system it outlives the nodes (default: trace in scratch).',
+      'Folder of the files, one a node and day, that say whose payload ran where and when; on the shared file system it outlives the nodes (default: trace in scratch; with `indraft-pilot start` in the site file’s folder).',
   },
   traceKeep: { type: 'duration', default: '90d', meaning: 'The trace is kept for so long.' },
   traceSize: { type: 'bytes', default: '1GiB', min: '1MiB', meaning: 'The trace of one node takes no more than this.' },

@@ -3,9 +3,11 @@ import { join, resolve } from 'node:path'
 import type { Command } from 'commander'
 import { IndraftError } from '../shared/errors.ts'
 import { loadPilotConfig } from './config.ts'
-import { readTrace, type TracedPayload } from './trace-reader.ts'
+import { readSiteFile, traceFolders } from './start/site-file.ts'
+import { readTrace, type TracedPayload, type TraceQuestion } from './trace-reader.ts'
 
 interface Options {
+  site?: string
   config?: string
   folder?: string
   node?: string
@@ -20,8 +22,12 @@ export function registerTrace(program: Command, act: (run: () => Promise<void>) 
   program
     .command('trace')
     .description('Whose payload ran on a node at a time, from the files of this site; works without any of the others.')
-    .option('--config <file>', 'YAML file with settings: where the trace is')
-    .option('--folder <folder>', 'where the trace is (default: as the settings say)')
+    .option('--site <file>', 'the site file of `indraft-pilot start`: the traces of all its kinds of pilots')
+    .option('--folder <folder>', 'or the folder where the trace is')
+    .option(
+      '--config <file>',
+      'or the settings of a pilot that was started by hand (default: those of the environment)',
+    )
     .option('--node <name>', 'only this node')
     .option('--at <time>', 'what ran then: 2026-12-01T14:30Z, seconds since 1970, or now (default: all that is kept)')
     .option('--subject <name>', 'only what this person submitted')
@@ -31,40 +37,44 @@ export function registerTrace(program: Command, act: (run: () => Promise<void>) 
       'after',
       `
 Examples:
-  indraft-pilot trace --folder /shared/indraft/trace --node n0042 --at 2026-12-01T14:30Z
-  indraft-pilot trace --config site.yaml --subject ada --json
+  indraft-pilot trace --site site.yaml --node n0042 --at 2026-12-01T14:30Z
+  indraft-pilot trace --folder /shared/indraft/trace --subject ada --json
 Exit status: 0 where something was found, 1 where nothing was, 2 where the trace cannot be read.`,
     )
     .action((options: Options) => act(() => showTrace(options)))
 }
 
 async function showTrace(options: Options): Promise<void> {
-  const folder = options.folder === undefined ? folderOf(options.config) : resolve(options.folder)
+  const folders = foldersOf(options)
   const { node, subject, campaign, json } = options
-  let found: TracedPayload[]
-  try {
-    found = await readTrace(folder, {
-      node,
-      subject,
-      campaign,
-      atMs: options.at === undefined ? undefined : timeOf(options.at),
-    })
-  } catch (cause) {
-    if (cause instanceof IndraftError) throw cause
-    const message = `the trace in ${folder} cannot be read: ${(cause as Error).message}`
-    throw new IndraftError('request.invalid', message, { cause })
-  }
+  const question = { node, subject, campaign, atMs: options.at === undefined ? undefined : timeOf(options.at) }
+  const found = (await Promise.all(folders.map((folder) => readFolder(folder, question)))).flat()
+  found.sort((a, b) => (a.startedAt < b.startedAt ? -1 : 1))
   if (found.length === 0) process.exitCode = 1
   const say = (line: string) => process.stdout.write(`${line}\n`)
   if (json) for (const payload of found) say(JSON.stringify(payload))
-  else if (found.length === 0) say(`nothing in ${folder} fits`)
+  else if (found.length === 0) say(`nothing in ${folders.join(', ')} fits`)
   else for (const payload of found) say(inWords(payload))
 }
 
-/** Settings of the site file and the environment, as a pilot would read them. */
-function folderOf(config: string | undefined): string {
+/** @throws IndraftError request.invalid: a folder that is not there is no answer to the question */
+async function readFolder(folder: string, question: TraceQuestion): Promise<TracedPayload[]> {
+  try {
+    return await readTrace(folder, question)
+  } catch (cause) {
+    const message = `the trace in ${folder} cannot be read: ${(cause as Error).message}`
+    throw new IndraftError('request.invalid', message, { cause })
+  }
+}
+
+/** @throws IndraftError request.invalid */
+function foldersOf({ site, folder, config }: Options): string[] {
+  if ([site, folder, config].filter((one) => one !== undefined).length > 1)
+    throw new IndraftError('request.invalid', 'expected one of --site, --folder and --config')
+  if (folder !== undefined) return [resolve(folder)]
+  if (site !== undefined) return traceFolders(readSiteFile(site))
   const { traceLog, scratch } = loadPilotConfig({}, config)
-  return traceLog ?? join(resolve(scratch), 'trace')
+  return [traceLog ?? join(resolve(scratch), 'trace')]
 }
 
 /** @throws IndraftError request.invalid */

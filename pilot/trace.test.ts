@@ -1,4 +1,4 @@
-import { execFileSync, spawn } from 'node:child_process'
+import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { appendFileSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -150,13 +150,30 @@ test('trace - many processes write one file and every line is whole, also for wh
 
 test('trace - the command answers without any server, and steers no terminal', async () => {
   await write(open(), NOON, started(1, { subject: 'ada\u001b[2J' }))
-  const run = (...args: string[]) =>
-    execFileSync(process.execPath, [join(import.meta.dirname, 'cli.ts'), 'trace', '--folder', folder, ...args], {
-      encoding: 'utf8',
-    })
-  const said = run('--node', 'n1', '--at', '2026-11-22T12:00:30Z')
+  const said = command('--folder', folder, '--node', 'n1', '--at', '2026-11-22T12:00:30Z')
   for (const word of ['ada?[2J', 'https://centre', 'mc of /vo/prod', 'c1/sim/1', '/i/a.sif'])
     expect(said).toContain(word)
-  expect(JSON.parse(run('--json'))).toMatchObject({ subject: 'ada\u001b[2J', endedAt: null })
-  expect(() => run('--at', '2026-11-21T00:00:00Z')).toThrow(/status 1|Command failed/)
+  expect(JSON.parse(command('--folder', folder, '--json'))).toMatchObject({ subject: 'ada\u001b[2J', endedAt: null })
+  expect(() => command('--folder', folder, '--at', '2026-11-21T00:00:00Z')).toThrow(/status 1|Command failed/)
 })
+
+test('trace - the site file says where the traces of all its kinds are; a folder that is not there is no answer', async () => {
+  const site = join(folder, 'site.yaml')
+  const kinds = `{cpu: {time: 1h, shape: {cores: 1}}, gpu: {time: 1h, shape: {cores: 1}, settings: {traceLog: ${join(folder, 'gpu')}}}}`
+  writeFileSync(site, `{indraft: 1, folder: ${folder}, credential: /c, starter: local, kinds: ${kinds}}\n`)
+  await write(open({ folder: join(folder, 'trace') }), NOON + 1000, started(1))
+  expect(refusal('--site', site)).toContain(`the trace in ${join(folder, 'gpu')} cannot be read: ENOENT`)
+  await write(open({ folder: join(folder, 'gpu'), node: 'g1' }), NOON, started(2, { node: 'g1' }))
+  expect(command('--site', site).match(/c1\/sim\/\d/g)).toEqual(['c1/sim/2', 'c1/sim/1'])
+  expect(command('--site', site, '--node', 'n1', '--at', '2026-11-22T12:00:30Z')).toMatch(/c1\/sim\/1/)
+  expect(refusal('--site', site, '--folder', folder)).toContain('expected one of --site, --folder and --config')
+})
+
+const argv = (...words: string[]) => [join(import.meta.dirname, 'cli.ts'), 'trace', ...words]
+const command = (...words: string[]) => execFileSync(process.execPath, argv(...words), { encoding: 'utf8' })
+/** What it says where it ends with 2. */
+function refusal(...words: string[]): string {
+  const { status, stderr } = spawnSync(process.execPath, argv(...words), { encoding: 'utf8' })
+  expect(status).toBe(2)
+  return stderr
+}

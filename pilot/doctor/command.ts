@@ -6,7 +6,7 @@ import type { NodeFacts } from '../../shared/protocol/messages.ts'
 import { formatBytes, formatDuration } from '../../shared/quantity.ts'
 import { loadPilotConfig, type PilotConfig, readBatchEnvironment } from '../config.ts'
 import { foldersOf } from '../start/files.ts'
-import { readSiteFile } from '../start/site-file.ts'
+import { pilotSettings, readSiteFile } from '../start/site-file.ts'
 import { type Check, shown, summary } from './check.ts'
 import { examineEdge } from './edge.ts'
 import { examineNode } from './node.ts'
@@ -84,7 +84,7 @@ function siteConfig(
   if (!Object.hasOwn(site.kinds, name)) refuse(`--kind ${name}: expected one of ${Object.keys(site.kinds).join(', ')}`)
   const { ends, stopFile } = foldersOf(site)
   const own = { credential: site.credential, endFolder: ends, stopFile }
-  return loadPilotConfig({ ...site.pilots, ...site.kinds[name]!.settings, ...own, ...args }, config)
+  return loadPilotConfig({ ...pilotSettings(site, name), ...own, ...args }, config)
 }
 
 function factLines(facts: NodeFacts): string[] {

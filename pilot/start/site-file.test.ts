@@ -4,7 +4,7 @@ import { describe, expect, it } from 'vitest'
 import { parse } from 'yaml'
 import type { z } from 'zod'
 import { loadPilotConfig, PILOT_SETTINGS } from '../config.ts'
-import { parseSiteFile, pilotWords, siteFileSchema } from './site-file.ts'
+import { parseSiteFile, pilotWords, siteFileSchema, traceFolders } from './site-file.ts'
 
 const LEAST = `indraft: 1
 folder: /shared/vacuum
@@ -121,11 +121,20 @@ describe('site file', () => {
     expect(pilotWords(parseSiteFile(text, 'f'), 'cpu')).toEqual([
       '--idle-before',
       '480s',
+      '--trace-log',
+      '/shared/vacuum/trace',
       '--idle-after',
       '2min',
       '--allow-groups',
       '/a,/b',
     ])
+  })
+
+  it('site file - where traces are: in its folder, or where pilots or a kind are told, each folder once', () => {
+    const kinds = 'gpu: {time: 1h, shape: {cores: 1}}\n  cpu: {time: 1h, shape: {cores: 8}, settings: {traceLog: /t}}'
+    const text = `${LEAST.slice(0, LEAST.indexOf('kinds:'))}kinds:\n  ${kinds}\n  fat: {time: 1h, shape: {cores: 9}}\n`
+    expect(traceFolders(parseSiteFile(text, 'f'))).toEqual(['/shared/vacuum/trace', '/t'])
+    expect(traceFolders(parseSiteFile(`${text}pilots: {traceLog: /all}\n`, 'f'))).toEqual(['/all', '/t'])
   })
 
   it('site file - the example explains every setting, each in a comment on its line', () => {

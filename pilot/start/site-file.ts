@@ -5,7 +5,7 @@
  */
 import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'
-import { isAbsolute } from 'node:path'
+import { isAbsolute, join } from 'node:path'
 import { LineCounter, parseDocument } from 'yaml'
 import { z } from 'zod'
 import { IndraftError } from '../../shared/errors.ts'
@@ -257,14 +257,25 @@ export function matchOf(site: SiteFile, kindName: string): string {
   return site.kinds[kindName]?.match ?? kindName
 }
 
-/** Settings for a pilot of this kind, as the words of `indraft-pilot run`. */
-export function pilotWords(site: SiteFile, kindName: string): string[] {
-  const given = {
+/** Settings for a pilot of this kind: the vacuum's own defaults, all pilots', the kind's. */
+export function pilotSettings(site: SiteFile, kindName: string): SiteFile['pilots'] {
+  return {
     idleBefore: `${Math.max(1, Math.floor((site.fizzle * IDLE_SHARE) / 1000))}s`,
+    // Where an administrator finds it from here, and when the node is gone.
+    traceLog: join(site.folder, 'trace'),
     ...site.pilots,
     ...site.kinds[kindName]!.settings,
   }
-  return Object.entries(given).flatMap(([setting, value]) => [
+}
+
+/** Every folder that pilots of this site write their trace to. */
+export function traceFolders(site: SiteFile): string[] {
+  return [...new Set(Object.keys(site.kinds).map((kind) => String(pilotSettings(site, kind).traceLog)))]
+}
+
+/** The same as the words of `indraft-pilot run`. */
+export function pilotWords(site: SiteFile, kindName: string): string[] {
+  return Object.entries(pilotSettings(site, kindName)).flatMap(([setting, value]) => [
     `--${setting.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`,
     Array.isArray(value) ? value.join(',') : String(value),
   ])

@@ -134,8 +134,8 @@ describe('slurm', () => {
     expect(words.slice(0, 4)).toEqual(['--ntasks-per-node=1', '--cpus-per-task=8', '--mem=0', '--kill-on-bad-exit=0'])
     expect(words.slice(4)).toEqual([
       ...['node', '/opt/pilot.mjs', 'run', '--credential', "/c/it's mine.json", '--end-folder', '/v/ends'],
-      ...['--start-id', 'cpu.0a1b2c3d', '--stop-file', '/v/STOP', '--idle-before', '480s', '--allow-groups', '/a b,/c'],
-      ...['--time-asked', '90min', 'end 1800000000'],
+      ...['--start-id', 'cpu.0a1b2c3d', '--stop-file', '/v/STOP', '--idle-before', '480s', '--trace-log', '/v/trace'],
+      ...['--allow-groups', '/a b,/c', '--time-asked', '90min', 'end 1800000000'],
     ])
     expect(batchScript(site, { ...order, canaryOf: 'n1' }, folders)).toContain('--task-limit 5')
   })
