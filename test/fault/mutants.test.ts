@@ -60,7 +60,7 @@ const FAULT_TESTS = [
   ...['disk', 'ends', 'faults', 'journal-crash', 'journal-damage', 'killed', 'two-relays'].map(
     (name) => `test/relay/${name}.test.ts`,
   ),
-  ...['access', 'clocks', 'dispatcher-gone', 'full-disk', 'memory', 'signals'].map(
+  ...['access', 'clocks', 'dispatcher-gone', 'full-disk', 'hung-disk', 'memory', 'signals'].map(
     (name) => `test/pilot/${name}.test.ts`,
   ),
 ]
