@@ -35,9 +35,9 @@ cache=$(realpath -m "${cache:-$(dirname "$folder")/packages}")
 
 say() { printf '[%4ds] %s: %s\n' "$SECONDS" "$(basename "$folder")" "$*"; }
 
-[ -e "$folder" ] && { say 'is there already'; exit 0; }
+[ -e "$folder" ] && { say 'is there already, and stays as it is'; exit 0; }
 [ "$(id -u)" = 0 ] || { echo 'debian-root.sh: only root can build a root folder' >&2; exit 77; }
-[ -e /etc/debian_version ] || { echo 'debian-root.sh: this machine is not a Debian' >&2; exit 77; }
+grep -qsxE 'ID="?debian"?' /etc/os-release || { echo 'debian-root.sh: this machine is not a Debian' >&2; exit 77; }
 
 # A mount namespace of our own: the mounts below end with this script, even when it is killed.
 if [ -z "${INDRAFT_ROOT_ISOLATED:-}" ]; then

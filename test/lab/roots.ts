@@ -2,14 +2,26 @@
  * The root folders and images that the lab's centre is made of, built from the machine's own Debian mirror without any
  * container registry and cached outside the checkout, under a name that holds the digest of their recipe: a changed
  * recipe makes a new folder beside the old one, an unchanged one is found again. Whole or absent, never half; a second
- * process that wants the same waits for the first.
+ * process that wants the same waits for the first. What nothing has used for a month is removed.
  *
- * `node test/lab/roots.ts` builds them all and prints where they are.
+ * `npm run build && node test/lab/roots.ts` builds them all and prints where they are.
  */
-import { spawn } from 'node:child_process'
+import { execFileSync, spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync } from 'node:fs'
-import { homedir } from 'node:os'
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs'
+import { homedir, release } from 'node:os'
 import { join, resolve } from 'node:path'
 import process from 'node:process'
 
@@ -84,18 +96,22 @@ export interface Machine {
   arch: string
   /** Undefined where there are no users. */
   user: number | undefined
-  isDebian: boolean
-  /** The text of /proc/filesystems. */
+  /** The text of /etc/os-release. */
+  system: string
+  /** The text of /proc/filesystems, and of this kernel's modules.dep: those that root's first mount loads. */
   filesystems: string
+  modules: string
 }
 
 function thisMachine(): Machine {
+  const textOf = (path: string) => (existsSync(path) ? readFileSync(path, 'utf8') : '')
   return {
     platform: process.platform,
     arch: process.arch,
     user: process.getuid?.(),
-    isDebian: existsSync('/etc/debian_version'),
-    filesystems: existsSync('/proc/filesystems') ? readFileSync('/proc/filesystems', 'utf8') : '',
+    system: textOf('/etc/os-release'),
+    filesystems: textOf('/proc/filesystems'),
+    modules: textOf(`/lib/modules/${release()}/modules.dep`),
   }
 }
 
@@ -103,9 +119,12 @@ function thisMachine(): Machine {
 export function whyNoLab(machine: Machine = thisMachine()): string | null {
   if (machine.platform !== 'linux') return 'the lab needs Linux'
   if (machine.user !== 0) return 'the lab needs root: it makes network namespaces and Debian root folders'
-  if (!machine.isDebian) return "the lab needs Debian: it builds its hosts from this machine's apt mirror"
+  // Not its derivatives: their mirrors have other suites.
+  if (!/^ID="?debian"?$/m.test(machine.system))
+    return "the lab needs Debian: it builds its hosts from this machine's apt mirror"
   if (machine.arch !== 'x64' && machine.arch !== 'arm64') return `the lab has no images for ${machine.arch}`
-  if (!machine.filesystems.includes('\toverlay\n')) return 'the lab needs the overlay file system in this kernel'
+  if (!machine.filesystems.includes('\toverlay\n') && !machine.modules.includes('/overlay.ko'))
+    return 'the lab needs the overlay file system in this kernel'
   return null
 }
 
@@ -120,7 +139,7 @@ export async function buildRoots(progress: Progress = () => {}): Promise<Roots> 
   const fromRecipe = async (name: keyof typeof recipes): Promise<string> => {
     const recipe: Recipe = recipes[name]
     const folder = join(cache, `${name}-${digest('debian-root.sh', JSON.stringify(recipe))}`)
-    if (existsSync(folder)) return folder
+    if (isThere(folder)) return folder
     await build([join(deploy, 'debian-root.sh'), base], cache, progress)
     const { packages, later = [], finish = '' } = recipe
     const wanted = ['--packages', packages.join(' '), '--later-packages', later.join(' '), '--finish', finish]
@@ -132,12 +151,30 @@ export async function buildRoots(progress: Progress = () => {}): Promise<Roots> 
 
   const packaged = join(checkout, 'node_modules/.bin/node')
   const node = existsSync(packaged) ? packaged : process.execPath
+  const version = execFileSync(node, ['--version'], { encoding: 'utf8' })
   const ofOurs = async (name: 'pilot' | 'relay'): Promise<string> => {
-    const folder = join(cache, `${name}-${digest('debian-root.sh', 'build-without-registry.sh')}`)
-    if (existsSync(folder)) return folder
-    await build([join(deploy, 'debian-root.sh'), base], cache, progress)
-    const wanted = [name, folder, '--base', base, '--node', node]
-    await build([join(deploy, 'build-without-registry.sh'), ...wanted], cache, progress)
+    const file = name === 'pilot' ? 'indraft-pilot.mjs' : 'indraft.mjs'
+    const program = readFileSync(join(checkout, 'dist', file))
+    const built = join(cache, `${name}-${digest('debian-root.sh', 'build-without-registry.sh', version)}`)
+    const folder = `${built}-${digest(program)}`
+    if (isThere(folder)) return folder
+    if (!isThere(built)) {
+      await build([join(deploy, 'debian-root.sh'), base], cache, progress)
+      await build(
+        [join(deploy, 'build-without-registry.sh'), name, built, '--base', base, '--node', node],
+        cache,
+        progress,
+      )
+    }
+    // With the program of now: the same files by hard links, but for that one.
+    const making = `${folder}.making-${process.pid}`
+    rmSync(making, { recursive: true, force: true })
+    await build(['cp', '-al', built, making], cache, progress)
+    const place = join(making, 'opt/indraft', file)
+    rmSync(place)
+    writeFileSync(place, program, { mode: 0o755 })
+    if (existsSync(folder)) rmSync(making, { recursive: true })
+    else renameSync(making, folder)
     return folder
   }
   const pilot = await ofOurs('pilot')
@@ -145,12 +182,12 @@ export async function buildRoots(progress: Progress = () => {}): Promise<Roots> 
 
   const busyboxRoot = await fromRecipe('busybox')
   const busybox = `${busyboxRoot}.sif`
-  if (!existsSync(busybox)) await packSif(site, join(busyboxRoot, 'image'), busybox, cache, progress)
+  if (!isThere(busybox)) await packSif(site, join(busyboxRoot, 'image'), busybox, cache, progress)
 
   const byDefinition = async (name: 'pilot' | 'relay'): Promise<string> => {
     const post = definitionSection(name, 'post')
-    const folder = join(cache, `${name}-by-definition-${digest('debian-root.sh', post)}`)
-    if (existsSync(folder)) return folder
+    const folder = join(cache, `${name}-by-definition-${digest('debian-root.sh', post, version)}`)
+    if (isThere(folder)) return folder
     await build([join(deploy, 'debian-root.sh'), base], cache, progress)
     const wanted = ['--base', base, '--put', `${node} /usr/local/bin/node`, '--finish', post]
     // A definition throws its downloads away; those that others keep are not to go with them.
@@ -161,6 +198,38 @@ export async function buildRoots(progress: Progress = () => {}): Promise<Roots> 
   const pilotByDefinition = await byDefinition('pilot')
   const relayByDefinition = await byDefinition('relay')
   return { site, lammps, pilot, relay, busybox, pilotByDefinition, relayByDefinition }
+}
+
+/** Whether it is in the cache, where it is now used. */
+function isThere(path: string): boolean {
+  if (!existsSync(path)) return false
+  const now = new Date()
+  utimesSync(path, now, now)
+  return true
+}
+
+const DAY_MS = 86_400_000
+/** What the lab makes in its cache: what a second makes anew, or an interrupted run left, goes sooner. */
+const MADE = [
+  { names: /^(pilot|relay)-[0-9a-f]{12}-[0-9a-f]{12}(\.making-\d+)?$|^sif-\w{6}$|\.removing$/, keepMs: DAY_MS },
+  {
+    names: /^(base|site|lammps|busybox|(pilot|relay)(-by-definition)?)-[0-9a-f]{12}(\.sif|\.building)?$/,
+    keepMs: 30 * DAY_MS,
+  },
+] as const
+
+/** Removes of that what nothing has used for so long. */
+export function removeUnused(cache: string, nowMs = Date.now()): void {
+  for (const name of readdirSync(cache)) {
+    const made = MADE.find(({ names }) => names.test(name))
+    const path = join(cache, name)
+    const changedMs = statSync(path, { throwIfNoEntry: false })?.mtimeMs ?? nowMs
+    if (!made || nowMs - changedMs < made.keepMs) continue
+    // Never half there under its name.
+    const going = name.endsWith('.removing') ? path : `${path}.removing`
+    if (going !== path) renameSync(path, going)
+    rmSync(going, { recursive: true, force: true })
+  }
 }
 
 /** One section of an Apptainer definition, as it stands. */
@@ -203,9 +272,11 @@ async function packSif(site: string, image: string, sif: string, cache: string, 
 }
 
 /** The first 12 digits over the builders' own text and what else makes the result what it is. */
-function digest(...parts: readonly string[]): string {
+function digest(...parts: readonly (string | Buffer)[]): string {
   const hash = createHash('sha256').update(process.arch)
-  for (const part of parts) hash.update('\0').update(part.endsWith('.sh') ? readFileSync(join(deploy, part)) : part)
+  for (const part of parts) {
+    hash.update('\0').update(typeof part === 'string' && part.endsWith('.sh') ? readFileSync(join(deploy, part)) : part)
+  }
   return hash.digest('hex').slice(0, 12)
 }
 

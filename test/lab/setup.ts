@@ -5,7 +5,7 @@
 import { execFileSync } from 'node:child_process'
 import { join } from 'node:path'
 import process from 'node:process'
-import { buildRoots, checkout, whyNoLab } from './roots.ts'
+import { buildRoots, cacheFolder, checkout, removeUnused, whyNoLab } from './roots.ts'
 
 export default async function setup(): Promise<void> {
   const reason = whyNoLab()
@@ -17,4 +17,5 @@ export default async function setup(): Promise<void> {
   }
   execFileSync(process.execPath, [join(checkout, 'pilot/build.mjs')], { stdio: ['ignore', 'ignore', 'inherit'] })
   await buildRoots((line) => console.log(line))
+  removeUnused(cacheFolder())
 }
