@@ -17,6 +17,12 @@ import { type Seen, startWitness } from './witness.ts'
 const CUT_MS = 60_000
 const example = `${inside.checkout}/deploy/examples/melt`
 const sbatchFile = readFileSync(join(checkout, 'deploy/slurm/pilot.sbatch'), 'utf8')
+/** What the page for sites says to set where pilots come from an image. */
+const fromImage = Object.fromEntries(
+  [...readFileSync(join(checkout, 'docs/site/edge-node.md'), 'utf8').matchAll(/^export (\w+)="?(.*?)"?$/gm)].map(
+    ([, name, value]) => [name!, value!.replace('$USER', 'alice')],
+  ),
+)
 /** As at a site: arguments of sbatch win over the lines of the file. */
 const slurmJob = ['--time=30', `--output=${inside.home}/pilot-%j.log`]
 
@@ -133,7 +139,11 @@ describe.skipIf(whyNoLab() !== null)('melt', () => {
     const meanwhile = payloads.filter((one) => one.firstSeenMs > cutAtMs && one.lastSeenMs < openedAtMs)
     expect(meanwhile.length).toBeGreaterThan(0)
     expect(new Set(payloads.map(({ userNamespace }) => userNamespace))).not.toContain(node.userNamespace)
-    expect((await centre.run('n1', ['sh', '-c', 'command -v lmp'])).code).not.toBe(0)
+    const merges = node.programs.filter(({ name }) => name === 'python3')
+    for (const { userNamespace } of merges) expect(userNamespace).not.toBe(node.userNamespace)
+    // However short the merge was for the witness: it can only have run in the image.
+    const onNodeItself = await centre.run('n1', ['sh', '-c', 'command -v lmp || command -v python3'])
+    expect(onNodeItself).toMatchObject({ code: 127, stdout: '' })
     const left = await centre.check('n1', ['sh', '-c', 'cat /proc/[0-9]*/comm'])
     expect(left).not.toMatch(/squashfuse|lmp|indraft|apptainer|starter/i)
 
@@ -189,13 +199,15 @@ describe.skipIf(whyNoLab() !== null)('melt', () => {
     await centre.write('outside', `/root/${name}.yaml`, text)
     const onNode = await startWitness(centre, 'n1', 'lmp', 'indraft-pilot')
     await product.indraft('campaign', 'submit', `/root/${name}.yaml`)
-    const script = `#!/bin/bash
-mkdir -p /tmp/scratch
-exec srun apptainer --quiet exec --userns --contain --bind /dev/fuse,/images,/shared,${inside.checkout},/tmp/scratch:/scratch \\
-  ${inside.images.pilot} node ${inside.checkout}/dist/indraft-pilot.mjs run --credential ${paths.pilotCredential} \\
-  --scratch /scratch --idle-after 3s
-`
-    const job = await centre.sbatch(script, ['--exclusive', '--mem=4000', ...slurmJob])
+    expect(Object.keys(fromImage)).toEqual(['INDRAFT_PILOT', 'INDRAFT_SCRATCH'])
+    const pilotCommand = fromImage
+      .INDRAFT_PILOT!.replace(/\S+\.sif$/, inside.images.pilot)
+      // Where images and inputs lie in the lab.
+      .replace(',/shared,', `,/shared,/images,${inside.checkout},`)
+    // The same scratch as that of the pilot before.
+    await centre.check('n1', ['rm', '/tmp/indraft-alice/STOP'])
+    const env = { ...fromImage, INDRAFT_PILOT: pilotCommand, INDRAFT_IDLE_AFTER: '3s' }
+    const job = await centre.sbatch(sbatchFile, slurmJob, { env })
     const ended = await centre.waitForJob(job)
     expect(ended, await pilotLog(job)).toMatchObject({ JobState: 'COMPLETED', ExitCode: '0:0' })
     const node = await onNode.tell()
@@ -212,9 +224,9 @@ exec srun apptainer --quiet exec --userns --contain --bind /dev/fuse,/images,/sh
 
   test('relay image - a relay in its own image goes on where the one on the host stopped', async () => {
     expect(await product.relay.stop()).toBe(0)
-    const binds = [paths.relay, `${inside.checkout}/dist:/opt/indraft`].flatMap((bind) => ['--bind', bind])
     const run = ['run', '--state', paths.relay, '--host', addresses.edgeLan]
-    const argv = ['apptainer', '--quiet', 'run', '--userns', '--contain', ...binds, inside.images.relay, ...run]
+    const contained = ['run', '--userns', '--contain', '--bind', paths.relay]
+    const argv = ['apptainer', '--quiet', ...contained, inside.images.relay, ...run]
     const relay = centre.spawn('edge', 'relay-image', argv, { user: 'alice' })
     await relay.waitFor(/"msg":"relay.ready"/)
     expect(await relay.waitFor(/"isNewSession":(true|false).*"msg":"upstream.welcomed"/)).toBeTruthy()
@@ -228,7 +240,10 @@ exec srun apptainer --quiet exec --userns --contain --bind /dev/fuse,/images,/sh
 const beyond = (address: string) =>
   !/^(\[?::1\]?|127\.|10\.77\.|\[::ffff:(127|10\.77)\.|\*|0\.0\.0\.0|\[::\])/.test(address)
 
-/** Nothing of the site speaks to the world but the relay, to nobody but central; nothing listens towards the world. */
+/**
+ * Nothing of the site speaks to the world but the relay, to nobody but central; nothing listens towards the world. Of a
+ * connection that ended between two looks of the witness only the two ends are known.
+ */
 function checkSite(edge: Seen, node: Seen, files: readonly CreatedFile[]): void {
   const central = [`${addresses.outside}:4222`, `${addresses.outside}:8420`]
   const out = edge.connections.filter(({ peer }) => beyond(peer))
@@ -272,7 +287,11 @@ function securityTable(edge: Seen, node: Seen, files: readonly CreatedFile[], ca
     ...unique(
       seen.ended
         .filter(({ peer }) => beyond(peer))
-        .map((one) => `${name}  connected  ${one.peer.padEnd(22)} from ${withoutPort(one.local)}, ended`),
+        .map((one) => {
+          const stood = seen.connections.find(({ local, peer }) => local === one.local && peer === one.peer)
+          const whose = stood?.process ?? 'too short to see whose'
+          return `${name}  connected  ${one.peer.padEnd(22)} from ${withoutPort(one.local)}, ended (${whose})`
+        }),
     ),
   ]
   const lines = files.map((one) => `files ${one.mode}  ${one.owner}  ${String(one.sizeBytes).padStart(9)}  ${one.path}`)

@@ -5,9 +5,12 @@
  * lab: looks five times a second, and is told by the kernel of each connection that ends and of each file that begins.
  */
 import { execFileSync, spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { readdirSync, readFileSync, readlinkSync, watch as watchFolder } from 'node:fs'
+import { type AddressInfo, connect, createServer } from 'node:net'
 import { join } from 'node:path'
 import process from 'node:process'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { Centre, Host } from './centre.ts'
 import { inside } from './centre.ts'
 
@@ -16,7 +19,7 @@ export interface Seen {
   listening: { protocol: string; local: string; process: string; user: number }[]
   /** Connections that stood when the witness looked. */
   connections: { local: string; peer: string; process: string; user: number }[]
-  /** The far ends of every connection that ended, as the kernel told; who had it is not known any more. */
+  /** The ends of every connection that ended, as the kernel told; whose it was only `connections` may know. */
   ended: { local: string; peer: string }[]
   /** Programs named to the witness: in which user namespace each ran. */
   programs: { pid: number; name: string; userNamespace: string; firstSeenMs: number; lastSeenMs: number }[]
@@ -61,7 +64,7 @@ function userNamespaceOf(pid: number | 'self'): string {
   }
 }
 
-function watch(programs: readonly string[]): void {
+async function watch(programs: readonly string[]): Promise<void> {
   const listening = new Map<string, Seen['listening'][number]>()
   const connections = new Map<string, Seen['connections'][number]>()
   const ended = new Map<string, Seen['ended'][number]>()
@@ -90,7 +93,8 @@ function watch(programs: readonly string[]): void {
     }
   }
 
-  const events = spawn('ss', ['-HtnE'], { stdio: ['ignore', 'pipe', 'ignore'] })
+  // By the line: it would keep some kilobytes to itself, and take them along when it is ended.
+  const events = spawn('stdbuf', ['-oL', 'ss', '-HtnE'], { stdio: ['ignore', 'pipe', 'ignore'] })
   let partial = ''
   events.stdout.setEncoding('utf8').on('data', (text: string) => {
     const lines = (partial + text).split('\n')
@@ -100,6 +104,20 @@ function watch(programs: readonly string[]): void {
       if (local && peer) ended.set(`${local} ${peer}`, { local, peer })
     }
   })
+  /** Makes connections of its own until the kernel's word of one is here: with it is that of all that ended before. */
+  const hearOfOne = async () => {
+    const server = createServer((socket) => socket.end()).listen(0, '127.0.0.1')
+    await once(server, 'listening')
+    const { port } = server.address() as AddressInfo
+    const isHeard = () => [...ended.values()].some(({ peer }) => peer === `127.0.0.1:${port}`)
+    while (!isHeard()) {
+      await once(connect(port, '127.0.0.1').resume(), 'close')
+      await sleep(20)
+    }
+    await once(server.close(), 'close')
+  }
+  await hearOfOne()
+
   const files = new Set<string>()
   const folder = watchFolder(inside.shared, { recursive: true }, (event, path) => {
     if (event === 'rename' && path !== null) files.add(join(inside.shared, path))
@@ -110,9 +128,10 @@ function watch(programs: readonly string[]): void {
   }
   look()
   const timer = setInterval(look, 200)
-  process.stdin.resume().on('end', () => {
+  process.stdin.resume().on('end', async () => {
     clearInterval(timer)
     look()
+    await hearOfOne()
     events.kill()
     folder.close()
     const seen: Seen = {
@@ -128,4 +147,4 @@ function watch(programs: readonly string[]): void {
   console.log('watching')
 }
 
-if (import.meta.main) watch(process.argv.slice(2))
+if (import.meta.main) await watch(process.argv.slice(2))
