@@ -77,7 +77,18 @@ export async function openCore(options: CoreOptions) {
   const { incarnation } = journal
   const found = { leases: kept.leases.length, sessions: kept.sessions.length, results: outgoing.waiting }
   log.info({ incarnation, ...found }, 'journal.read')
-  reportMissing({ journal, buffer, outgoing, site, holder: name, log })
+  const missing = { journal, buffer, outgoing, site, holder: name, log }
+  reportMissing(missing)
+  let isLookDue = false
+  outgoing.onLost = () => {
+    if (isLookDue) return
+    isLookDue = true
+    // Whoever reads is in the middle of something, and more may be lost.
+    queueMicrotask(() => {
+      isLookDue = false
+      reportMissing(missing)
+    })
+  }
 
   const outbox = new AttemptFiles(join(state, 'outbox'))
   await outbox.clearIncoming()

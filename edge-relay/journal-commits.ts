@@ -36,7 +36,7 @@ export class Commits {
   #isFull = false
   #sequence: number
 
-  /** @param onFailed a commit failed for good: memory is ahead of the disk */
+  /** @param onFailed a commit or a read failed for good: what is on the disk is unknown */
   constructor(database: DatabaseSync, log: Log, onFailed: (error: unknown) => void) {
     this.#database = database
     this.#log = log
@@ -105,6 +105,22 @@ export class Commits {
     return this.#next!.promise
   }
 
+  /** Reads from what is committed. @throws what the disk or the file throws: nothing is acknowledged from then on */
+  read<T>(from: () => T): T {
+    try {
+      return from()
+    } catch (error) {
+      this.#fail(error)
+      throw error
+    }
+  }
+
+  #fail(error: unknown): void {
+    if (this.#failure) return
+    this.#failure = error
+    this.#onFailed(error)
+  }
+
   /** Commits what is waiting and closes the file. */
   close(): void {
     if (!this.#failure) this.#commit()
@@ -137,6 +153,10 @@ export class Commits {
     this.#changes = []
     this.#next = undefined
     this.#resultsQueued = 0
+    if (this.#failure) {
+      waiting?.reject(this.#failure)
+      return
+    }
     if (changes.length === 0) {
       waiting?.resolve()
       return
@@ -151,9 +171,8 @@ export class Commits {
     } catch (error) {
       if (isFull(error)) this.#onFull(changes, waiting, error)
       else {
-        this.#failure = error
+        this.#fail(error)
         waiting?.reject(error)
-        this.#onFailed(error)
       }
       return
     }

@@ -111,7 +111,8 @@ export class Journal {
 
   /**
    * Opens or makes the journal. A damaged one is set aside and said loudly; one of a newer schema is refused.
-   * @param onFailed a commit failed for good: memory is ahead of the disk, so the relay has to end and start again
+   * @param onFailed the disk failed for good: memory is ahead of it, or it cannot be read. The relay has to end and start
+   * again
    * @throws IndraftError request.invalid for a journal of a newer version; Error where the disk fails
    */
   static open(path: string, log: Log, onFailed: (error: unknown) => void): Journal {
@@ -270,9 +271,14 @@ export class Journal {
     }
   }
 
-  /** As it was committed last; undefined where there is none that can be read. */
+  /**
+   * As it was committed last; undefined where there is none that can be read.
+   * @throws Error where the disk or the file does not let it be read: then the relay ends, and starts from what is whole
+   */
   result(attempt: string): Result | undefined {
-    const row = this.#commits.prepare('SELECT attempt, body FROM result WHERE attempt = ?').get(attempt)
+    const row = this.#commits.read(() =>
+      this.#commits.prepare('SELECT attempt, body FROM result WHERE attempt = ?').get(attempt),
+    )
     return row && this.#readResult(row as { attempt: string; body: Uint8Array })
   }
 

@@ -1,5 +1,5 @@
 /**
- * Makes up, at the start, for what a journal lost: a task that central waits for here, but that is neither in the
+ * Makes up, at the start and whenever a result cannot be read any more, for what a journal lost: a task that central waits for here, but that is neither in the
  * buffer nor at a pilot nor among the results, would be waited for as long as the relay lives. It is reported as lost
  * by the site, so that central runs it again at nobody's charge; should its pilot report it all the same, that wins.
  */

@@ -59,6 +59,23 @@ it('outgoing - one that cannot be read any more holds up none of the others', as
   expect(journal.hasLost).toBe(true)
 })
 
+it('outgoing - a success that is lost, or cannot go up as one, keeps no other of its task from going up', async () => {
+  const [above] = sampleResult.fences
+  const other = (index: number) => result(index, { fences: [above!, 77] })
+  let lost = 0
+  outgoing.onLost = () => lost++
+  for (const index of [1, 2]) outgoing.add(result(index))
+  await journal.committed()
+  overwrite(1, Buffer.from([0xc1]))
+  expect([1, 2].map((index) => outgoing.isWonByOther(other(index)))).toEqual([true, true])
+  expect(waiting()).toEqual([2])
+  expect(lost).toBe(1)
+  expect([1, 2].map((index) => outgoing.isWonByOther(other(index)))).toEqual([false, true])
+  outgoing.onAdded = (one) => outgoing.makeReady(one, { ...one, ...failed, reason: 'stage.outFailed' })
+  outgoing.add(result(3))
+  expect(outgoing.isWonByOther(other(3))).toBe(false)
+})
+
 it('outgoing - a success after a failure of the same attempt goes up too, though the failure is under way', async () => {
   outgoing.add(result(1, failed))
   const [underWay] = outgoing.batch(1)

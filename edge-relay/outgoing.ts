@@ -31,6 +31,8 @@ export class Outgoing {
   onAdded: (result: Result) => void = () => {}
   /** A result may go up. */
   onReady: () => void = () => {}
+  /** One that was taken in cannot be read any more: its task is nowhere. */
+  onLost: () => void = () => {}
 
   constructor(journal: Journal) {
     this.#journal = journal
@@ -52,6 +54,12 @@ export class Outgoing {
     const attempt = attemptPath(result)
     const winner = this.#winners.get(leaseTaskOf(attempt))
     return winner !== undefined && winner !== attempt
+  }
+
+  /** Its success is none any more: another one is welcome. */
+  #forgetWinner(attempt: string): void {
+    const task = leaseTaskOf(attempt)
+    if (this.#winners.get(task) === attempt) this.#winners.delete(task)
   }
 
   #noteWinner(end: Result['end'], attempt: string): void {
@@ -86,6 +94,7 @@ export class Outgoing {
     // A newer one of the same attempt ended otherwise.
     if (waiting?.end !== result.end || waiting.isReady) return
     if (instead !== result) this.#keep(attempt, waiting, instead)
+    if (instead.end === 'failed') this.#forgetWinner(attempt)
     waiting.isReady = true
     this.#ready++
     this.onReady()
@@ -131,9 +140,12 @@ export class Outgoing {
   #read(attempt: string, waiting: Waiting): Result | undefined {
     if (waiting.uncommitted) return waiting.uncommitted
     const result = this.#journal.result(attempt)
+    if (result) return result
     // The journal has set it aside, and said so.
-    if (!result) this.#drop(attempt, waiting)
-    return result
+    this.#drop(attempt, waiting)
+    this.#forgetWinner(attempt)
+    this.onLost()
+    return undefined
   }
 
   #drop(attempt: string, waiting: Waiting): void {

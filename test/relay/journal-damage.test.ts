@@ -16,7 +16,9 @@ afterEach(() => at?.close())
 const journal = () => join(at.folder, 'journal.sqlite')
 
 function sql(text: string): void {
-  const database = new DatabaseSync(journal())
+  const database = new DatabaseSync(journal(), { timeout: 5000 })
+  // Where there is such a thing.
+  database.enableDefensive?.(false)
   database.exec(text)
   database.close()
 }
@@ -130,6 +132,59 @@ describe('journal - single rows', () => {
     await until('its result', () => at.centre.results.length === 1)
     expect(at.centre.results[0]).toMatchObject({ index: Number(first!.tasks), end: 'failed', reason: 'node.lost' })
     await until('settled', () => at.relay.outgoing.waiting === 0)
+  })
+})
+
+describe('journal - going bad while the relay runs', () => {
+  /** The centre is away: the result of task 0 is under way to it, those of the others wait in the journal. */
+  async function withWaiting(): Promise<void> {
+    const a = await at.pilot('a')
+    at.centre.give({ tasks: '0-9' })
+    await at.buffered(10)
+    const results = (await a.takeAll()).flatMap((lease) => resultsOf(lease)).sort((one, two) => one.index - two.index)
+    at.centre.isCut = true
+    await a.report(results.slice(0, 1))
+    await until('it is under way', () => at.centre.reports > 0)
+    expect(await a.report(results.slice(1))).toEqual(Array(9).fill('accepted'))
+  }
+
+  it('journal - a result that cannot be read any more is reported as lost at once, the others go up', async () => {
+    await withWaiting()
+    sql("UPDATE result SET body = x'c1' WHERE attempt LIKE '%/5/%' OR attempt LIKE '%/6/%'")
+    at.centre.isCut = false
+    await at.atCentre(10)
+    expect(indices()).toEqual([...Array(10).keys()])
+    const failed = at.centre.results.filter(({ end }) => end === 'failed')
+    expect(failed.map(({ index, reason }) => [index, reason]).sort()).toEqual([
+      [5, 'node.lost'],
+      [6, 'node.lost'],
+    ])
+    await at.settled()
+    expect(at.relay.buffer.counts().leases).toBe(0)
+  })
+
+  it('journal - a file that does not let itself be read ends the relay; started again it hands up what it was told', async () => {
+    await at.relay.crash()
+    const failures: Error[] = []
+    await at.start({ events: { onFailed: (error) => failures.push(error) } })
+    await withWaiting()
+    // But for task 0 the index leads to rows that are not there: reading by it fails, and only the whole check sees it.
+    sql(`
+      CREATE TABLE other (number INTEGER PRIMARY KEY, attempt TEXT NOT NULL UNIQUE, body BLOB NOT NULL);
+      INSERT INTO other SELECT iif(attempt LIKE '%/0/%', 0, 1000) + number, attempt, body FROM result;
+      PRAGMA writable_schema = ON;
+      UPDATE sqlite_schema SET rootpage = (
+        SELECT sum(rootpage) FROM sqlite_schema WHERE name IN ('sqlite_autoindex_result_1', 'sqlite_autoindex_other_1')
+      ) - rootpage WHERE name IN ('sqlite_autoindex_result_1', 'sqlite_autoindex_other_1');
+      PRAGMA schema_version = 999`)
+    at.centre.isCut = false
+    await until('it cannot go on', () => failures.length > 0)
+    expect(failures.map(({ message }) => message)).toEqual([expect.stringContaining('malformed')])
+    await expect(at.relay.journal.committed()).rejects.toThrow('malformed')
+    await at.restart()
+    expect(damaged()).toHaveLength(1)
+    await until('all at the centre', () => new Set(indices()).size === 10)
+    expect(at.centre.results.every(({ end }) => end === 'done')).toBe(true)
   })
 })
 

@@ -28,6 +28,8 @@ export class ScriptedCentre implements Dispatcher {
   readonly beats: Message<'beat'>[] = []
   readonly results: Result[] = []
   readonly returned: LeasePart[] = []
+  /** Reports that came, lost ones too. */
+  reports = 0
   verdict: Verdict['verdict'] = 'accepted'
   session = 'centre-1'
   sequence = 0
@@ -115,6 +117,7 @@ export class ScriptedCentre implements Dispatcher {
   }
 
   async onReport(_peer: unknown, report: Message<'report'>): Promise<ReplyTo<'report'>> {
+    this.reports++
     await this.#cut()
     this.#known(report.session)
     this.results.push(...report.results)
