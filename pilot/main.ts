@@ -247,7 +247,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
       return code
     }
     // Unpacked images hold folders that not even their owner may write.
-    await removeFolder(outbox.size === 0 ? home.folder : home.blobsFolder, log)
+    await removeFolder((await outbox.isEmpty()) ? home.folder : home.blobsFolder, log)
     return code
   }
   const finished = live()

@@ -1,4 +1,4 @@
-import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, expect, test, vi } from 'vitest'
@@ -61,6 +61,40 @@ test("outbox - a dead pilot's results are taken over", async () => {
   await outbox.adopt(other)
   expect(outbox.batch(10, 1e6)).toEqual([result(9)])
   expect(readdirSync(other)).toEqual([])
+})
+
+test("outbox - a dead pilot's file that was set aside stays, and its folder with it", async () => {
+  const other = join(folder, 'other')
+  mkdirSync(other)
+  writeFileSync(join(other, 'a.json'), '[{"campaign":')
+  expect(await (await Outbox.open(other, silentLog)).isEmpty()).toBe(false)
+  const outbox = await Outbox.open(join(folder, 'mine'), silentLog)
+  expect(await outbox.adopt(other)).toBe(false)
+  expect(readdirSync(other)).toEqual(['a.json.bad'])
+  expect(await outbox.isEmpty()).toBe(true)
+})
+
+test('outbox - a file that cannot be read now is no damaged one: it stays, and the next pilot reads it', async () => {
+  await (await Outbox.open(folder, silentLog)).add(result(4))
+  const [name] = files() as [string]
+  // EISDIR stands for whatever a disk says; root may read everything else.
+  renameSync(join(folder, name), join(folder, 'kept'))
+  mkdirSync(join(folder, name))
+  const outbox = await Outbox.open(folder, silentLog)
+  expect([outbox.size, await outbox.isEmpty(), files()]).toEqual([0, false, [name]])
+  rmSync(join(folder, name), { recursive: true })
+  renameSync(join(folder, 'kept'), join(folder, name))
+  expect((await Outbox.open(folder, silentLog)).batch(1, 1e6)).toEqual([result(4)])
+})
+
+test('outbox - what replaces a result is there before it goes, on disk too', async () => {
+  const outbox = await Outbox.open(folder, silentLog)
+  await outbox.add(result(0))
+  await outbox.replace(result(0, { end: 'failed', reason: 'node.fault' }))
+  expect(outbox.batch(9, 1e6).map(({ end }) => end)).toEqual(['failed'])
+  await vi.waitFor(() => expect(files()).toHaveLength(1))
+  const again = await Outbox.open(folder, silentLog)
+  expect(again.batch(9, 1e6).map(({ end }) => end)).toEqual(['failed'])
 })
 
 test('outbox - a batch keeps the order and both bounds, and is never empty while there is something', async () => {

@@ -10,6 +10,7 @@ import { randomBytes } from 'node:crypto'
 import { mkdir, open, readdir, readFile, rename, rm, unlink } from 'node:fs/promises'
 import { join } from 'node:path'
 import { failpoint } from '../shared/failpoint.ts'
+import { syncFolder } from '../shared/files/durable.ts'
 import { type AttemptRef, attemptPath } from '../shared/ids.ts'
 import type { Log } from '../shared/log.ts'
 import { pack } from '../shared/protocol/codec.ts'
@@ -81,21 +82,23 @@ export class Outbox {
 
   /**
    * Takes over the files of another outbox, whose pilot is dead.
-   * @returns false where something could not be taken: then its folder has to stay
+   * @returns false where something is left, which could not be taken or was set aside: then its folder has to stay
    */
   async adopt(folder: string): Promise<boolean> {
-    let isWhole = true
-    for (const name of await readdir(folder).catch(() => [])) {
+    for (const name of await namesIn(folder)) {
       if (!name.endsWith('.json')) continue
       await rename(join(folder, name), join(this.#folder, name)).catch((error: NodeJS.ErrnoException) => {
         // Gone: another pilot that starts now was quicker.
-        if (error.code === 'ENOENT') return
-        isWhole = false
-        this.#log.error({ err: error, folder, name }, 'outbox.notAdopted')
+        if (error.code !== 'ENOENT') this.#log.error({ err: error, folder, name }, 'outbox.notAdopted')
       })
     }
     await this.#read()
-    return isWhole
+    return !(await holdsResults(folder))
+  }
+
+  /** Whether nothing of it would be missed: no result is in hand, and no file that could not be read. */
+  async isEmpty(): Promise<boolean> {
+    return this.size === 0 && !(await holdsResults(this.#folder))
   }
 
   async #read(): Promise<void> {
@@ -113,8 +116,16 @@ export class Outbox {
   async #readFile(path: string): Promise<void> {
     const results: Result[] = []
     let torn = 0
+    let text: string
     try {
-      const found: unknown = JSON.parse(await readFile(path, 'utf8'))
+      text = await readFile(path, 'utf8')
+    } catch (error) {
+      // It may be read another time: the next pilot of this node tries again.
+      this.#log.error({ err: error, path }, 'outbox.unreadable')
+      return
+    }
+    try {
+      const found: unknown = JSON.parse(text)
       if (!Array.isArray(found)) throw new Error('expected a list of results')
       for (const one of found) {
         const { data } = resultSchema.safeParse(one)
@@ -122,7 +133,7 @@ export class Outbox {
         else torn++
       }
     } catch (error) {
-      this.#log.error({ err: error, path }, 'outbox.unreadable')
+      this.#log.error({ err: error, path }, 'outbox.notResults')
       torn++
     }
     if (torn === 0) {
@@ -168,6 +179,20 @@ export class Outbox {
     }
     this.#gathering.results.push(result)
     await this.#gathering.written
+  }
+
+  /** Keeps this in the place of what it has of the same attempt; one of them is there at any moment. */
+  async replace(result: Result): Promise<void> {
+    const path = this.#newPath()
+    let file: string | null = path
+    try {
+      await this.#writeFile(path, JSON.stringify([result]))
+    } catch (error) {
+      this.#refused(error as Error)
+      file = null
+    }
+    this.acknowledged([result])
+    this.#enter([result], file)
   }
 
   async #write(results: Result[]): Promise<void> {
@@ -272,11 +297,14 @@ export class Outbox {
   }
 }
 
-async function syncFolder(path: string): Promise<void> {
-  const folder = await open(path, 'r')
-  try {
-    await folder.sync()
-  } finally {
-    await folder.close()
-  }
+async function holdsResults(folder: string): Promise<boolean> {
+  return (await namesIn(folder)).some((name) => name.endsWith('.json') || name.endsWith('.bad'))
+}
+
+/** None where there is no such folder. */
+async function namesIn(folder: string): Promise<string[]> {
+  return readdir(folder).catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'ENOENT') return []
+    throw error
+  })
 }

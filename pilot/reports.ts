@@ -16,6 +16,7 @@ const REPORT_MOST = 64
 /** Of a report before it is packed: the message may have 48 kB. */
 const REPORT_BYTES = 36 * 1024
 const PAUSE_MS = 500
+const MOST_DETAIL = 400
 
 export interface ReportsOptions {
   holder: Holder
@@ -60,19 +61,31 @@ export class Reports {
         if (verdicts.length < results.length) await clock.sleep(PAUSE_MS, stopped)
       } catch (error) {
         if (await isPassing(error)) continue
-        if (!(error instanceof IndraftError) || error.code !== 'message.tooLarge') throw error
+        if (!isOfTheMessage(error)) throw error
         if (results.length > 1) most = Math.ceil(results.length / 2)
-        else await this.#shrink(results[0]!)
+        else await this.#replace(results[0]!, error)
       }
     }
   }
 
-  /** One result that no message can carry: its outputs are too many to be named. */
-  async #shrink(result: Result): Promise<void> {
+  /**
+   * One result that no message can carry, for its outputs are too many to be named, or that the dispatcher does not
+   * understand: what says at least that the attempt is over goes in its place. @throws IndraftError where that went already
+   */
+  async #replace(result: Result, error: IndraftError): Promise<void> {
     const { outbox, log } = this.#options
-    log.error({ ...result, outputs: result.outputs.length }, 'result.tooLarge')
-    outbox.acknowledged([result])
-    const detail = 'the list of outputs is too long for a message'
-    await outbox.add({ ...result, end: 'failed', reason: 'stage.outFailed', detail, outputs: [], tail: null })
+    const isTooLarge = error.code === 'message.tooLarge'
+    const reason = isTooLarge ? 'stage.outFailed' : 'node.fault'
+    if (result.reason === reason && result.outputs.length === 0) throw error
+    log.error({ err: error, ...result, outputs: result.outputs.length }, 'result.notTaken')
+    const detail = isTooLarge
+      ? 'the list of outputs is too long for a message'
+      : `the dispatcher does not take the result: ${error.message}`.slice(0, MOST_DETAIL)
+    await outbox.replace({ ...result, end: 'failed', reason, detail, outputs: [], tail: null })
   }
+}
+
+/** Whether what was sent is refused, and not who sent it: then the rest of it may be taken. */
+function isOfTheMessage(error: unknown): error is IndraftError {
+  return error instanceof IndraftError && (error.code === 'message.tooLarge' || error.code === 'message.invalid')
 }

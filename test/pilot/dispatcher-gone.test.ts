@@ -58,6 +58,24 @@ describe('dispatcher gone', () => {
   })
 })
 
+test('a result that the dispatcher does not understand - is told as a fault in its place; the others are taken', async () => {
+  const { script } = bench
+  script.notUnderstood.add(1)
+  const pilot = bench.start({ cores: 3 })
+  script.give(sh('exit 0'), '0-2')
+  await until('all are told', () => script.results.length === 3)
+  const told = script.results.toSorted((a, b) => a.index - b.index).map(({ end, reason }) => [end, reason])
+  expect(told).toEqual([
+    ['done', null],
+    ['failed', 'node.fault'],
+    ['done', null],
+  ])
+  expect(pilot.lines.find(({ msg }) => msg === 'result.notTaken')).toMatchObject({ index: 1, end: 'done' })
+  await until('nothing waits', () => bench.undelivered().length === 0)
+  script.give(sh('exit 3'), '7')
+  await until('it works on', () => script.results.some(({ index, exitCode }) => index === 7 && exitCode === 3))
+})
+
 describe('killed', () => {
   test.each([
     ['outbox.written', 1],
