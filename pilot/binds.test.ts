@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { execa } from 'execa'
 import { afterEach, beforeEach, expect, test } from 'vitest'
-import { refusedBind } from './binds.ts'
+import { type RefusedBind, refusedBind } from './binds.ts'
 import { unwritable } from './policy.ts'
 
 let folder: string
@@ -52,32 +52,39 @@ const mayMount =
   (await execa('unshare', ['--user', '--map-root-user', '--mount', 'true'], { reject: false })).exitCode === 0
 
 test.runIf(mayMount)(
-  'binds - :ro does not reach a file system below, and one that is read-only needs none',
+  'binds - :ro does not reach file systems below, and those that are read-only need none',
   async () => {
-    for (const name of ['project/mounted', 'project/mounted/trace', 'still']) mkdirSync(at(name))
+    for (const name of ['project/mounted', 'project/images/of mine', 'same/below', 'still'])
+      mkdirSync(at(name), { recursive: true })
+    const asked: [bind: string, kept: string, why: string | null][] = [
+      [`${at('project')}:/data:ro`, at('project/mounted/trace'), 'does not reach'],
+      [`${at('project')}:/data:ro`, at('project/images'), 'does not reach'],
+      [`${at('project/images')}:/data:ro`, at('project'), 'does not reach'],
+      [`${at('same')}:/data:ro`, at('same/below/STOP'), 'does not reach'],
+      [`${at('project')}:/data:ro`, at('project/data'), null],
+      [`${at('project/mounted')}:/data:ro`, at('project/mounted/trace'), null],
+      [at('still'), at('still/images'), null],
+    ]
     const program = at('ask.ts')
-    const ask = (bind: string, kept: string) =>
-      `console.log(JSON.stringify(await refusedBind([${JSON.stringify(bind)}], { own: [], kept: [${JSON.stringify(kept)}] })))\n`
     writeFileSync(
       program,
-      `import { refusedBind } from ${JSON.stringify(join(import.meta.dirname, 'binds.ts'))}\n` +
-        ask(`${at('project')}:/data:ro`, at('project/mounted/trace')) +
-        ask(at('still'), at('still/images')),
+      `import { refusedBind } from ${JSON.stringify(join(import.meta.dirname, 'binds.ts'))}
+    const asked = ${JSON.stringify(asked)}
+    const answers = asked.map(([bind, kept]) => refusedBind([bind], { own: [], kept: [kept] }))
+    console.log(JSON.stringify(await Promise.all(answers)))`,
     )
-    const script = 'mount -t tmpfs none "$1" && mount -t tmpfs -o ro none "$2" && exec "$3" "$4"'
-    const mounted = [at('project/mounted'), at('still'), process.execPath, program]
-    const { stdout } = await execa('unshare', [
-      '--user',
-      '--map-root-user',
-      '--mount',
-      'sh',
-      '-ec',
-      script,
-      'sh',
-      ...mounted,
-    ])
-    const [below, still] = stdout.split('\n').map((line) => JSON.parse(line))
-    expect(below).toMatchObject({ holds: at('project/mounted/trace'), why: expect.stringContaining('does not reach') })
-    expect(still).toBeNull()
+    const script = `
+    mount -t tmpfs none project/mounted
+    mount -t tmpfs none 'project/images/of mine'
+    mount --bind project/data same/below
+    mount -t tmpfs -o ro none still
+    exec "$@"`
+    const words = ['--user', '--map-root-user', '--mount', 'sh', '-ec', script, 'sh', process.execPath, program]
+    const { stdout } = await execa('unshare', words, { cwd: folder })
+    const answers: (RefusedBind | null)[] = JSON.parse(stdout)
+    for (const [i, [bind, kept, why]] of asked.entries()) {
+      const expected = why === null ? null : { bind, holds: kept, why: expect.stringContaining(why) }
+      expect(answers[i], `${bind} and ${kept}`).toEqual(expected)
+    }
   },
 )

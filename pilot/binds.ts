@@ -3,7 +3,7 @@
  * where one of them would show payloads the pilot's own files, or let them write what the site and its pilots keep: an
  * image that was checked, a trace, a STOP file.
  */
-import { access, constants, realpath, stat } from 'node:fs/promises'
+import { access, constants, readFile, realpath, stat } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { isWithin, places } from './policy.ts'
 
@@ -36,26 +36,36 @@ export async function refusedBind(binds: readonly string[], guarded: Guarded): P
     const source = await realpath(named).catch(() => named)
     const shown = own.find((path) => isWithin(path, source))
     if (shown !== undefined) return { bind, holds: shown, why: WHY.seen }
+    const mounts = (await mountPoints()).filter((point) => point !== source && isWithin(point, source))
     for (const holds of kept.filter((path) => isWithin(path, source) || isWithin(source, path))) {
       const inside = isWithin(holds, source) ? await nearest(holds) : source
-      if (await isReadOnly(inside)) continue
-      if (mode !== 'ro') return { bind, holds, why: WHY.written }
-      if ((await deviceOf(inside)) !== (await deviceOf(source))) return { bind, holds, why: WHY.mounted }
+      if (!(await isReadOnly(inside))) {
+        if (mode !== 'ro') return { bind, holds, why: WHY.written }
+        if (mounts.some((point) => isWithin(inside, point))) return { bind, holds, why: WHY.mounted }
+      }
+      for (const point of mounts.filter((one) => one !== inside && isWithin(one, inside))) {
+        if (!(await isReadOnly(point))) return { bind, holds, why: WHY.mounted }
+      }
     }
   }
   return null
 }
 
-/** The path, or what is there of those above it. */
-async function nearest(path: string): Promise<string> {
-  return (await deviceOf(path)) !== null || path === dirname(path) ? path : await nearest(dirname(path))
+/** Of this process's file tree. Those below a bind stay as they are, whatever it says (test/lab/centre.test.ts). */
+async function mountPoints(): Promise<string[]> {
+  const lines = (await readFile('/proc/self/mountinfo', 'utf8').catch(() => '')).split('\n')
+  const named = (text: string) =>
+    text.replace(/\\([0-7]{3})/g, (_, octal) => String.fromCharCode(Number.parseInt(octal, 8)))
+  return lines.flatMap((line) => line.split(' ').slice(4, 5)).map(named)
 }
 
-async function deviceOf(path: string): Promise<number | null> {
-  return await stat(path).then(
-    ({ dev }) => dev,
-    () => null,
+/** The path, or what is there of those above it. */
+async function nearest(path: string): Promise<string> {
+  const isThere = await stat(path).then(
+    () => true,
+    () => false,
   )
+  return isThere || path === dirname(path) ? path : await nearest(dirname(path))
 }
 
 /** On a file system that nobody writes here, such as CVMFS. */

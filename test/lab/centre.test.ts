@@ -97,6 +97,16 @@ describe.skipIf(whyNoLab() !== null)('lab', () => {
     expect(said).toBe('sif 1000 2\nfolder alice trixie')
   })
 
+  test('apptainer - :ro of a bind does not reach a file system mounted below it', async () => {
+    // Why the pilot refuses some binds that say it (pilot/binds.ts); once this fails they can be allowed.
+    const script = `mkdir -p bound/below && mount -t tmpfs none bound/below
+      exec ${exec.join(' ')} --bind "$PWD/bound:/bound:ro" ${busybox} sh -c 'touch /bound/x || touch /bound/below/x && echo written'`
+    const mounted = ['unshare', '--user', '--map-root-user', '--mount', 'sh', '-ec', script]
+    const { stdout, stderr } = await centre.run('n1', mounted, { user: 'alice', cwd: '/tmp' })
+    expect(stderr).toContain('/bound/x: Read-only file system')
+    expect(stdout).toBe('written\n')
+  })
+
   test('apptainer - inside the pilot image another Apptainer starts a payload from SIF and from folder', async () => {
     const within = `export HOME=/tmp; ls /srv/indraft >/dev/null 2>&1 && echo leaked; node --version
       ${exec.join(' ')} ${busybox} sh -c 'echo nested sif $(id -u)'
