@@ -2,7 +2,7 @@
  * Why an attempt did not end well, and with that whose fault it was: the payload's, its step's, the node's, or that of
  * what else runs there. What was ordered before explains whatever failed after it; that is the caller's to look at.
  */
-import { rm, writeFile } from 'node:fs/promises'
+import { mkdir, rm, writeFile } from 'node:fs/promises'
 import { constants as osConstants } from 'node:os'
 import { join } from 'node:path'
 import { type ErrorCode, IndraftError } from '../shared/errors.ts'
@@ -103,22 +103,25 @@ export function signalOf(exitCode: number | null): string | null {
   return Object.entries(osConstants.signals).find(([, value]) => value === number)?.[0] ?? null
 }
 
-/** Where less can be written the disk is full. */
+/** Where less can be written the disk is full. What a payload held open has come free since it failed: not just one file. */
 const FULL_BYTES = 64 * 1024
+const FULL_FILES = 16
 
 /**
- * What keeps a small file from being written, where that is want of space, of inodes or of quota; null otherwise. Tried,
- * because a file system's own figures say nothing of quotas.
+ * What keeps a little from being written, where that is want of space, of files or of quota; null otherwise. Tried, because
+ * a file system's own figures say nothing of quotas.
  */
 async function fullness(folder: string): Promise<string | null> {
   const probe = join(folder, 'probe')
   try {
-    await writeFile(probe, Buffer.alloc(FULL_BYTES, 1), { mode: 0o600, flush: true })
+    await mkdir(probe)
+    await writeFile(join(probe, 'bytes'), Buffer.alloc(FULL_BYTES, 1), { flush: true })
+    for (let number = 1; number < FULL_FILES; number++) await writeFile(join(probe, String(number)), '')
     return null
   } catch (error) {
     return saysFull(error) ? (error as Error).message : null
   } finally {
-    await rm(probe, { force: true }).catch(() => {})
+    await rm(probe, { recursive: true, force: true }).catch(() => {})
   }
 }
 

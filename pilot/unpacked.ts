@@ -108,7 +108,6 @@ export class UnpackedImages {
     const kept = { folder, users: 0, bytes: 0, isWhole: false, ready: ready.promise, abandoned: new AbortController() }
     this.#kept.set(key, kept)
     this.#unpack(image, kept, order).then(ready.resolve, async (error) => {
-      this.#forget(key, kept)
       await removeFolder(folder, order.log)
       ready.reject(error)
     })

@@ -1,7 +1,7 @@
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
 import { silentLog } from '../shared/log.ts'
 import { Membership, type ProcessFacts, type ProcessSource, parseStat } from './processes.ts'
 import { folderBytes, Watcher } from './watch.ts'
@@ -141,6 +141,49 @@ test('watch - a process that survives SIGKILL is told once, and its attempt need
   expect(kernel.killed.slice(0, 4)).toEqual(['-100 SIGTERM', '150 SIGTERM', '-100 SIGKILL', '150 SIGKILL'])
   expect(nowMs).toBeGreaterThanOrEqual(11_000)
   watcher.release(watched)
+  watcher.close()
+})
+
+test('watch - neither time nor memory is the payload’s before its own program is reached', async () => {
+  const MIB = 2 ** 20
+  let nowMs = 0
+  let scans = 0
+  const source: ProcessSource = Object.assign(kernel, {
+    list: () => {
+      scans++
+      return kernel.processes
+    },
+  })
+  const clock = { wallMs: () => nowMs, monotonicMs: () => nowMs, sleep: async () => {} }
+  const watcher = new Watcher({ source, clock, log: silentLog, run: RUN, everyMs: 5, onUnkillable: () => {} })
+  const told: string[] = []
+  const start = (attempt: string, pid: number) => {
+    kernel.add(pid, { rssBytes: 50 * MIB })
+    const limits = { walltimeMs: 1000, memoryBytes: 40 * MIB, scratchBytes: 0, stalledAfterMs: 2000 }
+    const onViolated = (reason: string) => void told.push(`${attempt} ${reason}`)
+    return watcher.watch({ attempt, pid, folders: [], limits, outputBytes: () => 0, onViolated })
+  }
+  /** Long enough that everything known by now was looked at. */
+  const looked = async () => {
+    const before = scans
+    await vi.waitFor(() => expect(scans).toBeGreaterThan(before + 1))
+  }
+  const small = start('small', 100)
+  const large = start('large', 200)
+  nowMs += 1500
+  await looked()
+  expect(small.usage.maxRssBytes).toBe(50 * MIB)
+  expect(told).toEqual([])
+  kernel.processes[0]!.rssBytes = MIB
+  watcher.begin(small)
+  watcher.begin(large)
+  await looked()
+  expect(told).toEqual(['large payload.memory'])
+  expect(small.usage.maxRssBytes).toBe(MIB)
+  nowMs += 1001
+  await looked()
+  expect(told).toEqual(['large payload.memory', 'small payload.walltime'])
+  for (const watched of [small, large]) watcher.release(watched)
   watcher.close()
 })
 

@@ -80,8 +80,15 @@ export async function removePrograms(centre: Centre, node: Host, ...names: strin
   await centre.check(node, ['sh', '-c', 'for name; do rm -f "$(command -v "$name")"; done', 'sh', ...names])
 }
 
-/** A file system of this size, for everybody; a full scratch is a small one. */
-export async function mountSmall(centre: Centre, node: Host, path: string, sizeBytes: number): Promise<void> {
+/** A file system of this size, for everybody, and with so many files at most (0 is any); a full scratch is a small one. */
+export async function mountSmall(
+  centre: Centre,
+  node: Host,
+  path: string,
+  sizeBytes: number,
+  files = 0,
+): Promise<void> {
+  const options = `size=${sizeBytes},nr_inodes=${files},mode=1777`
   await centre.check(node, ['mkdir', '-p', path])
-  await centre.check(node, ['mount', '-t', 'tmpfs', '-o', `size=${sizeBytes},mode=1777`, 'small', path])
+  await centre.check(node, ['mount', '-t', 'tmpfs', '-o', options, 'small', path])
 }
