@@ -54,7 +54,7 @@ const mayMount =
 test.runIf(mayMount)(
   'binds - :ro does not reach file systems below, and those that are read-only need none',
   async () => {
-    for (const name of ['project/mounted', 'project/images/of mine', 'same/below', 'still'])
+    for (const name of ['project/mounted', 'project/images/of mine', 'same/below', 'still', 'cvmfs/of all'])
       mkdirSync(at(name), { recursive: true })
     const asked: [bind: string, kept: string, why: string | null][] = [
       [`${at('project')}:/data:ro`, at('project/mounted/trace'), 'does not reach'],
@@ -64,6 +64,7 @@ test.runIf(mayMount)(
       [`${at('project')}:/data:ro`, at('project/data'), null],
       [`${at('project/mounted')}:/data:ro`, at('project/mounted/trace'), null],
       [at('still'), at('still/images'), null],
+      [`${at('cvmfs')}:/cvmfs:ro`, at('cvmfs'), null],
     ]
     const program = at('ask.ts')
     writeFileSync(
@@ -78,6 +79,7 @@ test.runIf(mayMount)(
     mount -t tmpfs none 'project/images/of mine'
     mount --bind project/data same/below
     mount -t tmpfs -o ro none still
+    mount -t tmpfs -o ro none 'cvmfs/of all'
     exec "$@"`
     const words = ['--user', '--map-root-user', '--mount', 'sh', '-ec', script, 'sh', process.execPath, program]
     const { stdout } = await execa('unshare', words, { cwd: folder })
