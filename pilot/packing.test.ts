@@ -1,5 +1,5 @@
 /** A pilot in this process on a node that tools of the test describe: whose GPUs are whose, the end of an allocation, bans. */
-import { readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
 import { writeCredential } from '../shared/credentials.ts'
@@ -13,6 +13,7 @@ import type { Gpus } from './gpus.ts'
 import { type Pilot, startPilot } from './main.ts'
 import { Attempt } from './payload.ts'
 import { ScriptedDispatcher } from './scripted-dispatcher.ts'
+import { makeSkeletonSif } from './sif.ts'
 import { makeTemplate, PATH, TestSite } from './testbench.ts'
 import { readTrace } from './trace-reader.ts'
 
@@ -104,6 +105,38 @@ describe('the end of an allocation', () => {
     expect(await pilot.finished).toBe(300)
     expect(script.results).toEqual([])
   })
+})
+
+test('packing - an image that had to be unpacked takes scratch while it is in use, and is gone with its pilot', async () => {
+  // A runtime that cannot mount image files and says so; what it unpacks is 3 MiB in a folder that nobody may write.
+  const binary = join(site.folder, 'apptainer')
+  const image = join(site.folder, 'a.sif')
+  const make = 'mkdir -p "$4/locked" && head -c 3145728 /dev/urandom > "$4/locked/data" && chmod 500 "$4/locked"'
+  writeFileSync(
+    binary,
+    `#!/bin/sh
+[ "$1" = --version ] && { echo apptainer version 1.4.5; exit; }
+[ "$2" = build ] && { ${make}; exit; }
+for a; do case $a in *:/indraft) control=\${a%:/indraft} ;; *.sif) echo "INFO: Converting SIF file" ;; esac; done
+[ -n "$control" ] || exit 0
+while [ "$1" != /bin/sh ]; do shift; done; shift 3
+exec /bin/sh "$control/run" "$control/status" "$@"
+`,
+    { mode: 0o755 },
+  )
+  writeFileSync(image, makeSkeletonSif())
+  const space = 2 ** 30
+  const pilot = await start({ containerRuntime: binary, scratchSpace: '1GiB' })
+  const offered = () => script.pulls.at(-1)?.offer[0]?.shape.scratchBytes ?? 0
+  await until(() => offered() === space)
+  const end = join(site.folder, 'end')
+  script.give({ ...sh(`while [ ! -e ${end} ]; do sleep 0.05; done`), image }, '0')
+  await until(() => offered() > 0 && offered() <= space - 3 * 2 ** 20)
+  writeFileSync(end, '')
+  await until(() => script.results.length === 1 && offered() === space)
+  expect(script.results[0]).toMatchObject({ end: 'done', reason: null })
+  await pilot.stop()
+  expect(existsSync(join(site.folder, 'scratch/pilot1'))).toBe(false)
 })
 
 test('packing - what is larger than the node is given back, however often it comes, and keeps no pilot', async () => {

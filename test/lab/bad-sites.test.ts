@@ -209,39 +209,52 @@ describe.skipIf(whyNoLab() !== null)('sites', () => {
     for (const pilot of [blind, full, without]) expect(await pilot.exited).toBe(1)
   })
 
-  test('nodes - a scratch that fills up under a payload is the node’s fault', async () => {
-    await mountSmall(centre, 'n1', '/tmp/small', 6 * 2 ** 20)
-    const pilot = startPilot('n1', pilotWords('--scratch', '/tmp/small'))
-    await submit('filling', { fills: { image: busybox, run: 'dd if=/dev/zero of=big bs=64k count=1000' } })
-    expect(await outcome('filling', pilot)).toEqual({ fills: 'node.scratchFull' })
+  test.each([
+    ['bytes', 6 * 2 ** 20, 0, 'dd if=/dev/zero of=big bs=64k count=1000'],
+    ['files', 64 * 2 ** 20, 500, 'seq 1000 | xargs touch'],
+  ])('nodes - a scratch without %s left under a payload is the node’s fault', async (what, bytes, files, run) => {
+    await mountSmall(centre, 'n1', `/tmp/few-${what}`, bytes, files)
+    const pilot = startPilot('n1', pilotWords('--scratch', `/tmp/few-${what}`))
+    await submit(`filling-${what}`, { fills: { image: busybox, run } })
+    expect(await outcome(`filling-${what}`, pilot)).toEqual({ fills: 'node.scratchFull' })
     await left(pilot)
   })
 
-  test('nodes - without FUSE a SIF is unpacked in scratch, without tools only folders run; each says why', async () => {
+  test('nodes - without FUSE a SIF is unpacked once in scratch, without tools only folders run; each says why', async () => {
+    const { damaged } = makeBadImages(centre, 'not-unpacked')
     const run = async (name: string, scratch = '/tmp/c') => {
       const pilot = startPilot('n2', pilotWords('--scratch', scratch))
-      await submit(name, { file: { image: busybox, run: 'echo ran; sleep 1' }, folder: { image: lammps } })
+      await submit(name, {
+        // No payload can change what the others run in.
+        file: { image: busybox, run: '! touch /bin/other; sleep 1', count: 3 },
+        folder: { image: lammps },
+        damaged: { image: damaged },
+      })
       const outcomes = await outcome(name, pilot)
       await left(pilot)
-      expect(await centre.check('n2', ['sh', '-c', `find ${scratch} /tmp -name "rootfs-*"`])).toBe('')
-      return { outcomes, ...said(pilot, 'container.found') } as { outcomes: object; sif: string; why: string }
+      expect(await centre.check('n2', ['sh', '-c', `find ${scratch} /tmp -name "rootfs-*" -o -name busybox`])).toBe('')
+      const unpacked = pilot.output.match(/"msg":"image.unpacked"/g)?.length ?? 0
+      return { outcomes, unpacked, ...said(pilot, 'container.found') } as Record<string, unknown>
     }
     await denyFuse(centre, 'n2')
     expect(await run('no-fuse')).toMatchObject({
-      outcomes: { file: 'done', folder: 'done' },
+      outcomes: { file: 'done', folder: 'done', damaged: 'image.damaged' },
+      unpacked: 1,
       sif: 'unsquash',
       why: expect.stringContaining('/dev/fuse'),
     })
     await centre.check('n2', ['chmod', '666', '/dev/fuse'])
     await removePrograms(centre, 'n2', 'squashfuse', 'squashfuse_ll')
     expect(await run('no-squashfuse')).toMatchObject({
-      outcomes: { file: 'done', folder: 'done' },
+      outcomes: { file: 'done', folder: 'done', damaged: 'image.damaged' },
+      unpacked: 1,
       sif: 'unpacked',
       why: expect.stringContaining('squashfuse not found'),
     })
     await removePrograms(centre, 'n2', 'unsquashfs')
     expect(await run('no-tools')).toMatchObject({
-      outcomes: { file: 'container.failed', folder: 'done' },
+      outcomes: { file: 'container.failed', folder: 'done', damaged: 'container.failed' },
+      unpacked: 0,
       sif: 'none',
       why: expect.stringContaining('unsquashfs'),
     })
