@@ -94,6 +94,11 @@ test('refused - every site refuses: failed, with the reason and the names, each 
     ],
   })
   expect([await taken(alpha), await taken(beta)]).toEqual([0, 0])
+  // A person who asked the second site: the first is not the last one left.
+  await lab.store.retry(plan.id, { states: ['failed'], request: 'r1' })
+  await end(alpha, 2, REFUSED)
+  await end(beta, 2)
+  expect(await counts(plan.id)).toEqual({ done: 2 })
 })
 
 test('refused - where every site has refused the step, the rest of it ends as fast as it comes', async () => {
