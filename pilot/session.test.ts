@@ -322,6 +322,20 @@ describe('leaving', () => {
     expect(script.pulls).toEqual([])
   })
 
+  test.each(['imageFolder', 'traceLog', 'endFolder', 'stopFile', 'banFile', 'allowImages', 'scratch'])(
+    'leaving - containers alone, and a bind through which payloads could write %s: 500',
+    async (setting) => {
+      const project = join(site.folder, 'project')
+      mkdirSync(project)
+      const kept = join(project, 'kept')
+      const more = { hostRuntime: 'false', containerRuntime: '/bin/true', binds: `/usr:/usr:ro,${project}:/project` }
+      expect(await (await start({ ...more, [setting]: kept })).finished).toBe(500)
+      expect(lines).toContainEqual(
+        expect.objectContaining({ msg: 'container.bindRefused', bind: `${project}:/project` }),
+      )
+    },
+  )
+
   test('leaving - a site that was disabled is 400', async () => {
     script.refuseHello = 'site.disabled'
     expect(await (await start()).finished).toBe(400)
