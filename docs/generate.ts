@@ -55,9 +55,10 @@ function errorsPage(): string {
   return `# Error codes
 
 Programs match codes, never words. *Status* is the HTTP status where the API answers with the code; *again* says whether
-the same request, or the same task, may succeed when repeated; *fault* says where to look: with the user, the site, or
-Indraft itself. An attempt that ended by a fault of the user is charged to its payload retries, any other to its
-infrastructure retries. The table is \`shared/errors.ts\`.
+the same request may succeed when repeated; *fault* says where to look: with the user, the site, or Indraft itself. An
+attempt that ended by a fault of the user is charged to its payload retries, where *again* says that another may succeed at
+all. One that ended by any other fault is tried again, elsewhere if it can, and charged to its infrastructure retries; the
+first \`policy.refused\` of each site costs nothing. The table is \`shared/errors.ts\`.
 
 ${table(['code', 'status', 'again', 'fault', 'meaning'], rows)}`
 }
