@@ -8,11 +8,13 @@ import { join } from 'node:path'
 import { systemClock } from '../shared/clock.ts'
 import { writeCredential } from '../shared/credentials.ts'
 import { frameHandler } from '../shared/dispatcher.ts'
+import { IndraftError } from '../shared/errors.ts'
 import { enableFailpoints } from '../shared/failpoint.ts'
 import { attemptPath } from '../shared/ids.ts'
 import { connectNats, serveNats } from '../shared/link-nats.ts'
 import type { Log } from '../shared/log.ts'
 import { listenForMetrics, type Watched } from '../shared/metrics-listener.ts'
+import { freePort } from '../shared/servers/process.ts'
 import { timingsFor } from '../shared/timings.ts'
 import { keptCertificate, makeAuthority } from '../shared/tls.ts'
 import { VERSION } from '../shared/version.ts'
@@ -70,6 +72,7 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
   }
   closers.push(() => lock.release())
   try {
+    await checkAddress(config.host)
     const kept = new KeptCredential(config.credential ?? join(state, 'relay.json'), clock, log)
     closers.push(() => kept.stop())
     const credential = kept.now
@@ -283,6 +286,14 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
     await closeAll()
     throw error
   }
+}
+
+/** Said at once and in words: a server that cannot listen would only be seen not to come. @throws IndraftError request.invalid */
+async function checkAddress(host: string): Promise<void> {
+  await freePort(host).catch((cause: Error) => {
+    const what = 'expected an address of this machine that nodes reach (`hostname -I` lists them)'
+    throw new IndraftError('request.invalid', `host ${host}: ${what}: ${cause.message}`, { cause, path: 'host' })
+  })
 }
 
 function isWildcard(host: string): boolean {

@@ -1,6 +1,6 @@
 /** What lies under deploy/ is what its reader takes, and names commands and options that exist. */
 import { execFileSync, spawnSync } from 'node:child_process'
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
@@ -63,6 +63,29 @@ describe('deploy', () => {
     expect(lines).toHaveLength(1)
     expect(lines[0]).toMatch(/^([\d*/,-]+ ){5}(indraft-pilot start --site|indraft relay run --state) /)
   })
+
+  it('a relay whose address nobody said does not start and says what is missing; it is shipped open to no network', () => {
+    const unit = read('systemd/indraft-relay.service')
+    const tab = read('cron/crontab-relay')
+    const [, edge] = /^EDGE=(.*)$/m.exec(tab)!
+    expect(unit).toContain(`\nEnvironment=EDGE=${edge}\n`)
+    expect(unit).toMatch(/^ExecStart=.* --host \$\{EDGE\}$/m)
+    const home = mkdtempSync(join(tmpdir(), 'indraft-crontab-'))
+    try {
+      mkdirSync(join(home, '.indraft'))
+      writeFileSync(join(home, 'indraft'), `#!/bin/sh\nexec ${process.execPath} ${join(root, ENTRY.indraft)} "$@"\n`, {
+        mode: 0o755,
+      })
+      const [, line] = /^(?:\S+ ){5}(indraft .*)$/m.exec(tab)!
+      const env = { PATH: `${home}:/usr/bin:/bin`, HOME: home, EDGE: edge, STATE: join(home, 'state') }
+      expect(spawnSync('sh', ['-c', line!], { env, timeout: 60_000 }).status).toBe(1)
+      expect(readFileSync(join(home, '.indraft/relay.log'), 'utf8')).toContain(
+        `indraft: relay could not start: host ${edge}: expected an address of this machine that nodes reach`,
+      )
+    } finally {
+      rmSync(home, { recursive: true, force: true })
+    }
+  }, 60_000)
 
   it('slurm/pilot.sbatch is a script that a shell reads, with #SBATCH lines before its first command', () => {
     execFileSync('bash', ['-n', join(root, 'deploy/slurm/pilot.sbatch')])
