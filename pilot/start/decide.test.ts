@@ -271,8 +271,9 @@ describe('decide - nodes, STOP, waiting jobs', () => {
   it.each<[string, Partial<State>, string[]]>([
     ['one at a time, the longest due first', {}, ['n4']],
     ['none while another is under way', { pilots: { 'cpu.c': started({ id: 'cpu.c', canaryOf: 'n9' }) } }, []],
-    ['five an hour of twenty submissions', { canaryAtMs: NOW - 11 * MIN }, []],
-    ['and then the next', { canaryAtMs: NOW - 12 * MIN }, ['n4']],
+    ['none before their time', { canariesFromMs: NOW + 1 }, []],
+    ['and then the next', { canariesFromMs: NOW }, ['n4']],
+    ['not kept off by a clock that was a day ahead', { canariesFromMs: NOW + 24 * HOUR }, ['n4']],
     ['though as many jobs wait as may', { pilots: pilots(4, queued) }, ['n4']],
     ['none where all nodes are taken', { pilots: pilots(10) }, []],
     ['none of a kind that may not start', { scopes: banned('cpu') }, []],
@@ -334,6 +335,11 @@ describe('decide - calls', () => {
     [
       'more are wanted, looked two minutes ago',
       { demand: says({ fits: [fits(1)] }), pilots: pilots(1), ...looked(2) },
+      true,
+    ],
+    [
+      'one is withdrawn, and nobody has seen yet whether it is gone',
+      { demand: says(), pilots: pilots(1, { ...queued, isWithdrawn: true }), ...looked(2) },
       true,
     ],
     ['at full use nothing hurries', { demand: says({ fits: [fits(1)] }), pilots: pilots(10), ...looked(2) }, false],

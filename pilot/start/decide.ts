@@ -5,7 +5,7 @@
 import { UNANSWERED_MS } from './absorb.ts'
 import { gateOf, hasOutlived, isProven, type Moment } from './back-off.ts'
 import { wantedNow } from './demand.ts'
-import { excludedNodes } from './nodes.ts'
+import { excludedNodes, mayTryCanary } from './nodes.ts'
 import { isOverCalls, nodesFor, nodesOf, scoreOf, timeFor, whyNoRoom } from './room.ts'
 import { matchOf, type SiteFile } from './site-file.ts'
 import type { Started, State } from './state.ts'
@@ -34,9 +34,6 @@ export interface Decision {
 /** Until a pilot that began asks for work it is on its way, whatever the queue of tasks says. */
 const SETTLE_MS = 120_000
 const CANARY_WAIT_MS = 3_600_000
-const HOUR_MS = 3_600_000
-/** Canaries have this share of an hour's submissions and no more, however many nodes are latched. */
-const CANARY_SHARE = 0.25
 
 /**
  * One look at the queue a tick at most, and none while no pilot is known; but one before the first start of all, because
@@ -53,6 +50,8 @@ export function shouldLook(state: State, site: SiteFile, nowMs: number): boolean
   if (starts.some((start) => start.state === 'submitting' && isYoung(start))) {
     return sinceMs >= Math.min(60_000, site.look.wanted)
   }
+  // What was withdrawn holds its place until it is seen to be gone.
+  if (starts.some(({ isWithdrawn }) => isWithdrawn)) return sinceMs >= Math.min(site.look.wanted, site.look.quiet)
   // At full use nothing hangs on it but pilots that vanished.
   const isGrowing = wanted !== null && wanted.size > 0 && nodesOf(state, [], () => true) < site.caps.running
   return sinceMs >= (isGrowing ? site.look.wanted : site.look.quiet)
@@ -189,7 +188,7 @@ function nextCanary(
 ): { node: string; kind: string } | null {
   const { nowMs } = moment
   if (Object.values(state.pilots).some(({ canaryOf }) => canaryOf !== null)) return null
-  if (nowMs - state.canaryAtMs < HOUR_MS / (CANARY_SHARE * site.caps.submissionsAnHour)) return null
+  if (!mayTryCanary(state, site, nowMs)) return null
   const due = Object.entries(state.latches).filter(([, { untilMs, kind }]) => {
     if (nowMs < untilMs || !Object.hasOwn(site.kinds, kind)) return false
     const need = asked.get(kind) ?? null

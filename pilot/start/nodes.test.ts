@@ -1,6 +1,17 @@
 import { describe, expect, it } from 'vitest'
 import type { EndRecord } from './end-record.ts'
-import { excludedNodes, forgetUnknown, judgeCanary, judgeLiving, learn, shareBounds, suspicion } from './nodes.ts'
+import {
+  excludedNodes,
+  forgetUnknown,
+  judgeCanary,
+  judgeLiving,
+  learn,
+  mayTryCanary,
+  noteCanary,
+  postponeCanary,
+  shareBounds,
+  suspicion,
+} from './nodes.ts'
 import { parseSiteFile } from './site-file.ts'
 import { emptyState, newStarted } from './state.ts'
 
@@ -33,13 +44,19 @@ describe('black holes', () => {
       'all fail here, none elsewhere',
       sample(0, 8, null),
       [sample(100, 0), sample(90, 1)],
-      '8 of 8 tasks failed here, 1 of 191 elsewhere',
+      '8 of 8 tasks failed here, 1 % on 2 others',
     ],
     ['too few to say', sample(0, 4, null), [sample(100, 0)], null],
     ['nobody to compare with', sample(0, 50, null), [], null],
     ['others did too little', sample(0, 50, null), [sample(4, 0)], null],
     ['they fail everywhere: the campaign is at fault', sample(5, 45), [sample(10, 90), sample(8, 80)], null],
     ['a few failures among many', sample(95, 5), [sample(100, 0), sample(100, 0)], null],
+    [
+      'a third of the others are as bad, and ate most tasks by far',
+      sample(0, 900, null),
+      [sample(0, 900, null), sample(0, 1000, null), ...Array(4).fill(sample(8, 0))],
+      '900 of 900 tasks failed here, 33 % on 6 others',
+    ],
     ['half fail here, a tenth elsewhere', sample(30, 30), [sample(90, 10), sample(90, 10)], '30 of 60'],
     [
       'done in no time, sixty times faster',
@@ -92,7 +109,7 @@ describe('black holes', () => {
     const state = emptyState()
     expect(learn(state, site, 'fat', end('n2', step(0, 60, null)), 0)).toEqual([])
     expect(learn(state, site, 'cpu', end('n1', step(2, 0)), 1)).toEqual([])
-    const why = '60 of 60 tasks failed here, 0 of 42 elsewhere'
+    const why = '60 of 60 tasks failed here, 0 % on 1 other'
     expect(learn(state, site, 'cpu', end('n1', step(40, 0)), 2)).toEqual([{ node: 'n2', why }])
     // Its canary is a pilot of the kind that worked there.
     expect(state.latches).toMatchObject({ n2: { kind: 'fat', sinceMs: 2 } })
@@ -128,7 +145,7 @@ describe('black holes', () => {
     learn(state, site, 'cpu', end('n1', step(50, 0)), 0)
     expect(judgeLiving(state, site, living, 0)).toEqual([])
     learn(state, site, 'cpu', end('n3', step(0, 20, null)), 0)
-    const why = '20 of 20 tasks failed here, 0 of 50 elsewhere'
+    const why = '20 of 20 tasks failed here, 0 % on 1 other'
     expect(judgeLiving(state, site, living, 0)).toEqual([{ start: 'cpu.on', node: 'n3', why, isNew: false }])
   })
 
@@ -146,6 +163,19 @@ describe('black holes', () => {
     expect(state.latches.n3).toMatchObject({ untilMs, times: said === 'undecided' ? 1 : 2 })
   })
 
+  it('latch - five canaries in an hour of twenty submissions; one in vain holds off all of them', () => {
+    const state = emptyState()
+    for (const node of ['n3', 'n4'])
+      state.latches[node] = { sinceMs: 0, untilMs: 1, times: 1, kind: 'cpu', reason: 'bad' }
+    const from = () => [0, 11, 12, 59, 60].filter((minute) => mayTryCanary(state, site, minute * 60_000))
+    expect(from()).toEqual([0, 11, 12, 59, 60])
+    noteCanary(state, site, 0)
+    expect(from()).toEqual([12, 59, 60])
+    postponeCanary(state, site, 'n3', 0)
+    expect(from()).toEqual([60])
+    expect(state.latches).toMatchObject({ n3: { untilMs: site.nodes.latch }, n4: { untilMs: 1 } })
+  })
+
   it('latch - nodes that are gone from the batch system are forgotten, others not', () => {
     const state = emptyState()
     for (const node of ['n3', 'gone'])
@@ -156,6 +186,8 @@ describe('black holes', () => {
       }
       state.vanished[node] = 1
     }
+    // What it did must not latch it again.
+    learn(state, site, 'cpu', end('gone', step(0, 20, null)), 0)
     expect(forgetUnknown(state, new Set(['n1', 'n3', 'n4'])).sort()).toEqual(['away', 'gone'])
     expect(state).toMatchObject({ latches: { n3: {} }, vanished: { n4: 1 } })
     expect([Object.keys(state.latches), Object.keys(state.scopes), Object.keys(state.vanished)]).toEqual([
@@ -163,6 +195,7 @@ describe('black holes', () => {
       ['node:n4'],
       ['n4'],
     ])
+    expect(learn(state, site, 'cpu', end('n1', step(50, 0)), 1)).toEqual([])
   })
 
   it('latch - what a node did more than a day ago is no measure any more', () => {

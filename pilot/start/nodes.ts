@@ -12,8 +12,11 @@ import type { NodeWork, State } from './state.ts'
 const Z = 2.33
 /** However well others do, a node that fails less than this is no black hole. */
 const LEAST_FAILING = 0.2
-const FORGET_AFTER_MS = 86_400_000
-const LONGEST_LATCH_MS = 24 * 3_600_000
+const HOUR_MS = 3_600_000
+const FORGET_AFTER_MS = 24 * HOUR_MS
+const LONGEST_LATCH_MS = 24 * HOUR_MS
+/** Canaries have this share of an hour's submissions and no more, however many nodes are latched. */
+const CANARY_SHARE = 0.25
 /** Steps and nodes remembered: those heard of last. */
 const MOST_WORK = 64
 /** Ends in a row, young and without a word, that ban a node. */
@@ -37,11 +40,15 @@ export function suspicion(own: Sample, others: readonly Sample[], limits: Limits
   const total = own.done + own.failed
   const known = others.filter(({ done, failed }) => done + failed >= limits.leastTasks)
   if (total < limits.leastTasks || known.length === 0) return null
-  const failed = known.reduce((sum, one) => sum + one.failed, 0)
-  const all = known.reduce((sum, one) => sum + one.done + one.failed, 0)
+  // No node counts for more than the usual one: else a few black holes, which eat most tasks, would pass for the rule.
+  const most = median(known.map(({ done, failed }) => done + failed))!
+  const weightOf = ({ done, failed }: Sample) => Math.min(1, most / (done + failed))
+  const failed = known.reduce((sum, one) => sum + one.failed * weightOf(one), 0)
+  const all = known.reduce((sum, one) => sum + (one.done + one.failed) * weightOf(one), 0)
   const bar = Math.max(LEAST_FAILING, shareBounds(failed, all).most)
   if (shareBounds(own.failed, total).least > bar) {
-    return `${own.failed} of ${total} tasks failed here, ${failed} of ${all} elsewhere`
+    const elsewhere = `${Math.round((100 * failed) / all)} % on ${known.length} other${known.length > 1 ? 's' : ''}`
+    return `${own.failed} of ${total} tasks failed here, ${elsewhere}`
   }
   const usual = median(
     known.flatMap(({ done, medianMs }) => (medianMs !== null && done >= limits.leastTasks ? [medianMs] : [])),
@@ -190,8 +197,27 @@ export function judgeCanary(state: State, site: SiteFile, node: string, end: End
   return `latched on: ${latch.reason}`
 }
 
-/** A canary did not come to it: refused, not started, or gone without a word. The next goes when others have had their turn. */
+/** Whether a canary may go at all now. What lies farther ahead than that ever does is of a clock that was set back. */
+export function mayTryCanary(state: State, site: SiteFile, nowMs: number): boolean {
+  const waitMs = state.canariesFromMs - nowMs
+  return waitMs <= 0 || waitMs > Math.max(site.nodes.latch, canaryEveryMs(site))
+}
+
+/** One is sent. */
+export function noteCanary(state: State, site: SiteFile, nowMs: number): void {
+  state.canariesFromMs = nowMs + canaryEveryMs(site)
+}
+
+function canaryEveryMs(site: SiteFile): number {
+  return HOUR_MS / (CANARY_SHARE * site.caps.submissionsAnHour)
+}
+
+/**
+ * A canary did not come to its node: refused, not started, or gone without a word. That node comes after the others that
+ * are due, and none of them at once: such a canary holds a place that a pilot might have had.
+ */
 export function postponeCanary(state: State, site: SiteFile, node: string, nowMs: number): void {
+  state.canariesFromMs = Math.max(state.canariesFromMs, nowMs + site.nodes.latch)
   const latch = state.latches[node]
   if (latch) latch.untilMs = Math.max(latch.untilMs, nowMs + site.nodes.latch)
 }
@@ -207,6 +233,7 @@ export function forgetUnknown(state: State, known: ReadonlySet<string>): string[
     delete state.latches[node]
     delete state.scopes[`node:${node}`]
     delete state.vanished[node]
+    for (const nodes of Object.values(state.work)) delete nodes[node]
   }
   return gone
 }

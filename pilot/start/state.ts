@@ -108,8 +108,8 @@ export const stateSchema = z.object({
   tidiedAtMs: atMs,
   /** When living pilots' records were read. */
   progressAtMs: atMs,
-  /** When the last canary was sent. */
-  canaryAtMs: atMs.default(0),
+  /** No canary before, whatever node is due. */
+  canariesFromMs: atMs.default(0),
   /** Submissions all of whose pilots have ended, and when that was seen: the queue may show them for a while yet. */
   over: z.record(z.string(), atMs).default({}),
 })
@@ -125,7 +125,7 @@ export function emptyState(): State {
       usedMs: {},
       tidiedAtMs: 0,
       progressAtMs: 0,
-      canaryAtMs: 0,
+      canariesFromMs: 0,
       over: {},
     },
   }
@@ -158,7 +158,6 @@ export function bringToNow(state: State, nowMs: number): void {
   state.calls = state.calls.map(past)
   state.tidiedAtMs = past(state.tidiedAtMs)
   state.progressAtMs = past(state.progressAtMs)
-  state.canaryAtMs = past(state.canaryAtMs)
   for (const [id, at] of Object.entries(state.over)) state.over[id] = past(at)
 }
 

@@ -11,7 +11,7 @@ import { askToLeave, endTeller, readEndRecords, readProgress, removeEndRecords, 
 import { foldersOf, readState, realPorts, writeState } from './files.ts'
 import { folderTag, parseSiteFile, type SiteFile } from './site-file.ts'
 import { emptyState, newStarted } from './state.ts'
-import { NotStarted, type Ports, tick } from './tick.ts'
+import { NotStarted, NotStartedForNodes, type Ports, tick } from './tick.ts'
 
 let folder: string
 let site: SiteFile
@@ -130,6 +130,82 @@ describe('tick - answers of the batch system', () => {
     const outcome = await tick(site, ports, silentLog)
     expect(outcome).toMatchObject({ errors: [expect.stringContaining('Invalid account')] })
     expect(await stateNow()).toMatchObject({ pilots: {}, submissions: [nowMs] })
+    expect((await stateNow()).scopes['here:cpu']).toMatchObject({
+      ...{ code: 400, strikes: 1, reason: 'not taken by the batch system: Invalid account' },
+    })
+    // The kind waits, as after a ban.
+    await later(60_000)
+    expect(calls.filter((call) => call === 'sbatch')).toEqual([])
+  })
+
+  it('refused for a node that is gone from the cluster: that is forgotten, and the next tick starts', async () => {
+    const latch = { sinceMs: 0, untilMs: nowMs + 1e9, times: 1, kind: 'cpu', reason: 'bad' }
+    await writeState(foldersOf(site).state, { ...emptyState(), lookedAtMs: nowMs, latches: { n3: latch, gone: latch } })
+    const ports = portsOf()
+    const { start } = ports.starter
+    ports.starter.start = async (order) => {
+      if (order.exclude.includes('gone')) throw new NotStartedForNodes('Invalid node name specified')
+      return start(order)
+    }
+    ports.starter.nodeNames = async () => ['n1', 'n2', 'n3']
+    expect(await tick(site, ports, silentLog)).toMatchObject({
+      errors: [/specified/, /knows no gone: forgotten/].map((one) => expect.stringMatching(one)),
+    })
+    expect(await stateNow()).toMatchObject({ pilots: {}, scopes: {} })
+    nowMs += 60_000
+    expect(await tick(site, ports, silentLog)).toMatchObject({ errors: [] })
+    expect(jobs.map(({ order }) => order.exclude)).toEqual([['n3']])
+  })
+
+  it.each<[string, (() => Promise<string[]>) | undefined]>([
+    ['all are known', async () => ['n1', 'n3']],
+    ['nobody says which there are', async () => []],
+    ['the question fails', () => Promise.reject(new Error('sinfo: no'))],
+    ['there is nobody to ask', undefined],
+  ])('refused for a node, and %s: a refusal as any other', async (_title, nodeNames) => {
+    const latch = { sinceMs: 0, untilMs: nowMs + 1e9, times: 1, kind: 'cpu', reason: 'bad' }
+    await writeState(foldersOf(site).state, { ...emptyState(), lookedAtMs: nowMs, latches: { n3: latch } })
+    const ports = portsOf()
+    ports.starter.start = () => Promise.reject(new NotStartedForNodes('Invalid node name specified'))
+    if (nodeNames) ports.starter.nodeNames = nodeNames
+    await tick(site, ports, silentLog)
+    expect(await stateNow()).toMatchObject({ latches: { n3: latch }, scopes: { 'here:cpu': { code: 400 } } })
+  })
+
+  it('a canary that is refused says nothing about its kind: others start, and it comes later', async () => {
+    const latch = { sinceMs: 0, untilMs: 1, times: 1, kind: 'cpu', reason: 'bad' }
+    await writeState(foldersOf(site).state, { ...emptyState(), lookedAtMs: nowMs, latches: { n3: latch } })
+    const ports = portsOf()
+    const { start } = ports.starter
+    ports.starter.start = (order) =>
+      order.canaryOf === null ? start(order) : Promise.reject(new NotStarted('Requested node configuration'))
+    await tick(site, ports, silentLog)
+    expect(jobs).toHaveLength(1)
+    expect(await stateNow()).toMatchObject({
+      ...{ scopes: {}, latches: { n3: { untilMs: nowMs + site.nodes.latch } } },
+      canariesFromMs: nowMs + site.nodes.latch,
+    })
+  })
+
+  it('a waiting job that a STOP file takes out: one call, nothing held against anybody', async () => {
+    await later(0)
+    const withdrawn: string[] = []
+    const stopped = () => {
+      const ports = portsOf()
+      ports.isStopped = async () => true
+      ports.starter.withdraw = async (starts) => {
+        withdrawn.push(...starts.map(({ id }) => id))
+        jobs = []
+      }
+      return ports
+    }
+    const [{ id }] = jobs as [(typeof jobs)[0]]
+    for (let minute = 0; minute < 20; minute++) {
+      nowMs += 60_000
+      await tick(site, stopped(), silentLog)
+    }
+    expect(withdrawn).toEqual([id])
+    expect(await stateNow()).toMatchObject({ pilots: {}, scopes: {}, vanished: {}, usedMs: {} })
   })
 
   it('one of which nobody knows is found in the queue, under its name', async () => {
@@ -193,6 +269,16 @@ describe('tick - answers of the batch system', () => {
     expect(outcome).toMatchObject({ decision: { starts: [{ kind: 'cpu', nodes: 1 }] } })
     expect(await readdir(folder)).toEqual([])
     expect(jobs).toEqual([])
+  })
+
+  it('a state file of an earlier build is read', async () => {
+    await tick(site, portsOf(), silentLog)
+    const path = foldersOf(site).state
+    const { canariesFromMs: _, over: __, ...old } = JSON.parse(await readFile(path, 'utf8'))
+    for (const pilot of Object.values(old.pilots as Record<string, object>))
+      for (const key of ['waitedAtMs', 'longestMs', 'isWithdrawn']) Reflect.deleteProperty(pilot, key)
+    await writeFile(path, JSON.stringify(old))
+    expect(await tick(site, portsOf(), silentLog)).toMatchObject({ errors: [], state: { over: {}, canariesFromMs: 0 } })
   })
 
   it('a state file that cannot be read starts nothing', async () => {
@@ -288,7 +374,7 @@ describe('tick - a black hole among the nodes of one job', () => {
       ...['cpu.one-n4.alive', 'cpu.three-n1.alive', 'cpu.three-n2.alive', 'cpu.three-n2.leave', 'cpu.three-n3.alive'],
     ])
     expect(await readFile(join(foldersOf(site).ends, 'cpu.three-n2.leave'), 'utf8')).toBe(
-      '300 of 300 tasks failed here, 0 of 80 elsewhere\n',
+      '300 of 300 tasks failed here, 0 % on 2 others\n',
     )
     expect(cancelled).toEqual(['cpu.one'])
     expect(Object.keys((await stateNow()).latches).sort()).toEqual(['n2', 'n4'])
@@ -309,6 +395,32 @@ describe('tick - a black hole among the nodes of one job', () => {
     await later(60_000)
     expect(await files()).toEqual(['cpu.one-n4.alive', 'cpu.three-n1.alive', 'cpu.three-n3.alive'])
     expect(await stateNow()).toMatchObject({ scopes: {}, pilots: { 'cpu.three': { ended: 1 } } })
+  })
+
+  it('a call that fails is made again with the next look, until the pilot has ended', async () => {
+    await holes()
+    const cancelled: string[][] = []
+    const ports = portsOf()
+    ports.starter.end = async (starts) => {
+      cancelled.push(starts.map(({ id }) => id))
+      if (cancelled.length === 1) throw new Error('Unable to contact slurm controller')
+    }
+    const { askToLeave: ask } = ports
+    let asked = 0
+    ports.askToLeave = (alive, why) => (asked++ === 0 ? Promise.reject(new Error('EROFS')) : ask(alive, why))
+    expect(await tick(site, ports, silentLog)).toMatchObject({
+      errors: [/EROFS/, /Unable to contact/].map((one) => expect.stringMatching(one)),
+    })
+    expect(Object.keys((await stateNow()).latches).sort()).toEqual(['n2', 'n4'])
+    nowMs += 10 * 60_000
+    expect(await tick(site, ports, silentLog)).toMatchObject({ errors: [] })
+    expect(cancelled).toEqual([['cpu.one'], ['cpu.one']])
+    expect(await files()).toContain('cpu.three-n2.leave')
+    // Gone, and so is what it said.
+    await removeEndRecords(foldersOf(site).ends, ['cpu.one-n4.alive'])
+    nowMs += 10 * 60_000
+    await tick(site, ports, silentLog)
+    expect(cancelled).toHaveLength(2)
   })
 
   it.each(Array.from({ length: 18 }, (_, at) => at + 1))(

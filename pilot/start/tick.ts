@@ -10,7 +10,7 @@ import { strikeRefused } from './back-off.ts'
 import { type Decision, decide, type Start, shouldLook } from './decide.ts'
 import { offerOf, shouldAsk } from './demand.ts'
 import type { FoundRecord } from './end-record.ts'
-import { forgetUnknown, judgeLiving, postponeCanary } from './nodes.ts'
+import { forgetUnknown, judgeLiving, noteCanary, postponeCanary } from './nodes.ts'
 import { isOverCalls } from './room.ts'
 import type { SiteFile } from './site-file.ts'
 import { bringToNow, newStarted, type Started, type State } from './state.ts'
@@ -201,7 +201,7 @@ async function runTick(
     // Written down before it is given.
     state.pilots[order.id] = orderedPilot(order, site, moment.nowMs)
     state.submissions.push(moment.nowMs)
-    if (order.canaryOf !== null) state.canaryAtMs = moment.nowMs
+    if (order.canaryOf !== null) noteCanary(state, site, moment.nowMs)
     countCall()
     await save()
     try {

@@ -15,7 +15,7 @@ const held = (value: number | null, bound: number | null, digits = 0) =>
 
 export function reportPage(outcomes: readonly Outcome[], nodes: number, most: number): string {
   const heads = ['scenario', 'pilots', 'most in an hour', 'busy node-hours', 'idle node-hours', 'minutes to full use']
-  const more = ['Slurm calls, most in an hour', 'in an idle hour', 'tasks spoilt']
+  const more = ['Slurm calls, most in an hour', 'in an idle hour', 'refused in an hour', 'tasks spoilt']
   const table = [
     row([...heads, ...more]),
     row([...heads, ...more].map((_, at) => (at === 0 ? '---' : '---:'))),
@@ -30,6 +30,7 @@ export function reportPage(outcomes: readonly Outcome[], nodes: number, most: nu
         held(one.minutesToFullUse, bounds.minutesToFullUse),
         held(one.callsAnHour, bounds.callsAnHour),
         held(one.idleCallsAnHour, bounds.idleCallsAnHour),
+        held(one.refusedAnHour, bounds.refusedAnHour),
         held(one.spoilt, bounds.spoilt),
       ])
     }),
@@ -45,10 +46,11 @@ one look a minute and the site file's defaults otherwise. In brackets the bound 
 three seeds.
 
 ${table}
-*Idle* is a pilot without tasks. *Minutes to full use* count from the arrival of a campaign until all ${most} pilots run, the
-slowest of its campaigns; in a storm or with nobody to say what there is, that includes the storm, and the probe that has
-to outlive ten minutes. *An idle hour* has neither work nor busy pilots. *Spoilt* are tasks that a bad node failed or
-skipped.
+*Idle* is a pilot without tasks, or a node whose job goes on without it. *Minutes to full use* count from the arrival of
+a campaign until all ${most} pilots run, the slowest of its campaigns; in a storm, in a full machine or with nobody to say
+what there is, that includes the storm, the wait, and the probe that has to outlive ten minutes. *An idle hour* has
+neither work nor busy pilots. *Refused* are submissions that sbatch would not have. *Spoilt* are tasks that a bad node
+failed or skipped.
 
 ${scenarios.join('')}
 ![Pilots and work over time](simulation.svg)

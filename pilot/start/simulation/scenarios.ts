@@ -12,15 +12,24 @@ export const NODES = 20
 /** Of them the vacuum may use so many. */
 export const MOST = 12
 
-const siteText = (kind: string) => `
+const siteText = ({ accounts = '{}', kinds = { cpu: '' } }: Pick<Scenario, 'accounts' | 'kinds'>) => `
 indraft: 1
 folder: /sim
 credential: /sim/pilot.json
 starter: slurm
 caps: {running: ${MOST}, queued: 4, submissionsAnHour: 30, startsATick: 2}
+accounts: ${accounts}
 kinds:
-  cpu: {time: 12h, ${kind}shape: {cores: 8, memory: 16GiB}}
+${Object.entries(kinds)
+  .map(([name, more]) => `  ${name}: {time: 12h, ${more}shape: {cores: 8, memory: 16GiB}}`)
+  .join('\n')}
 `
+
+/** Of the scenarios about accounts. */
+export const NODE_HOURS = 200
+export const ENDS_AFTER = 24
+const CRASH = ['n9', 'n10', 'n11', 'n12']
+const HOLES = ['n1', 'n2', 'n3', 'n4']
 
 export interface Bounds {
   pilotsAnHour: number
@@ -30,6 +39,8 @@ export interface Bounds {
   callsAnHour: number
   /** In any hour without work and pilots. */
   idleCallsAnHour: number
+  /** Orders that sbatch refused. */
+  refusedAnHour: number
   /** Tasks that bad nodes failed or skipped. */
   spoilt: number
 }
@@ -41,8 +52,12 @@ export interface Scenario {
   world: Omit<WorldOptions, 'site' | 'nodes' | 'tasksPerNode' | 'seed'>
   /** Something that happens at a time. */
   at?: { ms: number; act: (world: World) => void }
-  /** More about the one kind of pilot, as in the site file, with a comma after it. */
-  kind?: string
+  /** Of the site file. */
+  accounts?: string
+  /** What the site file says of each kind of pilot beside time and shape, with a comma after it. */
+  kinds?: Record<string, string>
+  /** The account ends before the work does. */
+  leavesWork?: boolean
   /** Two ticks at once. */
   overlaps?: boolean
   bounds: Bounds
@@ -61,6 +76,7 @@ const one = [campaign('only', 1, 12_000, 600_000)]
 const long = [campaign('long', 1, 25_000, 600_000)]
 const bounds = (own: Partial<Bounds>): Bounds => ({
   ...{ pilotsAnHour: 14, idleNodeHours: 2, minutesToFullUse: 10, callsAnHour: 30, idleCallsAnHour: 0, spoilt: 0 },
+  refusedAnHour: 0,
   ...own,
 })
 const between = (nowMs: number, from: number, to: number) => nowMs >= from * HOUR && nowMs < to * HOUR
@@ -106,8 +122,84 @@ export const SCENARIOS: readonly Scenario[] = [
     what: 'one that fails, in jobs of four nodes each: its pilot is asked to end, and the other three go on',
     hours: 48,
     world: { campaigns: long, health: (node, nowMs) => (node === 'n3' && nowMs < 12 * HOUR ? 'fails' : 'good') },
-    kind: 'nodesPerJob: 4, ',
-    bounds: bounds({ spoilt: 8000, pilotsAnHour: 20 }),
+    kinds: { cpu: 'nodesPerJob: 4, ' },
+    bounds: bounds({ spoilt: 8000, pilotsAnHour: 20, idleNodeHours: 15 }),
+  },
+  {
+    name: 'black hole, scancel deaf',
+    what: 'one that fails, and for its first hours no scancel is answered: it is told again until it has ended',
+    hours: 24,
+    world: {
+      campaigns: [campaign('only', 1, 8000, 600_000)],
+      health: (node, nowMs) => (node === 'n3' && nowMs < 12 * HOUR ? 'fails' : 'good'),
+      canCancel: (nowMs) => nowMs > 2 * HOUR,
+    },
+    bounds: bounds({ spoilt: 40_000 }),
+  },
+  {
+    name: 'latched and drained',
+    what: 'four black holes are drained once they are latched, and one of them is taken out of Slurm; more work comes',
+    hours: 34,
+    world: {
+      campaigns: [campaign('first', 1, 8000, 600_000), campaign('second', 22, 4000, 600_000)],
+      health: (node) => (HOLES.includes(node) ? 'fails' : 'good'),
+      isDrained: (node, nowMs) => HOLES.includes(node) && nowMs >= 4 * HOUR,
+      isKnown: (node, nowMs) => node !== HOLES[0] || nowMs < 20 * HOUR,
+    },
+    bounds: bounds({ spoilt: 40_000, refusedAnHour: 1, callsAnHour: 40, pilotsAnHour: 18, minutesToFullUse: 15 }),
+  },
+  {
+    name: 'one kind refused',
+    what: 'of two kinds with the same work one, for which there is room, is refused by sbatch each time: a wrong account',
+    hours: 28,
+    world: {
+      campaigns: one,
+      refusal: ({ kind }) => (kind === 'a' ? 'Batch job submission failed: Invalid account' : null),
+    },
+    kinds: { a: '', b: `most: ${MOST - 1}, ` },
+    bounds: bounds({ refusedAnHour: 4, callsAnHour: 50, minutesToFullUse: null }),
+  },
+  {
+    name: 'two groups, 2 to 1',
+    what: 'a kind of pilot for each of two groups, the one with twice the share; when its work ends the other has all',
+    hours: 40,
+    world: {
+      campaigns: [
+        { ...campaign('of-a', 1, 8000, 600_000), group: '/a' },
+        { ...campaign('of-b', 1, 9000, 600_000), group: '/b' },
+      ],
+    },
+    kinds: { a: 'share: 2, settings: {allowGroups: [/a]}, ', b: 'settings: {allowGroups: [/b]}, ' },
+    bounds: bounds({ idleNodeHours: 3 }),
+  },
+  {
+    name: 'account runs out',
+    what: `an account of ${NODE_HOURS} node-hours and jobs of four nodes, where one node's pilot leaves early and four others crash; there is more work than that`,
+    hours: 40,
+    world: {
+      campaigns: [campaign('too-much', 1, 100_000, 600_000)],
+      health: (node, nowMs) => {
+        if (node === 'n5' && between(nowMs, 2, 3)) return 'broken'
+        return CRASH.includes(node) && between(nowMs, 5, 5.1) ? 'gone' : 'good'
+      },
+    },
+    accounts: `{p: {nodeHours: ${NODE_HOURS}}}`,
+    kinds: { cpu: 'account: p, nodesPerJob: 4, ' },
+    leavesWork: true,
+    bounds: bounds({ idleNodeHours: 15, pilotsAnHour: 20, callsAnHour: 45 }),
+  },
+  {
+    name: 'account ends',
+    what: `an account that ends after ${ENDS_AFTER} hours, in a full machine where jobs wait for hours; there is more work than that`,
+    hours: 28,
+    world: {
+      campaigns: [campaign('too-much', 1, 100_000, 600_000)],
+      isDrained: (_node, nowMs) => between(nowMs, 0, 6) || between(nowMs, 14, 22),
+    },
+    accounts: `{p: {until: "${new Date(ENDS_AFTER * HOUR).toISOString()}"}}`,
+    kinds: { cpu: 'account: p, ' },
+    leavesWork: true,
+    bounds: bounds({ minutesToFullUse: 310, callsAnHour: 45 }),
   },
   {
     name: 'relay down',
@@ -151,7 +243,7 @@ export interface Outcome extends Bounds {
 }
 
 export async function simulate(scenario: Scenario, seed = 1): Promise<Outcome> {
-  const site = parseSiteFile(siteText(scenario.kind ?? ''), 'site.yaml')
+  const site = parseSiteFile(siteText(scenario), 'site.yaml')
   const world = new World({ site, nodes: NODES, tasksPerNode: 8, seed, ...scenario.world })
   let mostRunning = 0
   const act = async () => {
@@ -175,6 +267,7 @@ export async function simulate(scenario: Scenario, seed = 1): Promise<Outcome> {
     idleCallsAnHour: mostIdleCalls(world),
     minutesToFullUse: slowestFullUse(scenario, world, site.caps.running),
     leftTasks: world.queuedTasks,
+    refusedAnHour: mostInAnHour(world.refusedTimes),
     spoilt: figures.tasksSpoilt,
   }
 }

@@ -5,12 +5,14 @@
  */
 import type { Message } from '../../../shared/protocol/messages.ts'
 import { seeded } from '../../../test/seeded.ts'
+import { isWithin } from '../../policy.ts'
 import type { QueuedJob } from '../absorb.ts'
 import type { Start } from '../decide.ts'
+import { allowedGroups } from '../demand.ts'
 import { type EndRecord, EndTally } from '../end-record.ts'
 import { folderTag, type SiteFile } from '../site-file.ts'
 import { emptyState, type State } from '../state.ts'
-import type { Ports } from '../tick.ts'
+import { NotStarted, NotStartedForNodes, type Ports } from '../tick.ts'
 
 export const STEP_MS = 15_000
 const IDLE_BEFORE_MS = 480_000
@@ -18,13 +20,16 @@ const IDLE_AFTER_MS = 180_000
 const PROGRESS_AFTER_MS = 600_000
 const BAD_NODE_LIVES_MS = 15_000
 
-export type Health = 'good' | 'broken' | 'fails' | 'skips'
+/** Broken: its pilots end with 500. Gone: they end without a word, and so does their job where it has no other. */
+export type Health = 'good' | 'broken' | 'fails' | 'skips' | 'gone'
 
 export interface Campaign {
   name: string
   arrivesMs: number
   tasks: number
   taskMs: number
+  /** The simulation's own unless said otherwise. */
+  group?: string
 }
 
 export interface WorldOptions {
@@ -38,6 +43,14 @@ export interface WorldOptions {
   isRelayUp?: (nowMs: number) => boolean
   /** Whether the relay knows the vacuum's question. */
   answers?: boolean
+  /** Whether the batch system sends jobs to a node; what runs there goes on. */
+  isDrained?: (node: string, nowMs: number) => boolean
+  /** Whether the node is in the batch system's configuration. */
+  isKnown?: (node: string, nowMs: number) => boolean
+  /** Why sbatch refuses an order; null where it does not. */
+  refusal?: (order: Start, nowMs: number) => string | null
+  /** Whether scancel is answered. */
+  canCancel?: (nowMs: number) => boolean
   /** The chance that a tick dies at any one of its steps. */
   deathRate?: number
 }
@@ -63,6 +76,9 @@ interface Job {
   order: Start
   state: 'queued' | 'running'
   pilots: Pilot[]
+  /** Held until the last pilot has ended. */
+  nodes: string[]
+  beganMs: number
 }
 
 /** What is measured, minute by minute. */
@@ -71,6 +87,8 @@ export interface Sample {
   queuedTasks: number
   running: number
   busy: number
+  /** Pilots by kind. */
+  kinds: Record<string, number>
 }
 
 export class World {
@@ -86,13 +104,20 @@ export class World {
     sbatch: 0,
     squeue: 0,
     scancel: 0,
+    sinfo: 0,
     doubled: 0,
   }
   readonly startTimes: number[] = []
   readonly callTimes: number[] = []
+  readonly refusedTimes: number[] = []
+  readonly cancelTimes: number[] = []
+  /** Node-milliseconds that the batch system charged, by account. */
+  readonly charged = new Map<string, number>()
   readonly nodeStarts = new Map<string, number>()
   readonly #random: () => number
-  readonly #queue = new Map<string, { tasks: number; taskMs: number; isTimed: boolean }>()
+  readonly #queue = new Map<string, { tasks: number; taskMs: number; isTimed: boolean; group: string }>()
+  /** Of whom pilots of a kind take work; empty: of all. */
+  readonly #groups: ReadonlyMap<string, readonly string[]>
   #coming: Campaign[]
   #jobs: Job[] = []
   #numbers = 0
@@ -103,6 +128,7 @@ export class World {
   constructor(options: WorldOptions) {
     this.options = options
     this.#random = seeded(options.seed).next
+    this.#groups = new Map(Object.keys(options.site.kinds).map((kind) => [kind, allowedGroups(options.site, kind)]))
     this.#coming = [...options.campaigns].sort((a, b) => a.arrivesMs - b.arrivesMs)
   }
 
@@ -130,8 +156,8 @@ export class World {
   advance(): void {
     this.nowMs += STEP_MS
     while (this.#coming[0] && this.#coming[0].arrivesMs <= this.nowMs) {
-      const { name, tasks, taskMs } = this.#coming.shift()!
-      this.#queue.set(name, { tasks, taskMs, isTimed: false })
+      const { name, tasks, taskMs, group = '/sim' } = this.#coming.shift()!
+      this.#queue.set(name, { tasks, taskMs, isTimed: false, group })
     }
     this.#schedule()
     let busy = 0
@@ -142,16 +168,38 @@ export class World {
         if (isBusy) busy++
         this.figures[isBusy ? 'busyMs' : 'idleMs'] += STEP_MS
       }
+      // What a pilot left of a job that goes on serves nobody.
+      if (job.pilots.length > 0) this.figures.idleMs += (job.nodes.length - job.pilots.length) * STEP_MS
     }
-    this.#jobs = this.#jobs.filter((job) => job.state === 'queued' || job.pilots.length > 0)
-    if (this.nowMs % 60_000 === 0) {
-      this.samples.push({ atMs: this.nowMs, queuedTasks: this.queuedTasks, running: this.runningPilots, busy })
-    }
+    this.#jobs = this.#jobs.filter((job) => {
+      const isOver = job.state === 'running' && job.pilots.length === 0
+      if (isOver) this.#charge(job)
+      return !isOver
+    })
+    if (this.nowMs % 60_000 === 0) this.#sample(busy)
+  }
+
+  #sample(busy: number): void {
+    const kinds: Record<string, number> = {}
+    for (const { order, pilots } of this.#jobs) kinds[order.kind] = (kinds[order.kind] ?? 0) + pilots.length
+    const { nowMs: atMs, queuedTasks, runningPilots: running } = this
+    this.samples.push({ atMs, queuedTasks, running, busy, kinds })
+  }
+
+  #charge({ order, nodes, beganMs }: Job): void {
+    const account = this.options.site.kinds[order.kind]!.account ?? ''
+    this.charged.set(account, (this.charged.get(account) ?? 0) + nodes.length * (this.nowMs - beganMs))
   }
 
   #schedule(): void {
-    const taken = new Set(this.#jobs.flatMap(({ pilots }) => pilots.map(({ node }) => node)))
-    const free = Array.from({ length: this.options.nodes }, (_, at) => `n${at + 1}`).filter((node) => !taken.has(node))
+    const { isDrained, site } = this.options
+    // Too late to end in time, by the least that its kind can do with.
+    this.#jobs = this.#jobs.filter(({ order, state }) => {
+      const lastMs = (order.endsByMs ?? Number.POSITIVE_INFINITY) - site.kinds[order.kind]!.leastTime
+      return state === 'running' || this.nowMs <= lastMs
+    })
+    const taken = new Set(this.#jobs.flatMap(({ nodes }) => nodes))
+    const free = this.#nodeNames().filter((node) => !taken.has(node) && !isDrained?.(node, this.nowMs))
     // A broken node is free sooner than others: batch systems like black holes.
     free.sort((a, b) => Number(this.#health(b) !== 'good') - Number(this.#health(a) !== 'good'))
     for (const job of this.#jobs.filter(({ state }) => state === 'queued')) {
@@ -161,18 +209,26 @@ export class World {
       )
       if (may.length < order.nodes) continue
       job.state = 'running'
+      job.beganMs = this.nowMs
+      const endsMs = Math.min(this.nowMs + order.timeMs, order.endsByMs ?? Number.POSITIVE_INFINITY)
       for (const node of may.slice(0, order.nodes)) {
         free.splice(free.indexOf(node), 1)
         this.figures.pilots++
         this.startTimes.push(this.nowMs)
         this.nodeStarts.set(node, (this.nodeStarts.get(node) ?? 0) + 1)
+        job.nodes.push(node)
         job.pilots.push({
-          ...{ start: order.id, node, bornMs: this.nowMs, endsMs: this.nowMs + order.timeMs, idleSinceMs: this.nowMs },
+          ...{ start: order.id, node, bornMs: this.nowMs, endsMs, idleSinceMs: this.nowMs },
           ...{ hasWorked: false, busyUntilMs: 0, holds: null, tally: new EndTally(), tasks: 0 },
           taskLimit: order.canaryOf === null ? Number.POSITIVE_INFINITY : this.options.site.nodes.canaryTasks,
         })
       }
     }
+  }
+
+  #nodeNames(): string[] {
+    const all = Array.from({ length: this.options.nodes }, (_, at) => `n${at + 1}`)
+    return all.filter((node) => this.options.isKnown?.(node, this.nowMs) ?? true)
   }
 
   #health(node: string): Health {
@@ -189,22 +245,29 @@ export class World {
       this.#end(job, pilot, 500, 'scratch can be written: No space left on device')
       return
     }
+    if (health === 'gone') {
+      this.#giveBack(pilot)
+      job.pilots.splice(job.pilots.indexOf(pilot), 1)
+      return
+    }
     if (pilot.holds && this.nowMs >= pilot.busyUntilMs) this.#finish(pilot, health)
     if (pilot.holds) return
     const leftMs = pilot.endsMs - this.nowMs
     if (leftMs <= 120_000) this.#end(job, pilot, 300, 'too little time is left')
     else if (pilot.tasks >= pilot.taskLimit) this.#end(job, pilot, 200, 'as many tasks as it was to start')
-    else if (this.#isRelayUp() && this.#take(pilot, health, leftMs)) return
+    else if (this.#isRelayUp() && this.#take(job, pilot, health, leftMs)) return
     else if (this.nowMs - pilot.idleSinceMs >= (pilot.hasWorked ? IDLE_AFTER_MS : IDLE_BEFORE_MS)) {
       if (this.#isRelayUp()) this.#end(job, pilot, 300, pilot.hasWorked ? 'no more work' : 'no work')
       else this.#end(job, pilot, 700, 'the dispatcher does not answer')
     }
   }
 
-  #take(pilot: Pilot, health: Health, leftMs: number): boolean {
+  #take(job: Job, pilot: Pilot, health: Health, leftMs: number): boolean {
+    const groups = this.#groups.get(job.order.kind)!
     for (const [campaign, queued] of this.#queue) {
-      const { taskMs } = queued
+      const { taskMs, group } = queued
       if (queued.tasks === 0 || taskMs > leftMs) continue
+      if (groups.length > 0 && !groups.some((one) => isWithin(group, one))) continue
       // Until the next step a slot does several short tasks one after another.
       const rounds = Math.max(1, Math.floor(STEP_MS / (health === 'good' ? taskMs : 1000)))
       const tasks = Math.min(queued.tasks, this.options.tasksPerNode * rounds, pilot.taskLimit - pilot.tasks)
@@ -237,8 +300,12 @@ export class World {
   }
 
   #cancel(job: Job, pilot: Pilot, code = 700, reason = 'SIGTERM was received; payloads were ended'): void {
-    if (pilot.holds) this.#queue.get(pilot.holds.campaign)!.tasks += pilot.holds.tasks
+    this.#giveBack(pilot)
     this.#end(job, pilot, code, reason)
+  }
+
+  #giveBack({ holds }: Pilot): void {
+    if (holds) this.#queue.get(holds.campaign)!.tasks += holds.tasks
   }
 
   #end(job: Job, pilot: Pilot, code: number, reason: string): void {
@@ -271,9 +338,13 @@ export class World {
       dies()
       return done
     }
-    const called = (kind: 'sbatch' | 'squeue' | 'scancel') => {
+    const called = (kind: 'sbatch' | 'squeue' | 'scancel' | 'sinfo') => {
       this.figures[kind]++
       this.callTimes.push(this.nowMs)
+      if (kind !== 'scancel') return
+      this.cancelTimes.push(this.nowMs)
+      if (this.options.canCancel?.(this.nowMs) === false)
+        throw new Error('scancel: error: Unable to contact slurm controller')
     }
     return {
       lock: async () => {
@@ -322,17 +393,18 @@ export class World {
           doing(() => {
             called('squeue')
             return this.#jobs.map(
-              ({ jobId, order, state, pilots }): QueuedJob => ({
-                ...{ jobId, id: order.id, state, nodes: pilots.map(({ node }) => node), reason: '' },
+              ({ jobId, order, state, nodes }): QueuedJob => ({
+                ...{ jobId, id: order.id, state, nodes: [...nodes], nodeCount: order.nodes, reason: '' },
               }),
             )
           }),
         start: (order) =>
           doing(() => {
             called('sbatch')
+            this.#refuse(order)
             if (this.#jobs.some((job) => job.order.id === order.id)) this.figures.doubled++
             const jobId = String(++this.#numbers)
-            this.#jobs.push({ jobId, order, state: 'queued', pilots: [] })
+            this.#jobs.push({ jobId, order, state: 'queued', pilots: [], nodes: [], beganMs: 0 })
             return jobId
           }),
         withdraw: (starts) =>
@@ -349,6 +421,11 @@ export class World {
               for (const pilot of [...job.pilots]) this.#cancel(job, pilot)
             }
           }),
+        nodeNames: () =>
+          doing(() => {
+            called('sinfo')
+            return this.#nodeNames()
+          }),
       },
       nowMs: () => this.nowMs,
       random: this.#random,
@@ -360,12 +437,24 @@ export class World {
     }
   }
 
+  /** @throws NotStarted as sbatch refuses */
+  #refuse(order: Start): void {
+    const known = this.#nodeNames()
+    const isOfNodes = [...order.exclude, ...(order.canaryOf === null ? [] : [order.canaryOf])].some(
+      (node) => !known.includes(node),
+    )
+    const why = this.options.refusal?.(order, this.nowMs) ?? null
+    if (!isOfNodes && why === null) return
+    this.refusedTimes.push(this.nowMs)
+    throw isOfNodes ? new NotStartedForNodes('Invalid node name specified') : new NotStarted(why!)
+  }
+
   #demand(entries: number): Message<'demanded'> {
     const { tasksPerNode: perNode } = this.options
     const waiting = [...this.#queue].filter(([, { tasks }]) => tasks > 0)
     const fits = Array.from({ length: entries }, (_, entry) =>
-      waiting.map(([name, { tasks, taskMs, isTimed }]) => ({
-        ...{ entry, group: '/sim', work: `${name}/run`, tasks, perNode, estimateMs: isTimed ? taskMs : null },
+      waiting.map(([name, { tasks, taskMs, isTimed, group }]) => ({
+        ...{ entry, group, work: `${name}/run`, tasks, perNode, estimateMs: isTimed ? taskMs : null },
       })),
     ).flat()
     const idlePilots = this.#jobs.flatMap(({ pilots }) => pilots).filter(({ holds }) => holds === null).length
