@@ -117,7 +117,7 @@ function judgeCounts(wave: Wave, { view, rows }: Seen, blame: (figure: 'doubleCo
   if (sum !== wave.tasks) blame('doubleCounted', `${wave.name}: counts add up to ${sum}, expected ${wave.tasks}`)
 }
 
-/** A done task has its published output, which is what one successful attempt in the ledger wrote. */
+/** A done task has its published output, which is what its winner wrote, a successful attempt in the ledger. */
 async function judgeOutputs(
   { world, ledger, waves, seed, final }: JudgeOptions,
   campaigns: ReadonlyMap<string, Seen>,
@@ -127,6 +127,10 @@ async function judgeOutputs(
     const [step, index] = task.split('/')
     if (step === 'second') return finalPath(final, id, Number(index))
     return join(world.centralState, 'outputs/published', id, task, 'out.txt')
+  }
+  const winners = new Map<string, string>()
+  for (const { task, attempt, verdict, isDone } of judgedByCentral(world)) {
+    if (isDone && verdict === 'accepted') winners.set(task, attempt)
   }
   for (const wave of waves) {
     const [id, { rows }] = [...campaigns].find(([, { view }]) => view.name === wave.name)!
@@ -150,6 +154,11 @@ async function judgeOutputs(
       const isGood = step === row.step && Number(index) === row.index && Number(value) === resultValue(seed, row.index)
       if (!isGood || !successes.includes(attempt)) {
         blame('tasksLost', `${id}/${task} is done, and its output is "${lines[0]}" of no successful attempt`)
+      }
+      // A central that was killed has not said of every winner that it is.
+      const winner = winners.get(`${id}/${task}`) ?? attempt
+      if (isGood && attempt !== winner) {
+        blame('tasksLost', `${id}/${task} was won by ${winner}, and its output is that of ${attempt}`)
       }
       if (step === 'first') firsts.push(lines[0]!)
       if (step === 'second' && !sameLines(lines.slice(1, -1), firsts)) {
@@ -195,10 +204,10 @@ function* judgedByCentral(
 
 /**
  * At the hop to the relay: a result that it has taken reaches central, where it is settled. At the hop to central: the
- * attempt whose success was accepted is the task's winner.
+ * attempt whose success was accepted is the task's winner. At both: no success is turned away as one of nobody's.
  */
 async function judgeAcks(
-  { world, acks, forgetful, settleMs = 45_000 }: JudgeOptions,
+  { world, ledger, acks, forgetful, settleMs = 45_000 }: JudgeOptions,
   campaigns: ReadonlyMap<string, Seen>,
   blame: (figure: 'acknowledgedLost', what: string) => void,
 ): Promise<number> {
@@ -217,6 +226,12 @@ async function judgeAcks(
   const gone = missing()
   for (const { attempt, relay, node } of gone.filter((ack) => !isForgiven(ack))) {
     blame('acknowledgedLost', `${attempt}: relay ${relay} acknowledged it to ${node}, and it never came to central`)
+  }
+  const successes = new Set([...ledger.successes.values()].flat())
+  for (const { attempt, hop, relay, verdict } of acks()) {
+    // A relay that lost its journal does not know any more what it gave.
+    if (verdict !== 'refused' || !successes.has(attempt) || (hop === 'relay' && forgetful.has(relay))) continue
+    blame('acknowledgedLost', `${attempt}: a success, which ${hop === 'relay' ? `relay ${relay}` : 'central'} refused`)
   }
   const accepted = acks()
     .filter(({ hop, verdict, end }) => hop === 'central' && verdict === 'accepted' && end === 'done')
