@@ -38,7 +38,7 @@ esac
 common='mkdir -p /opt/indraft /shared /scratch'
 case $image in
   pilot)
-    pass+=(--packages 'ca-certificates squashfs-tools squashfuse fuse2fs uidmap procps' --later-packages apptainer)
+    pass+=(--packages 'ca-certificates squashfs-tools squashfuse fuse2fs uidmap procps iproute2' --later-packages apptainer)
     finish="$common; mkdir -p /var/lib/apptainer/mnt/session"
     name=indraft-pilot.mjs words=''
     ;;

@@ -22,7 +22,13 @@ import { checkout, definitionSection, whyNoLab } from './roots.ts'
 
 const { busybox, pilot, relay, pilotByDefinition, relayByDefinition } = inside.images
 const definitions = [
-  ['pilot', pilot, pilotByDefinition, 'indraft-pilot.mjs', ['apptainer', 'squashfuse', 'squashfs-tools', 'uidmap']],
+  [
+    'pilot',
+    pilot,
+    pilotByDefinition,
+    'indraft-pilot.mjs',
+    ['apptainer', 'squashfuse', 'squashfs-tools', 'uidmap', 'iproute2'],
+  ],
   ['relay', relay, relayByDefinition, 'indraft.mjs', ['nats-server', 'ca-certificates']],
 ] as const
 

@@ -205,11 +205,13 @@ describe.skipIf(whyNoLab() !== null)('melt', () => {
       // Where images and inputs lie in the lab.
       .replace(',/shared,', `,/shared,/images,${inside.checkout},`)
     // The same scratch as that of the pilot before.
-    await centre.check('n1', ['rm', '/tmp/indraft-alice/STOP'])
+    await centre.check('n1', ['rm', '-f', '/tmp/indraft-alice/STOP'])
     const env = { ...fromImage, INDRAFT_PILOT: pilotCommand, INDRAFT_IDLE_AFTER: '3s' }
     const job = await centre.sbatch(sbatchFile, slurmJob, { env })
     const ended = await centre.waitForJob(job)
     expect(ended, await pilotLog(job)).toMatchObject({ JobState: 'COMPLETED', ExitCode: '0:0' })
+    // Nor have payloads without image less than on the node itself.
+    expect(await pilotLog(job)).toMatch(/"network":"own","msg":"host\.found"/)
     const node = await onNode.tell()
     const pilot = node.programs.filter((one) => one.name !== 'lmp' && one.userNamespace !== node.userNamespace)
     const payloads = node.programs.filter((one) => one.name === 'lmp')
