@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { describe, expect, it } from 'vitest'
+import { describe, expect, it, vi } from 'vitest'
 import { reportPage, reportPicture } from './report.ts'
 import {
   type Bounds,
@@ -50,6 +50,9 @@ describe.each(SCENARIOS.flatMap((one) => [1, 2, 3].map((seed) => [one.name, seed
     })
   },
 )
+
+// A day of a site takes a second or two; of a machine with much else to do, far longer.
+vi.setConfig({ testTimeout: 120_000 })
 
 describe('simulation - what is shown', () => {
   it('page and picture are what the code gives (`node docs/simulate.ts`)', async () => {
