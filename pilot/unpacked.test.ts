@@ -138,6 +138,20 @@ describe('unpacking', () => {
     await expect(taking).rejects.toMatchObject({ code: 'container.failed', message: expect.stringContaining('300') })
     expect(isAlive(calls('build')[0]!.split(' ')[0]!)).toBe(false)
   })
+
+  test.each([
+    ['and ends well', MAKE, null],
+    ['and takes too long', 'sleep 600', 'container.failed'],
+  ])('unpacked - one that leaves a process with its output behind %s keeps nobody waiting', async (_, after, code) => {
+    standIn(`setsid sh -c 'echo $$ > ${site.folder}/left; exec sleep 600' & ${after}`)
+    const taking = images().take(sif('a'), order(undefined, code === null ? 60_000 : 300))
+    try {
+      if (code === null) expect(existsSync((await taking).path)).toBe(true)
+      else await expect(taking).rejects.toMatchObject({ code })
+    } finally {
+      await vi.waitFor(() => process.kill(Number(readFileSync(join(site.folder, 'left'), 'utf8')), 'SIGKILL'))
+    }
+  })
 })
 
 describe('payloads', () => {

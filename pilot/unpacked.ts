@@ -11,6 +11,7 @@ import { execa } from 'execa'
 import { IndraftError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
 import { formatDuration } from '../shared/quantity.ts'
+import { isDoneWithin } from './hanging.ts'
 import { removeFolder } from './home.ts'
 import type { ImageRefusal } from './sif.ts'
 import { folderBytes, MEASURE_AT_MOST_MS } from './watch.ts'
@@ -51,6 +52,7 @@ interface Kept {
 }
 
 const SAID_BYTES = 64 * 1024
+const LINGER_MS = 1000
 
 export class UnpackedImages {
   readonly #unpacker: Unpacker
@@ -160,7 +162,10 @@ async function orAborted(promise: Promise<void>, signal: AbortSignal): Promise<v
   await Promise.race([promise, aborted.promise]).finally(() => signal.removeEventListener('abort', onAbort))
 }
 
-/** To its end, or to the signal's: then its process group is killed. */
+/**
+ * To its end, or to the signal's; then its process group is killed. Waits little longer for what cannot be killed, or left
+ * the group and holds on to the output.
+ */
 async function runToEnd(
   file: string,
   args: readonly string[],
@@ -181,8 +186,18 @@ async function runToEnd(
       // Nothing of it is left.
     }
   }
-  if (signal.aborted) endGroup()
-  signal.addEventListener('abort', endGroup)
-  const { exitCode, shortMessage } = await child.finally(() => signal.removeEventListener('abort', endGroup))
-  return { ok: exitCode === 0, said: said.trim() === '' ? (shortMessage ?? '') : said }
+  const over = Promise.withResolvers<void>()
+  const onAbort = () => {
+    endGroup()
+    over.resolve()
+  }
+  child.on('exit', () => over.resolve())
+  signal.addEventListener('abort', onAbort)
+  if (signal.aborted) onAbort()
+  const end = await Promise.race([child, over.promise.then(() => isDoneWithin(LINGER_MS, child))])
+  signal.removeEventListener('abort', onAbort)
+  endGroup()
+  child.stderr.destroy()
+  const failure = typeof end === 'object' ? end.shortMessage : undefined
+  return { ok: child.exitCode === 0, said: said.trim() === '' ? (failure ?? `${file} was ended`) : said }
 }
