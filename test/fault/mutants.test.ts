@@ -50,6 +50,7 @@ const FAULT_TESTS = [
     'half-way',
     'nats-away',
     'odd-orders',
+    'refused',
     'retry',
     'rollback',
     'store-away',
