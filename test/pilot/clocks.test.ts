@@ -5,7 +5,7 @@ import { afterEach, describe, expect, test } from 'vitest'
 import { makeTemplate } from '../../pilot/testbench.ts'
 import { systemClock } from '../../shared/clock.ts'
 import { locateFaketime } from '../../shared/servers/faketime.ts'
-import { PilotBench, sh, TIMINGS, until } from './bench.ts'
+import { type Line, PilotBench, sh, TIMINGS, until } from './bench.ts'
 
 /** Longer than a gap that is noticed, the lease, the walltime and the patience used below. */
 const STANDSTILL_MS = 6500
@@ -32,10 +32,13 @@ describe('suspended', () => {
     script.dead.add('s1')
     script.session = 's2'
     pilot.signal('SIGCONT')
-    expect(Number((await pilot.said('pilot.suspended')).gapMs)).toBeGreaterThan(STANDSTILL_MS - 1000)
+    // A busy machine may have let it stand still for a moment before.
+    const isLong = ({ msg, gapMs }: Line) => msg === 'pilot.suspended' && Number(gapMs) > STANDSTILL_MS - 1000
+    await until('it says how long it stood still', () => pilot.lines.find(isLong))
     expect(await until('the result arrives', () => script.results[0])).toMatchObject({ index: 0, exitCode: 4 })
     const beat = await until('a beat of the new session', () => script.beats.find(({ session }) => session === 's2'))
-    expect(beat.counters).toMatchObject({ suspended: 1, tasks_started: 1 })
+    expect(beat.counters).toMatchObject({ tasks_started: 1 })
+    expect(beat.counters.suspended).toBeGreaterThanOrEqual(1)
     expect(beat.counters.suspended_ms).toBeGreaterThan(STANDSTILL_MS - 1000)
     // Not for silence, which nobody kept but itself: it is here and works on.
     script.give(sh('exit 5'), '7')
