@@ -391,7 +391,7 @@ describe.skipIf(whyNoLab() !== null)('hostile payloads', () => {
       killsAll: 'payload.signal',
       lies: 'payload.exit',
       removesItsStatus: 'payload.exit',
-      blocksItsStatus: 'payload.signal',
+      blocksItsStatus: 'payload.walltime',
       linksItsStatus: 'payload.signal',
       fillsItsStatus: 'payload.scratch',
       fillsSharedMemory: 'payload.memory',
