@@ -1,3 +1,5 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { hostname, tmpdir } from 'node:os'
@@ -97,7 +99,14 @@ describe('local starter', () => {
     // Seen from outside: the process by its number, so that one that is not found fails below.
     await vi.waitFor(async () => expect(await wordsOf(jobId)).toMatch(/^indraft-pilot:/), 60_000)
     expect(await wordsOf(jobId)).not.toContain('--start-id')
+    // As a program looks that the pilot is about to start.
+    const words = ['-c', `exec -a "indraft-pilot:${order.id}:x" sleep 600`]
+    const copy = spawn('bash', words, { stdio: 'ignore' })
+    pids.push(copy.pid!)
+    await vi.waitFor(async () => expect(await wordsOf(`:${copy.pid}`)).toMatch(/^indraft-pilot:/), 60_000)
     expect(await mine()).toEqual([{ jobId, id: order.id, state: 'running', nodes: [hostname()], reason: '' }])
+    copy.kill('SIGKILL')
+    await once(copy, 'exit')
     await starter.end([{ id: order.id } as Parameters<Starter['end']>[0][number]])
     await vi.waitFor(async () => expect(await mine()).toEqual([]), 60_000)
     expect(await log()).toContain('SIGTERM was received')

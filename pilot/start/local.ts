@@ -8,6 +8,7 @@ import { closeSync, mkdirSync, openSync } from 'node:fs'
 import { readdir, readFile, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { nodeName } from '../config.ts'
+import { parseStat } from '../processes.ts'
 import type { QueuedJob } from './absorb.ts'
 import type { SiteFile } from './site-file.ts'
 import { runWords } from './slurm.ts'
@@ -81,25 +82,42 @@ function endProcess(pid: number): void {
   }
 }
 
-/** Process ids of our own pilots by start id; of a pilot behind a wrapper that carries the same arguments, the pilot's. */
+/**
+ * Process ids of our own pilots by start id. Of several that bear one id the pilot is the one with the title, where another
+ * program started it and carries its arguments; and then the oldest, as what it starts looks like itself until it is
+ * another program.
+ */
 async function livingPilots(): Promise<Map<string, number>> {
-  const starting = new Map<string, number>()
-  const titled = new Map<string, number>()
+  const found = new Map<string, Candidate>()
   for (const pid of (await readdir('/proc')).filter((name) => /^\d+$/.test(name))) {
-    const words = (await ownWords(`/proc/${pid}`)) ?? []
-    const [, id] = TITLE.exec(words[0] ?? '') ?? []
-    if (id !== undefined) titled.set(id, Number(pid))
-    const at = words.indexOf('--start-id')
-    if (at >= 0 && words[at + 1]) starting.set(words[at + 1]!, Number(pid))
+    const candidate = await candidateOf(`/proc/${pid}`)
+    const other = candidate && found.get(candidate.id)
+    if (candidate && (!other || isRather(candidate, other))) found.set(candidate.id, candidate)
   }
-  return new Map([...starting, ...titled])
+  return new Map([...found.values()].map(({ id, pid }) => [id, pid]))
 }
 
-/** Of a process of this account: others may call theirs as they like. */
-async function ownWords(folder: string): Promise<string[] | null> {
+interface Candidate {
+  id: string
+  pid: number
+  isTitled: boolean
+  startTicks: number
+}
+
+function isRather(one: Candidate, other: Candidate): boolean {
+  return one.isTitled === other.isTitled ? one.startTicks < other.startTicks : one.isTitled
+}
+
+/** A process of this account that bears a start id: others may call theirs as they like. */
+async function candidateOf(folder: string): Promise<Candidate | null> {
   try {
     if ((await stat(folder)).uid !== process.getuid?.()) return null
-    return (await readFile(join(folder, 'cmdline'), 'utf8')).split('\0')
+    const words = (await readFile(join(folder, 'cmdline'), 'utf8')).split('\0')
+    const [, title] = TITLE.exec(words[0]!) ?? []
+    const at = words.indexOf('--start-id')
+    const id = title ?? (at < 0 ? undefined : words[at + 1])
+    const facts = id ? parseStat(await readFile(join(folder, 'stat'), 'latin1'), 1) : null
+    return facts && { id: id!, pid: facts.pid, isTitled: title !== undefined, startTicks: facts.startTicks }
   } catch {
     // It has ended.
     return null
