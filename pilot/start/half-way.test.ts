@@ -137,9 +137,10 @@ describe('half-way', () => {
       died = await dying(++at)
       for (let minute = 0; minute < 3; minute++) await later(MINUTE)
       expect(await readState(foldersOf(slurm.site).state), `call ${at}`).toMatchObject({
-        ...{ pilots: {}, usedMs: { '': 700_000 }, work: { 'c/s': { n1: { done: 8 } } } },
+        ...{ usedMs: { '': 700_000 }, work: { 'c/s': { n1: { done: 8 } } } },
         scopes: { 'class:cpu': { strikes: 1 } },
       })
+      expect((await readState(foldersOf(slurm.site).state)).pilots, `call ${at}`).toEqual({})
       await tidied()
       slurm.close()
       slurm = countedSlurm('/none', MORE)

@@ -1,5 +1,7 @@
 /** Slurm in the lab, before anything of ours runs in it: what the site tests rely on, and what they may ask of it. */
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { parseSiteFile } from '../../pilot/start/site-file.ts'
+import { readQueue, sbatchWords } from '../../pilot/start/slurm.ts'
 import { type Centre, startCentre } from './centre.ts'
 import { whyNoLab } from './roots.ts'
 import { cancel, drain, endedJobs, nodeState, requeue, resume, waitForNode } from './slurm.ts'
@@ -88,6 +90,44 @@ describe.skipIf(whyNoLab() !== null)('slurm', () => {
     await waitForNode(centre, 'n1', ['drained'])
     await resume(centre, 'n1')
     expect(await waitForNode(centre, 'n1', ['idle'])).toBe('idle')
+  })
+
+  test('orders of pilots - what begins late has less time, and what can no longer end in time leaves the queue', async () => {
+    const site = parseSiteFile(
+      `{indraft: 1, folder: /v, credential: /c, starter: slurm, accounts: {}, kinds: {cpu: {time: 30min, leastTime: 2min,
+        nodesPerJob: 2, shape: {cores: 8}, sbatch: [--exclusive]}}}`,
+      'site.yaml',
+    )
+    const submitted = async (name: string, endsInMs: number, script: string) => {
+      const endsByMs = Date.now() + endsInMs
+      const order = { kind: 'cpu', timeMs: 30 * 60_000, because: 'demand', canaryOf: null, exclude: [] } as const
+      const [parsable, ...words] = sbatchWords(site, { ...order, exclude: [], id: name, nodes: 2, endsByMs }, '/tmp')
+      expect(parsable).toBe('--parsable')
+      return { id: await centre.sbatch(script, [...words, '-o', `${name}.out`]), endsByMs }
+    }
+    const first = await centre.sbatch('srun sleep 600', ['--nodes=2', '--exclusive'])
+    await centre.waitForJob(first, ['RUNNING'])
+    const late = await submitted('late', 15 * 60_000, 'echo $SLURM_JOB_END_TIME')
+    const lost = await submitted('lost', 130_000, 'true')
+    const text = await centre.check('edge', ['squeue', '--me', '-h', '-o', '%i|%j|%T|%D|%N|%r'], { user: 'alice' })
+    expect(readQueue(text).sort((a, b) => Number(a.jobId) - Number(b.jobId))).toMatchObject([
+      { jobId: late.id, id: 'late', state: 'queued', nodeCount: 2, nodes: [] },
+      { id: 'lost' },
+    ])
+    expect(await centre.waitForJob(lost.id)).toMatchObject({ JobState: 'DEADLINE' })
+    expect(await centre.job(late.id)).toMatchObject({ JobState: 'PENDING', TimeLimit: '00:30:00' })
+    await cancel(centre, first)
+    await centre.waitForJob(late.id, ['COMPLETED'])
+    const endMs = 1000 * Number((await said('late.out'))[0])
+    expect(endMs).toBeLessThanOrEqual(late.endsByMs)
+    expect(endMs).toBeGreaterThan(late.endsByMs - 180_000)
+  })
+
+  test('orders of pilots - a node that Slurm does not know is named as the reason, and all names can be had', async () => {
+    const { code, stderr } = await centre.run('edge', ['sbatch', '--exclude=n1,gone', '--wrap=true'], { user: 'alice' })
+    expect({ code, stderr }).toEqual({ code: 1, stderr: expect.stringMatching(/invalid node name/i) })
+    const names = await centre.check('edge', ['sinfo', '--all', '-h', '-o', '%N'], { user: 'alice' })
+    expect(names.trim()).toBe('n[1-2]')
   })
 
   test('calls - those of a command and of its job are counted with their words, those of a test are not', async () => {
