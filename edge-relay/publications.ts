@@ -3,11 +3,12 @@
  * attempt the relay gives the file its final name, and removes what other attempts left. In the journal until done; what
  * a destroyed journal forgot is asked for (names.ts).
  */
-import { access, open, rename, unlink } from 'node:fs/promises'
+import { access, rename, unlink } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { failpoint } from '../shared/failpoint.ts'
 import type { AcceptedResult } from '../shared/files/accepted.ts'
+import { syncFolder } from '../shared/files/durable.ts'
 import { attemptPath } from '../shared/ids.ts'
 import type { Log } from '../shared/log.ts'
 import type { Result, Verdict } from '../shared/protocol/messages.ts'
@@ -107,12 +108,7 @@ async function publish({ from, to }: Publication): Promise<void> {
     else {
       await rename(from, to)
       failpoint('output.renamed')
-      const folder = await open(dirname(to), 'r')
-      try {
-        await folder.sync()
-      } finally {
-        await folder.close()
-      }
+      await syncFolder(dirname(to))
     }
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
