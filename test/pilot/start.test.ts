@@ -75,19 +75,20 @@ test('start - a dry run says why the relay did not answer, and that there is no 
 
 test('start - with --loop a change of the site file counts at the next look; a mistake in it leaves what was there', async () => {
   site({ starter: 'local', command: '[/nowhere/a]' })
-  const loop = spawnPilot(['start', '--site', path('site.yaml'), '--loop', '--every', '200ms'])
+  const loop = spawnPilot(['start', '--site', path('site.yaml'), '--loop', '--every', '200ms', '--log-level', 'debug'])
   let said = ''
   loop.stderr.on('data', (text) => {
     said += text
   })
   try {
     await vi.waitFor(() => expect(said).toContain('there is no program /nowhere/a'), SOON)
-    site({ starter: 'local', command: '[/nowhere/b]' })
+    // Another kind: what could not be started is not tried again at once.
+    site({ starter: 'local', command: '[/nowhere/b]', kinds: '{other: {time: 1h, shape: {cores: 2}}}' })
     await vi.waitFor(() => expect(said).toContain('there is no program /nowhere/b'), SOON)
     site({ starter: 'nothing' })
     await vi.waitFor(() => expect(said).toContain('vacuum.siteFileRefused'), SOON)
     const length = said.length
-    await vi.waitFor(() => expect(said.slice(length)).toContain('/nowhere/b'), SOON)
+    await vi.waitFor(() => expect(said.slice(length)).toContain('"why":"other: '), SOON)
   } finally {
     loop.kill('SIGTERM')
   }
