@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { gateOf, judgeEnd, strike } from './back-off.ts'
+import { gateOf, judgeEnd, strike, strikeRefused } from './back-off.ts'
 import type { EndRecord } from './end-record.ts'
 import { parseSiteFile } from './site-file.ts'
 import { emptyState, newStarted, type Started, type State } from './state.ts'
@@ -167,6 +167,21 @@ describe('back-off', () => {
     const state = { ...emptyState(), scopes, pilots: Object.fromEntries(pilots.map((one) => [one.id, one])) }
     const gate = gateOf(state, site, kind, isWorkKnown, moment())
     expect(gate.isOpen ? (gate.isProbe ? 'probe' : 'open') : gate.why).toMatch(new RegExp(`^${expected}`))
+  })
+
+  it('back-off - what the batch system refused waits longer each time; mended in the site file, not at all', () => {
+    const state = emptyState()
+    const mended = { ...site, kinds: { ...site.kinds, cpu: { ...site.kinds.cpu!, sbatch: ['--account=right'] } } }
+    strikeRefused(state, site, 'cpu', 'Invalid account', moment())
+    expect(scopesOf(state)).toEqual({ 'here:cpu': 10 })
+    expect(gateOf(state, site, 'cpu', true, moment())).toMatchObject({ isOpen: false })
+    expect(gateOf(state, site, 'here', true, moment())).toMatchObject({ isOpen: true })
+    strikeRefused(state, site, 'cpu', 'Invalid account', moment())
+    expect(scopesOf(state)).toEqual({ 'here:cpu': 20 })
+    expect(gateOf(state, mended, 'cpu', true, moment())).toEqual({ isOpen: true, isProbe: false })
+    strikeRefused(state, mended, 'cpu', 'Invalid partition', moment())
+    expect(state.scopes['here:cpu']).toMatchObject({ strikes: 1, reason: expect.stringContaining('partition') })
+    expect(gateOf(state, mended, 'cpu', true, moment())).toMatchObject({ isOpen: false })
   })
 
   it('back-off - the relay is believed once; sent on its word twice for nothing, its word does not lift it', () => {

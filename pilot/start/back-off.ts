@@ -4,6 +4,7 @@
  * the fizzle time nothing else of its scope starts; when it outlives it, the scope is open. Changes the state it is
  * given and nothing else.
  */
+import { createHash } from 'node:crypto'
 import type { EndRecord } from './end-record.ts'
 import { matchOf, type SiteFile } from './site-file.ts'
 import type { Scope, Started, State } from './state.ts'
@@ -108,7 +109,21 @@ export function strikeNode(state: State, site: SiteFile, kind: string, node: str
 /** The batch system would not have it: this kind's orders, not the work and not a node, are at fault. */
 export function strikeRefused(state: State, site: SiteFile, kind: string, why: string, moment: Moment): void {
   const reason = `not taken by the batch system: ${why}`
-  strike(state, hereScope(kind), { code: 400, reason, startedAtMs: moment.nowMs }, site, moment)
+  const key = hereScope(kind)
+  const orders = ordersOf(site, kind)
+  if (isOfOtherOrders(state.scopes[key], orders)) delete state.scopes[key]
+  strike(state, key, { code: 400, reason, startedAtMs: moment.nowMs }, site, moment)
+  state.scopes[key]!.orders = orders
+}
+
+/** What the site file says about how such a pilot is started, as a mark: whoever mends that need not wait. */
+function ordersOf(site: SiteFile, kind: string): string {
+  const said = [site.starter, site.command, site.kinds[kind]]
+  return createHash('sha256').update(JSON.stringify(said)).digest('hex').slice(0, 16)
+}
+
+function isOfOtherOrders(scope: Scope | undefined, orders: string): boolean {
+  return scope?.orders !== undefined && scope.orders !== orders
 }
 
 /** A pilot ended well, or outlived the fizzle time: what was held against its scopes before it started is over. */
@@ -146,7 +161,7 @@ export function gateOf(
   let isProbe = false
   for (const key of [classScope(site, kind), hereScope(kind)]) {
     const scope: Scope | undefined = state.scopes[key]
-    if (!scope || (scope.isLiftable && isWorkKnown)) continue
+    if (!scope || (scope.isLiftable && isWorkKnown) || isOfOtherOrders(scope, ordersOf(site, kind))) continue
     const what = `${scope.code} ${scope.reason}`
     if (nowMs < scope.untilMs) {
       return {

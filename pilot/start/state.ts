@@ -62,6 +62,8 @@ export const scopeSchema = z.object({
   reason: z.string(),
   /** A relay that says "there is work" overrides it. */
   isLiftable: z.boolean(),
+  /** Which orders were refused: others may be taken. */
+  orders: z.string().optional(),
 })
 export type Scope = z.infer<typeof scopeSchema>
 
