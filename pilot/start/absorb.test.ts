@@ -162,3 +162,33 @@ describe('absorb - jobs that leave the queue before they ran', () => {
     expect(withLatch.latches.n9.times).toBe(1)
   })
 })
+
+describe('absorb - a kind that is renamed or gone while its pilots run', () => {
+  const renamed = { ...site, kinds: { fat: site.kinds.cpu! } }
+  const record = (node: string): EndRecord => ({
+    ...{ version: 1, start: ID, pilot: node, node, job: '7', code: 500, reason: 'why', livedMs: HOUR, work: {} },
+  })
+  it('they are counted and charged as they end', () => {
+    const state = stateWith({ nodes: 2 })
+    for (const node of ['n1', 'n2'])
+      expect(onEndRecord(state, renamed, `${node}.json`, record(node), moment())).toMatchObject({ event: 'pilot.ended' })
+    expect([state.pilots, usedHours(state)]).toEqual([{}, 2])
+  })
+
+  it.each<[string, Partial<Started>, number]>([
+    ['they vanish', {}, 2.1],
+    ['they leave the queue before they ran, near the end of their account', { ...waits, timeMs: 2 * HOUR }, 0],
+  ])('%s', (_title, change, hours) => {
+    const state = stateWith(change)
+    onQueue(state, renamed, [], moment())
+    onTime(state, renamed, moment(NOW + 2 * MIN))
+    expect(state.pilots).toEqual({})
+    expect(usedHours(state)).toBeCloseTo(hours, 5)
+  })
+
+  it('one of which nothing is known, and whose kind is not: of others', () => {
+    const state = emptyState()
+    expect(onEndRecord(state, renamed, 'a.json', record('n1'), moment())).toMatchObject({ event: 'pilot.ofOthers' })
+    expect(state.usedMs).toEqual({})
+  })
+})

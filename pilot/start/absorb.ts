@@ -44,7 +44,8 @@ export function onEndRecord(
   state.absorbed = [...state.absorbed, file].slice(-MOST_ABSORBED)
   const start = end.start === null ? undefined : state.pilots[end.start]
   const kind = start?.kind ?? (end.start === null ? '' : kindOfStart(end.start))
-  if (!Object.hasOwn(site.kinds, kind))
+  // A kind that was renamed or removed while its pilots ran: they count until the last one has ended.
+  if (!start && !Object.hasOwn(site.kinds, kind))
     return { event: 'pilot.ofOthers', detail: `${end.pilot}: ${end.code} ${end.reason}` }
   const known = start ?? unknownStart(end, kind, site, moment.nowMs)
   let detail = `${end.pilot} on ${end.node}: ${end.code} ${end.reason}`
@@ -148,7 +149,6 @@ export function onTime(state: State, site: SiteFile, moment: Moment): string[] {
   const said: string[] = []
   const { nowMs } = moment
   for (const start of Object.values(state.pilots)) {
-    if (!Object.hasOwn(site.kinds, start.kind)) continue
     if (hasOutlived(start, site, nowMs) && start.canaryOf === null)
       prove(state, site, start.kind, start.runningSinceMs!)
     if (start.missingSinceMs === null || nowMs - start.missingSinceMs < LATE_RECORD_MS) continue
@@ -185,8 +185,8 @@ function onVanished(state: State, site: SiteFile, start: Started, moment: Moment
 }
 
 /** The batch system takes a job out of the queue that can no longer begin before its deadline. */
-function leftAtItsEnd(site: SiteFile, { account, kind, runningSinceMs, missingSinceMs }: Started): boolean {
+function leftAtItsEnd(site: SiteFile, { account, kind, timeMs, runningSinceMs, missingSinceMs }: Started): boolean {
   const until = account === null ? null : (site.accounts[account]?.until ?? null)
   if (until === null || runningSinceMs !== null) return false
-  return missingSinceMs! > until - site.kinds[kind]!.leastTime - MINUTE_MS
+  return missingSinceMs! > until - (site.kinds[kind]?.leastTime ?? timeMs) - MINUTE_MS
 }

@@ -154,7 +154,7 @@ describe('decide - which', () => {
     const given = two('x: {share: 1}, y: {share: 2}')
     const demand = both
     expect(kinds({ demand }, given).sort()).toEqual(['a', 'b', 'b'])
-    const many = Object.fromEntries([0, 1, 2, 3].map((at) => [`b.${at}`, started({ id: `b.${at}`, kind: 'b' })]))
+    const many = Object.fromEntries([0, 1, 2, 3].map((at) => [`b.${at}`, started({ id: `b.${at}`, kind: 'b', account: 'y' })]))
     expect(kinds({ demand, pilots: many }, given)).toEqual(['a', 'a', expect.any(String)])
   })
 
@@ -181,6 +181,15 @@ describe('decide - which', () => {
     expect(kinds({ demand: says({ fits: [fits(16), fits(16, { entry: 1 })] }) }, two('x: {}, y: {}'))).toHaveLength(2)
   })
 
+  it('decide - what runs counts for the account it was submitted with, though its kind is gone by now', () => {
+    const pilot = started({ id: 'old.1', kind: 'old', account: 'x' })
+    const { starts } = decided(
+      { demand: says({ fits: [fits(1000)] }), pilots: { 'old.1': pilot } },
+      two('x: {nodeHours: 15}, y: {}'),
+    )
+    expect(starts.map(({ timeMs }) => timeMs / MIN)).toEqual([300])
+  })
+
   it.each<[string, string, Partial<State>, number[], string]>([
     ['has enough', 'x: {nodeHours: 100}', {}, [600, 600, 600], ''],
     ['is used up', 'x: {nodeHours: 100}', { usedMs: { x: 99.9 * HOUR } }, [], 'account x: 0.1 of 100 node-hours left'],
@@ -188,7 +197,7 @@ describe('decide - which', () => {
     [
       'what runs counts with all it asked for',
       'x: {nodeHours: 25}',
-      { pilots: { 'a.1': started({ id: 'a.1', kind: 'a' }) } },
+      { pilots: { 'a.1': started({ id: 'a.1', kind: 'a', account: 'x' }) } },
       [600, 300],
       'account x: 0.0 of 25',
     ],
@@ -281,6 +290,18 @@ describe('decide - nodes, STOP, waiting jobs', () => {
     ['but where one of its kind has proven it', { demand: null, pilots: pilots(1) }, ['n4']],
   ])('decide - canaries: %s', (_title, state, nodes) => {
     expect(canariesOf(state)).toEqual(nodes)
+  })
+  it.each<[string, string, number, State['demand'], (string | null)[]]>([
+    ['its own has work', 'a', 2 * HOUR, says({ fits: [fits(1), fits(1, { entry: 1, work: 'c/t' })] }), ['a']],
+    ['its own has none, but it is due only now', 'a', 0, says({ fits: [fits(1, { entry: 1 })] }), []],
+    ['its own had none for long', 'a', HOUR, says({ fits: [fits(1, { entry: 1 })] }), ['b']],
+    ['its own is gone', 'old', 0, says({ fits: [fits(1, { entry: 1 })] }), ['b']],
+    ['no kind has any', 'a', 2 * HOUR, says({ reason: 'noWork' }), []],
+  ])('decide - canaries of the kind that latched, or another: %s', (_title, kind, overdueMs, demand, kinds) => {
+    const given = siteOf('', 'a: {time: 10h, shape: {cores: 8}}, b: {time: 10h, shape: {cores: 8}}')
+    const due = { n7: { ...latches.n7, kind, untilMs: NOW - overdueMs } }
+    const { starts } = decided({ demand, latches: due }, given)
+    expect(starts.filter(({ canaryOf }) => canaryOf !== null).map((start) => start.kind)).toEqual(kinds)
   })
   it('decide - canaries: they take no place among the jobs that wait', () => {
     const waiting = pilots(4, { ...queued, canaryOf: 'n4' })

@@ -178,7 +178,9 @@ export function decide(
 
 /**
  * The latched node whose turn it is, and the kind of pilot that tries it: one at a time, the longest due first, and only
- * while any pilot of the kind might start and would find work, or nothing could be learned.
+ * while any pilot of the kind might start and would find work, or nothing could be learned. The kind is the one that
+ * latched it; where that is gone, or had no work for long, one that has: perhaps the node is not for such pilots, but then
+ * the batch system says so, or the canary is taken back.
  */
 function nextCanary(
   state: State,
@@ -186,17 +188,22 @@ function nextCanary(
   asked: ReadonlyMap<string, number | null>,
   moment: Moment,
 ): { node: string; kind: string } | null {
-  const { nowMs } = moment
+  const { nowMs, random } = moment
   if (Object.values(state.pilots).some(({ canaryOf }) => canaryOf !== null)) return null
   if (!mayTryCanary(state, site, nowMs)) return null
-  const due = Object.entries(state.latches).filter(([, { untilMs, kind }]) => {
-    if (nowMs < untilMs || !Object.hasOwn(site.kinds, kind)) return false
+  const fitting = Object.keys(site.kinds).filter((kind) => {
     const need = asked.get(kind) ?? null
     const hasWork = need === null ? isProven(state, site, kind, nowMs) : need > 0
     return hasWork && gateOf(state, site, kind, need !== null, moment).isOpen
   })
-  const [first] = due.sort(([, a], [, b]) => a.untilMs - b.untilMs)
-  return first ? { node: first[0], kind: first[1].kind } : null
+  const due = Object.entries(state.latches).sort(([, a], [, b]) => a.untilMs - b.untilMs)
+  for (const [node, latch] of due) {
+    if (nowMs < latch.untilMs) break
+    if (fitting.includes(latch.kind)) return { node, kind: latch.kind }
+    const isAnyGood = !Object.hasOwn(site.kinds, latch.kind) || nowMs - latch.untilMs >= site.nodes.latch
+    if (isAnyGood && fitting.length > 0) return { node, kind: fitting[Math.floor(random() * fitting.length)]! }
+  }
+  return null
 }
 
 /** Out of the queue already, as far as is known. */

@@ -8,7 +8,12 @@ import type { Started, State } from './state.ts'
 
 const HOUR_MS = 3_600_000
 
-type Counted = Pick<Started, 'kind' | 'nodes' | 'timeMs' | 'canaryOf'>
+type Counted = Pick<Started, 'kind' | 'nodes' | 'timeMs' | 'canaryOf'> & Partial<Pick<Started, 'account'>>
+
+/** What runs is charged to the account that it was submitted with, whatever the site file says of its kind by now. */
+function accountOf(site: SiteFile, { kind, account }: Counted): string | null | undefined {
+  return account === undefined ? site.kinds[kind]?.account : account
+}
 
 /** What is there and what this tick adds to it; a job that was withdrawn counts until the next look has not found it. */
 function allOf(state: State, planned: readonly Start[]): Counted[] {
@@ -30,7 +35,7 @@ export function isOverCalls(state: State, site: SiteFile, more: number): boolean
 export function scoreOf(state: State, site: SiteFile, kind: string, planned: readonly Start[]): [number, number] {
   const own = site.kinds[kind]!
   const account = own.account === null ? undefined : site.accounts[own.account]
-  const ofAccount = nodesOf(state, planned, (start) => site.kinds[start.kind]?.account === own.account)
+  const ofAccount = nodesOf(state, planned, (start) => accountOf(site, start) === own.account)
   const ofKind = nodesOf(state, planned, (start) => start.kind === kind)
   return [ofAccount / (account?.share ?? 1), ofKind / own.share]
 }
@@ -100,7 +105,7 @@ export function timeFor(
   if (account.until !== null) timeMs = Math.min(timeMs, account.until - nowMs)
   if (timeMs < own.leastTime) return { timeMs, why: `account ${own.account} ends before a pilot of leastTime would` }
   if (account.nodeHours === null) return { timeMs, why: null }
-  const ofAccount = allOf(state, planned).filter((start) => site.kinds[start.kind]?.account === own.account)
+  const ofAccount = allOf(state, planned).filter((start) => accountOf(site, start) === own.account)
   const usedMs =
     (state.usedMs[own.account!] ?? 0) + ofAccount.reduce((sum, start) => sum + start.nodes * start.timeMs, 0)
   const leftMs = account.nodeHours * HOUR_MS - usedMs
