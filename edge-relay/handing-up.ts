@@ -66,6 +66,7 @@ export class HandingUp {
     for (const result of results) {
       const verdict = verdicts.get(attemptPath(result))
       if (verdict) this.#settle(result, verdict)
+      else this.#options.outgoing.postpone(result)
     }
     if (verdicts.size === 0) {
       log.error({ results: results.length }, 'upstream.resultsNotJudged')

@@ -112,6 +112,15 @@ export class Outgoing {
     return batch
   }
 
+  /** Central had no word for it now: what waits behind it goes first. */
+  postpone(result: Result): void {
+    const attempt = attemptPath(result)
+    const waiting = this.#waiting.get(attempt)
+    if (!waiting) return
+    this.#waiting.delete(attempt)
+    this.#waiting.set(attempt, waiting)
+  }
+
   /** Central has this result. A newer one of the same attempt, which ended otherwise, stays. */
   settle(result: Result): void {
     const attempt = attemptPath(result)

@@ -180,9 +180,10 @@ export class Results {
    */
   async #compareWithWinner(result: Result): Promise<'duplicate' | 'stale' | null> {
     const { campaign, step, index, end, fences } = result
+    if (end === 'failed') return 'stale'
     try {
       const winner = await this.winner(campaign, step, index)
-      return end === 'done' && winner?.fences.join() === fences.join() ? 'duplicate' : 'stale'
+      return winner?.fences.join() === fences.join() ? 'duplicate' : 'stale'
     } catch (error) {
       if (storeRefusal(error)) throw error
       this.#log.error({ err: error, task: `${campaign}/${step}/${index}` }, 'result.notJudged')

@@ -26,9 +26,12 @@ export interface RetryRules {
   reason: ErrorCode
 }
 
-/** Of a step that cannot be read: its leases end all the same, and what it wants is judged when it can be read again. */
+/**
+ * Of a step that cannot be read, for a moment or because its blob is gone: its attempts end all the same, and what the step
+ * allows is judged at the next one that ends when it can be read again.
+ */
 export const RETRIES_UNKNOWN: StoredStep['retries'] = {
-  payload: 0,
+  payload: Number.MAX_SAFE_INTEGER,
   infrastructure: Number.MAX_SAFE_INTEGER,
   holdExitCodes: [],
   exhausted: 'held',

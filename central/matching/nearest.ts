@@ -2,7 +2,7 @@
  * Which site comes nearest to a step that fits nowhere, and what it lacks; and which sites may run a step at all. Pure; for
  * warnings, explanations, and what becomes of a task that a site refused.
  */
-import { mayWorkFor, type Shape, siteRefusal, type Unmet, unmetNeeds } from '../../shared/fit.ts'
+import { type Shape, siteRefusal, type Unmet, unmetNeeds } from '../../shared/fit.ts'
 import type { Needs } from '../../shared/protocol/work.ts'
 
 export interface SiteShapes {
@@ -31,13 +31,9 @@ export function nearestSite(needs: Needs, sites: readonly SiteShapes[]): Nearest
 }
 
 /**
- * Sites that may run it: by the step's own rules, and by the groups that all of a site's known nodes name. What else its
- * nodes have does not count: other nodes may come.
+ * Sites that may run it, by the step's own rules. What nodes there have, and whom they serve, does not count: other nodes
+ * may come, and pilots for other groups.
  */
 export function possibleSites(needs: Needs, sites: readonly SiteShapes[]): string[] {
-  const serves = ({ shapes }: SiteShapes) =>
-    shapes.length === 0 || shapes.some(({ groups }) => mayWorkFor(groups, needs.group))
-  return sites
-    .filter((one) => siteRefusal(needs, one.site, one.labels) === undefined && serves(one))
-    .map(({ site }) => site)
+  return sites.filter(({ site, labels }) => siteRefusal(needs, site, labels) === undefined).map(({ site }) => site)
 }

@@ -226,27 +226,38 @@ export class Work {
     const { scripts, results, outputsDir, log } = this.#parts
     const key = `${base}:publish`
     const names = await scripts.redis.srandmember(key, PUBLISH_BATCH)
-    const published: string[] = []
-    const folders = new Set<string>()
+    const named: { name: string; folders: string[] }[] = []
+    const notPublished = (name: string, error: unknown) => {
+      // A file that is not there may be missing with every sweep from now on.
+      const level = this.#unpublished.has(name) ? 'debug' : 'warn'
+      log[level]({ err: error, task: name.replaceAll('|', '/') }, 'task.notPublished')
+      this.#unpublished.add(name)
+    }
     for (const name of names) {
       const [id = '', step = '', index = ''] = name.split('|')
       try {
         const result = await results.winner(id, step, Number(index))
-        if (result?.outputs.some((output) => mustPublish(output.url, result))) {
-          for (const folder of await publishOutputs(outputsDir, result, log)) folders.add(folder)
-        }
-        published.push(name)
-        this.#unpublished.delete(name)
+        const isOurs = result?.outputs.some((output) => mustPublish(output.url, result))
+        named.push({ name, folders: isOurs ? await publishOutputs(outputsDir, result!, log) : [] })
       } catch (error) {
         if (storeRefusal(error)) throw error
-        // A file that is not there may be missing with every sweep from now on.
-        const level = this.#unpublished.has(name) ? 'debug' : 'warn'
-        log[level]({ err: error, task: `${id}/${step}/${index}` }, 'task.notPublished')
-        this.#unpublished.add(name)
+        notPublished(name, error)
       }
     }
     // Nobody would give the names again that a power cut took, were they off the list.
-    await Promise.all([...folders].map(syncFolder))
+    const published: string[] = []
+    const syncs = new Map<string, Promise<void>>()
+    for (const folder of new Set(named.flatMap(({ folders }) => folders))) syncs.set(folder, syncFolder(folder))
+    await Promise.allSettled(syncs.values())
+    for (const { name, folders } of named) {
+      try {
+        for (const folder of folders) await syncs.get(folder)
+        published.push(name)
+        this.#unpublished.delete(name)
+      } catch (error) {
+        notPublished(name, error)
+      }
+    }
     if (published.length > 0) await scripts.redis.srem(key, ...published)
     if (published.length === PUBLISH_BATCH) this.#queue.want('publish', campaign, '')
   }

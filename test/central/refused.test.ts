@@ -116,15 +116,23 @@ test('refused - where every site has refused the step, the rest of it ends as fa
   expect(await counts(plan.id)).toEqual({ done: 12 })
 })
 
-test('refused - sites that may not run it, or serve other groups, are not waited for', async () => {
+test('refused - sites that may not run it are not waited for', async () => {
   const needs = planOf('x', { run: {} }).steps[0]!.needs
-  lab.sites.set('GAMMA', { labels: {}, state: 'enabled' })
-  const plan = planOf('alone', { run: { needs: { ...needs, denySites: ['GAMMA'] } } })
+  const plan = planOf('alone', { run: { needs: { ...needs, denySites: ['BETA'] } } })
+  await lab.store.create(plan)
+  await end(await at('ALPHA'), 1, REFUSED)
+  expect(await counts(plan.id)).toEqual({ failed: 1 })
+})
+
+test('refused - a site whose pilots of now serve others is waited for: it may send pilots for this group', async () => {
+  const plan = planOf('later', { run: {} })
   await lab.store.create(plan)
   const others = await at('BETA', { facts: { groups: ['/others'] } })
   expect(await taken(others)).toBe(0)
   await end(await at('ALPHA', { facts: { groups: ['/others', GROUP] } }), 1, REFUSED)
-  expect(await counts(plan.id)).toEqual({ failed: 1 })
+  expect(await counts(plan.id)).toEqual({ queued: 1 })
+  await end(await at('BETA', { facts: { groups: [GROUP] } }), 1)
+  expect(await counts(plan.id)).toEqual({ done: 1 })
 })
 
 test('refused - one task of many: the site goes on with the rest, and does not get that one again', async () => {

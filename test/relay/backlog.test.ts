@@ -51,3 +51,19 @@ it(`backlog - ${RESULTS} results wait over a restart, then all go up, in batches
   await at.relay.journal.committed()
   expect([...at.relay.journal.results()]).toEqual([])
 }, 120_000)
+
+it('backlog - results that the centre has no word for now hold up none behind them, and go up again', async () => {
+  const pilot = await at.pilot('a')
+  await until('the first hello', () => at.centre.hellos.length > 0)
+  at.centre.isCut = true
+  // A whole batch of them comes first.
+  at.centre.isNotJudged = (index) => index < 256
+  const lease = { bundle: 'b', campaign: 'c1', step: 'sim', fences: [5, 6], tasks: '0-299' }
+  for (let from = 0; from < 300; from += 100) {
+    await pilot.report(Array.from({ length: 100 }, (_, i) => resultOf(lease, from + i)))
+  }
+  at.centre.isCut = false
+  await until('the rest is there', () => at.relay.outgoing.waiting === 256)
+  at.centre.isNotJudged = () => false
+  await until('all are', () => at.relay.outgoing.waiting === 0)
+}, 60_000)

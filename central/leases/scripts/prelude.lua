@@ -388,12 +388,13 @@ end
 -- A task of the step ended well at this site: it is no more one that refuses them.
 local function forgiveSite(c, s, site) redis.call('HDEL', key('refused', c, s), site, '*') end
 
--- What a task stays away from: sites that refused it, as `!site`, and the one where it failed last.
+-- What a task stays away from: sites that refused it, as `!site`, or else the one where it failed last.
 local function avoidOf(record, site)
   local list = ''
   for one in string.gmatch(record.refused or '', '[^,]+') do list = withWord(list, '!' .. one) end
-  if listed(record.refused, site) then return list end
-  return withWord(list, site)
+  -- A refusal is kept to for a day: too long to stay away from a site for one failure there.
+  if list ~= '' then return list end
+  return site
 end
 
 -- Charges an ended attempt and says what the task becomes. `rules` are the step's retries and this end's facts:
