@@ -139,6 +139,12 @@ describe('absorb - jobs that leave the queue before they ran', () => {
     expect(left(state)).toEqual(NOTHING)
   })
 
+  it('the same where that end was far when it was submitted: then it had to begin with all of its time', () => {
+    const state = stateWith({ ...waits, timeMs: 2 * HOUR })
+    looks(state, [], NOW - 50 * MIN)
+    expect(left(state)).toEqual(NOTHING)
+  })
+
   it('taken out by somebody long before that end: held against the class here', () => {
     const state = stateWith(waits)
     looks(state, [], NOW)
@@ -171,7 +177,9 @@ describe('absorb - a kind that is renamed or gone while its pilots run', () => {
   it('they are counted and charged as they end', () => {
     const state = stateWith({ nodes: 2 })
     for (const node of ['n1', 'n2'])
-      expect(onEndRecord(state, renamed, `${node}.json`, record(node), moment())).toMatchObject({ event: 'pilot.ended' })
+      expect(onEndRecord(state, renamed, `${node}.json`, record(node), moment())).toMatchObject({
+        event: 'pilot.ended',
+      })
     expect([state.pilots, usedHours(state)]).toEqual([{}, 2])
   })
 

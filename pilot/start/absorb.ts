@@ -5,6 +5,7 @@
 import { hasOutlived, hereScope, judgeEnd, type Moment, prove, strike, strikeNode } from './back-off.ts'
 import type { EndRecord } from './end-record.ts'
 import { judgeCanary, learn, noteVanished, postponeCanary } from './nodes.ts'
+import { mayGetLess } from './room.ts'
 import { folderTag, type SiteFile } from './site-file.ts'
 import { kindOfStart, newStarted, type Started, type State } from './state.ts'
 
@@ -185,8 +186,10 @@ function onVanished(state: State, site: SiteFile, start: Started, moment: Moment
 }
 
 /** The batch system takes a job out of the queue that can no longer begin before its deadline. */
-function leftAtItsEnd(site: SiteFile, { account, kind, timeMs, runningSinceMs, missingSinceMs }: Started): boolean {
+function leftAtItsEnd(site: SiteFile, start: Started): boolean {
+  const { account, kind, timeMs, runningSinceMs, submittedAtMs, missingSinceMs } = start
   const until = account === null ? null : (site.accounts[account]?.until ?? null)
   if (until === null || runningSinceMs !== null) return false
-  return missingSinceMs! > until - (site.kinds[kind]?.leastTime ?? timeMs) - MINUTE_MS
+  const least = mayGetLess(until, timeMs, submittedAtMs) ? site.kinds[kind]?.leastTime : timeMs
+  return missingSinceMs! > until - (least ?? timeMs) - MINUTE_MS
 }

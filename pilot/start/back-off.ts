@@ -116,6 +116,11 @@ export function strikeRefused(state: State, site: SiteFile, kind: string, why: s
   state.scopes[key]!.orders = orders
 }
 
+/** The batch system takes this kind's orders: that it once did not is over, and no pilot needs to prove it first. */
+export function noteTaken(state: State, kind: string): void {
+  if (state.scopes[hereScope(kind)]?.orders !== undefined) delete state.scopes[hereScope(kind)]
+}
+
 /** What the site file says about how such a pilot is started, as a mark: whoever mends that need not wait. */
 function ordersOf(site: SiteFile, kind: string): string {
   const said = [site.starter, site.command, site.kinds[kind]]

@@ -88,6 +88,12 @@ describe('decide - how many', () => {
     ['nobody answers: one probe', {}, 1, 'nobody says what would fit: 1 on trial'],
     ['the probe is on trial', { pilots: pilots(1, { runningSinceMs: NOW - MIN }) }, 0, '1 on trial, 0 outlived'],
     ['it outlived: one more', { pilots: pilots(1) }, 1, ''],
+    [
+      'a canary that waits is no pilot on trial',
+      { pilots: { ...pilots(1), 'cpu.c': started({ ...queued, id: 'cpu.c', canaryOf: 'n7' }) } },
+      1,
+      '',
+    ],
     ['three have: three more', { pilots: pilots(3) }, 3, ''],
     [
       'the centre is away, the buffer has some: that much',
@@ -154,7 +160,9 @@ describe('decide - which', () => {
     const given = two('x: {share: 1}, y: {share: 2}')
     const demand = both
     expect(kinds({ demand }, given).sort()).toEqual(['a', 'b', 'b'])
-    const many = Object.fromEntries([0, 1, 2, 3].map((at) => [`b.${at}`, started({ id: `b.${at}`, kind: 'b', account: 'y' })]))
+    const many = Object.fromEntries(
+      [0, 1, 2, 3].map((at) => [`b.${at}`, started({ id: `b.${at}`, kind: 'b', account: 'y' })]),
+    )
     expect(kinds({ demand, pilots: many }, given)).toEqual(['a', 'a', expect.any(String)])
   })
 
@@ -220,6 +228,18 @@ describe('decide - which', () => {
         ['b', undefined],
       ]),
     )
+  })
+
+  it.each([
+    ['a year', 8760, 600, undefined],
+    ['twice the time', 20, 600, undefined],
+    ['less than that', 19.9, 600, 10],
+    ['less than the time', 3, 180, 10],
+  ])('decide - the batch system may give less time near the end of an account: %s', (_title, hours, minutes, least) => {
+    const given = two(`x: {until: "${new Date(NOW + hours * HOUR).toISOString()}"}, y: {}`)
+    const [start] = decided({ demand: says({ fits: [fits(1)] }) }, given).starts
+    expect(start!.timeMs / MIN).toBe(minutes)
+    expect(start!.leastTimeMs).toBe(least === undefined ? undefined : least * MIN)
   })
 
   const groups = (more: string, a: string, b: string, fitting: string[]) => {
@@ -339,6 +359,13 @@ describe('decide - nodes, STOP, waiting jobs', () => {
     ['it is younger than a moment', 1, says({ reason: 'noWork' }), 0],
     ['there is work', 3, says({ fits: [fits(1)] }), 0],
     ['nobody knows', 3, null, 0],
+    [
+      'the relay has other work in hand, but the centre is away',
+      3,
+      says({ fits: [fits(1, { entry: 1 })], isWhole: false }),
+      0,
+    ],
+    ['there is other work only', 3, says({ fits: [fits(1, { entry: 1 })] }), 1],
   ])('decide - a waiting job, and %s', (_title, ageMin, demand, count) => {
     const waiting = pilots(1, { ...queued, submittedAtMs: NOW - ageMin * MIN })
     expect(decided({ demand, pilots: waiting }).withdraw).toHaveLength(count)

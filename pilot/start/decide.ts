@@ -6,7 +6,7 @@ import { UNANSWERED_MS } from './absorb.ts'
 import { gateOf, hasOutlived, isProven, type Moment } from './back-off.ts'
 import { wantedNow } from './demand.ts'
 import { excludedNodes, mayTryCanary } from './nodes.ts'
-import { isOverCalls, nodesFor, nodesOf, scoreOf, timeFor, whyNoRoom } from './room.ts'
+import { isOverCalls, mayGetLess, nodesFor, nodesOf, scoreOf, timeFor, whyNoRoom } from './room.ts'
 import { matchOf, type SiteFile } from './site-file.ts'
 import type { Started, State } from './state.ts'
 
@@ -21,6 +21,8 @@ export interface Start {
   exclude: string[]
   /** Where its account has an end: the job is over by then, however long it waits. */
   endsByMs?: number
+  /** Near that end: begun late, it may have as little time as this. */
+  leastTimeMs?: number
 }
 
 export interface Decision {
@@ -97,7 +99,9 @@ export function decide(
     }
   }
   const stands = (start: Started) => isInTheWay(state, site, start, wantedFor(start.kind), nowMs)
-  const needless = waiting.filter((start) => stands(start) || (works && isNeedless(start, asked, nowMs)))
+  // Where the centre is away the relay speaks of what it has in hand: what that does not name may still be wanted.
+  const isWhole = works !== null && state.demand!.answer!.isWhole
+  const needless = waiting.filter((start) => stands(start) || (isWhole && isNeedless(start, asked, nowMs)))
   decision.withdraw = isOverCalls(state, site, 1) ? [] : needless
 
   const excluded = excludedNodes(state, site, nowMs)
@@ -109,6 +113,8 @@ export function decide(
   const add = (kind: string, nodes: number, because: Start['because'], canaryOf: string | null = null) => {
     const id = `${kind}.${given.newId()}`
     const exclude = canaryOf === null ? excluded.nodes : []
+    const { timeMs } = timeFor(state, site, kind, nodes, planned, nowMs)
+    const endsByMs = endOf(site, kind)
     planned.push({
       id,
       kind,
@@ -116,8 +122,9 @@ export function decide(
       because,
       canaryOf,
       exclude,
-      timeMs: timeFor(state, site, kind, nodes, planned, nowMs).timeMs,
-      ...(endOf(site, kind) === null ? {} : { endsByMs: endOf(site, kind)! }),
+      timeMs,
+      ...(endsByMs === null ? {} : { endsByMs }),
+      ...(endsByMs !== null && mayGetLess(endsByMs, timeMs, nowMs) ? { leastTimeMs: site.kinds[kind]!.leastTime } : {}),
     })
   }
   const closed = new Map<string, string>()
@@ -129,7 +136,8 @@ export function decide(
     if (gate.isProbe && trials > 0) return 'one probe goes first'
     const need = wantedFor(kind)
     if (need === null) {
-      const mine = starts.filter(onTrial)
+      // A canary waits for its one node, perhaps for long, and tells nobody what there is.
+      const mine = starts.filter((start) => onTrial(start) && start.canaryOf === null)
       const young = mine.filter((start) => !hasOutlived(start, site, nowMs)).length + trials
       const proven = mine.length + trials - young
       // Nobody says what there is: one probe, then as many on trial as have proven that there is work.

@@ -89,6 +89,14 @@ export function nodesFor(
   return nodes
 }
 
+/**
+ * Whether the batch system may give less time than was asked for: only near the end of an account. Anywhere else it would
+ * give a pilot minutes to fill a gap, and tasks of an hour would never fit.
+ */
+export function mayGetLess(untilMs: number, timeMs: number, submittedAtMs: number): boolean {
+  return untilMs - submittedAtMs < 2 * timeMs
+}
+
 /** The time to ask for: less where the account ends earlier or has less left, and why it is too short. */
 export function timeFor(
   state: State,

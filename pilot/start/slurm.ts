@@ -119,10 +119,9 @@ export function sbatchWords(site: SiteFile, order: Start, logFolder: string): st
     ...['--no-requeue', '--signal=USR1@300', '--open-mode=append', `--output=${join(logFolder, '%x.log')}`],
     ...(kind.account === null ? [] : [`--account=${kind.account}`]),
     ...kind.sbatch,
-    // However long it waits: begun late it has less time, and too late it is taken out of the queue.
-    ...(order.endsByMs === undefined
-      ? []
-      : [`--deadline=uts${Math.floor(order.endsByMs / 1000)}`, `--time-min=${minutes(kind.leastTime)}`]),
+    // However long it waits: too late it is taken out of the queue.
+    ...(order.endsByMs === undefined ? [] : [`--deadline=uts${Math.floor(order.endsByMs / 1000)}`]),
+    ...(order.leastTimeMs === undefined ? [] : [`--time-min=${minutes(order.leastTimeMs)}`]),
     ...(order.exclude.length > 0 ? [`--exclude=${order.exclude.join(',')}`] : []),
     ...(order.canaryOf === null ? [] : [`--nodelist=${order.canaryOf}`]),
   ]

@@ -145,6 +145,36 @@ describe('tick - answers of the batch system', () => {
     expect(calls.filter((call) => call === 'sbatch')).toEqual([])
   })
 
+  it('refused in passing, and then taken: the next tick starts more, whether or not the first one runs', async () => {
+    tasks = 1000
+    const ports = portsOf()
+    ports.starter.start = () => Promise.reject(new NotStarted('Job violates accounting/QOS policy (job submit limit)'))
+    await tick(site, ports, silentLog)
+    await later(60 * 60_000)
+    expect(jobs.map(({ order }) => order.because)).toEqual(['probe'])
+    await later(60_000)
+    expect(jobs.length).toBeGreaterThan(1)
+    expect((await left()).scopes).toEqual([])
+  })
+
+  it('a queue that cannot be read while nothing is known: nothing starts until it can be', async () => {
+    const ports = portsOf()
+    ports.starter.queue = () => Promise.reject(new Error('squeue did not answer within 60 s'))
+    for (let minute = 0; minute < 3; minute++) {
+      nowMs += 60_000
+      const outcome = await tick(site, ports, silentLog)
+      expect(outcome).toMatchObject({ errors: [/could not be read/].map((one) => expect.stringMatching(one)) })
+    }
+    expect([jobs, (await stateNow()).lookedAtMs]).toEqual([[], null])
+    await later(60_000)
+    expect(jobs).toHaveLength(1)
+    // What it once read is good enough to go on with.
+    tasks = 1000
+    nowMs += 600_000
+    await tick(site, { ...ports, starter: { ...portsOf().starter, queue: ports.starter.queue } }, silentLog)
+    expect(jobs.length).toBeGreaterThan(1)
+  })
+
   it('refused for a node that is gone from the cluster: that is forgotten, and the next tick starts', async () => {
     const latch = { sinceMs: 0, untilMs: nowMs + 1e9, times: 1, kind: 'cpu', reason: 'bad' }
     await writeState(foldersOf(site).state, { ...emptyState(), lookedAtMs: nowMs, latches: { n3: latch, gone: latch } })
@@ -245,6 +275,44 @@ describe('tick - answers of the batch system', () => {
       await tick(site, stopped(), silentLog)
     }
     expect(withdrawn).toEqual([id])
+    expect(await left()).toEqual(NOTHING)
+  })
+
+  it.each(['the answer is lost', 'the tick dies'])(
+    'one that is withdrawn, and %s: nothing is held against anybody',
+    async (fate) => {
+      await later(0)
+      tasks = 0
+      nowMs += 180_000
+      const ports = portsOf()
+      ports.starter.withdraw = async () => {
+        jobs = []
+        if (fate === 'the tick dies') ports.writeState = () => Promise.reject(new Killed())
+        throw new Error('scancel did not answer within 60 s')
+      }
+      await tick(site, ports, silentLog).catch((error) => expect(error).toBeInstanceOf(Killed))
+      expect(jobs).toEqual([])
+      // The next tick looks first of all.
+      for (let look = 0; look < 3; look++) await later(10 * 60_000)
+      expect(await left()).toEqual(NOTHING)
+    },
+  )
+
+  it('one that was to be withdrawn, and was not: it is known as waiting, and withdrawn again', async () => {
+    await later(0)
+    tasks = 0
+    const asked: string[] = []
+    for (let minute = 0; minute < 20; minute++) {
+      nowMs += 60_000
+      const ports = portsOf()
+      ports.starter.withdraw = async (starts) => {
+        asked.push(...starts.map(({ id }) => id))
+        if (asked.length < 2) throw new Error('scancel: no')
+        jobs = []
+      }
+      await tick(site, ports, silentLog)
+    }
+    expect(asked).toHaveLength(2)
     expect(await left()).toEqual(NOTHING)
   })
 

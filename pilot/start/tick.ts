@@ -6,7 +6,7 @@
 import type { Log } from '../../shared/log.ts'
 import type { Message, OfferEntry } from '../../shared/protocol/messages.ts'
 import { onEndRecord, onQueue, onTime, type QueuedJob } from './absorb.ts'
-import { strikeRefused } from './back-off.ts'
+import { noteTaken, strikeRefused } from './back-off.ts'
 import { type Decision, decide, type Start, shouldLook } from './decide.ts'
 import { offerOf, shouldAsk } from './demand.ts'
 import type { FoundRecord } from './end-record.ts'
@@ -172,7 +172,7 @@ async function runTick(
       for (const detail of onQueue(state, site, await starter.queue(), moment)) log.info({ detail }, 'job.found')
     } catch (error) {
       failed('the queue could not be read', error)
-      state.lookedAtMs = moment.nowMs
+      if (state.lookedAtMs !== null) state.lookedAtMs = moment.nowMs
     }
   }
   if (!isDry && Object.keys(state.pilots).length > 0 && moment.nowMs - state.progressAtMs >= site.look.quiet) {
@@ -188,6 +188,10 @@ async function runTick(
   for (const detail of onTime(state, site, moment)) log.warn({ detail }, 'pilot.vanished')
 
   const decision = decide(state, site, moment, { isStopped, newId: ports.newId })
+  if (state.lookedAtMs === null && decision.starts.length > 0) {
+    decision.starts = []
+    decision.why.push('nothing starts before the queue was read once: the state may be lost, and pilots there')
+  }
   for (const why of decision.why) log.debug({ why }, 'vacuum.decided')
   if (isDry) return { outcome: 'done', decision, state, errors, unanswered }
 
@@ -207,6 +211,7 @@ async function runTick(
     try {
       const jobId = await starter.start(order)
       Object.assign(state.pilots[order.id]!, { jobId, state: 'queued' })
+      noteTaken(state, order.kind)
       log.info({ start: order.id, jobId, nodes: order.nodes, because: order.because }, 'pilot.started')
     } catch (error) {
       failed(`${order.id} could not be started`, error)
@@ -219,12 +224,14 @@ async function runTick(
   }
   if (decision.withdraw.length > 0) {
     countCall()
+    // Written down before it is given, as it may work though nobody answers; the next look says whether it did.
+    for (const { id, canaryOf } of decision.withdraw) {
+      if (state.pilots[id]) state.pilots[id].isWithdrawn = true
+      if (canaryOf !== null) postponeCanary(state, site, canaryOf, moment.nowMs)
+    }
+    await save()
     try {
       await starter.withdraw(decision.withdraw)
-      for (const { id, canaryOf } of decision.withdraw) {
-        if (state.pilots[id]) state.pilots[id].isWithdrawn = true
-        if (canaryOf !== null) postponeCanary(state, site, canaryOf, moment.nowMs)
-      }
       log.info({ starts: decision.withdraw.map(({ id }) => id) }, 'job.withdrawn')
     } catch (error) {
       failed('waiting jobs could not be withdrawn', error)

@@ -192,10 +192,10 @@ export class World {
   }
 
   #schedule(): void {
-    const { isDrained, site } = this.options
-    // Too late to end in time, by the least that its kind can do with.
+    const { isDrained } = this.options
+    // Too late to end in time.
     this.#jobs = this.#jobs.filter(({ order, state }) => {
-      const lastMs = (order.endsByMs ?? Number.POSITIVE_INFINITY) - site.kinds[order.kind]!.leastTime
+      const lastMs = (order.endsByMs ?? Number.POSITIVE_INFINITY) - (order.leastTimeMs ?? order.timeMs)
       return state === 'running' || this.nowMs <= lastMs
     })
     const taken = new Set(this.#jobs.flatMap(({ nodes }) => nodes))
