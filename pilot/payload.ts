@@ -9,6 +9,7 @@
  */
 
 import { close } from 'node:fs'
+import { cpus } from 'node:os'
 import { join } from 'node:path'
 import type { Clock } from '../shared/clock.ts'
 import { type ErrorCode, IndraftError } from '../shared/errors.ts'
@@ -255,9 +256,11 @@ export class Attempt {
     const status = parseStatus(await readStatus(prepared.control))
     status.started ||= await this.#folder.isReached()
     const usage = this.#watched!.usage
+    const wallMs = Math.round(clock.monotonicMs() - this.#startedAtMs!)
     Object.assign(this.#result, {
-      wallMs: Math.round(clock.monotonicMs() - this.#startedAtMs!),
-      cpuMs: Math.round(Math.max(status.cpuMs, usage.cpuMs)),
+      wallMs,
+      // The status may be the payload's own words: no more than the node has.
+      cpuMs: Math.round(Math.min(Math.max(status.cpuMs, usage.cpuMs), wallMs * cpus().length)),
       maxRssBytes: Math.round(usage.maxRssBytes),
       exitCode: status.exitCode,
       signal: signalOf(status.exitCode) ?? end?.signal ?? null,

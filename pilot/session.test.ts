@@ -1,5 +1,6 @@
 /** A pilot in this process against a scripted dispatcher: real codec, real signatures, real payload processes. */
 import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
+import { cpus } from 'node:os'
 import { join } from 'node:path'
 import { pino } from 'pino'
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
@@ -132,6 +133,27 @@ describe('work', () => {
     await until(() => script.beats.some(({ usage }) => usage.length > 0))
     const offer = await until(() => script.pulls.find(({ offer }) => offer[0]?.shape.cores === 1)?.offer[0])
     expect(offer).toMatchObject({ count: 1, node: 'node1', shape: { memoryBytes: 1.5 * 2 ** 30, runtimes: ['host'] } })
+  })
+})
+
+describe('words of its own', () => {
+  const times = (children: string) => `0m0s 0m0s\\n${children}\\n`
+  test.each([
+    ['a time that is no number', `exit 1\\n${times('0m1.2.3s 0m0s')}`],
+    ['a time without end', `exit 1\\n${times(`${'9'.repeat(400)}m0s 0m0s`)}`],
+    ['more time than the node has', `exit 1\\n${times('99999999999999m0s 0m0s')}`],
+    ['an exit status that is none', `exit 99999999999999999999\\n${times('0m0s 0m0s')}`],
+  ])('words of its own - a payload that says %s in the wrapper’s place harms itself alone', async (_what, words) => {
+    const pilot = await start()
+    give(sh(`printf 'started\\n${words}end\\n' >../control/status; kill -9 $PPID`), '0')
+    const result = await until(() => script.results.find(({ index }) => index === 0))
+    expect(result.end).toBe('failed')
+    expect(result.cpuMs).toBeLessThanOrEqual(result.wallMs * cpus().length)
+    give(sh('exit 3'), '7')
+    await until(() => script.results.some(({ index, exitCode }) => index === 7 && exitCode === 3))
+    await until(() => script.beats.some(({ counters }) => counters.tasks_failed === 2))
+    expect(script.byes).toEqual([])
+    expect(await pilot.stop('SIGTERM')).toBe(200)
   })
 })
 

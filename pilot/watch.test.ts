@@ -230,6 +230,10 @@ test.each([
   ['started\nexit 0\nend\nexit 3\nend\n', { started: true, exitCode: 3 }],
   ['exit 3\nend\n', { started: true, exitCode: 3 }],
   ['exit nonsense\nend\n', { started: true, exitCode: null }],
+  ['exit 3\nexit 256\nend\n', { exitCode: 3 }],
+  ['exit 99999999999999999999\nend\n', { exitCode: null }],
+  ['exit 0\n0m0s 0m0s\n0m1.2.3s 0m0s\nend\n', { exitCode: 0, cpuMs: 0 }],
+  [`exit 0\n0m0s 0m0s\n${'9'.repeat(400)}m0s 0m0s\nend\n`, { exitCode: 0, cpuMs: 0 }],
 ])('wrapper - status %j', (text, expected) => {
   expect(parseStatus(text)).toMatchObject(expected)
 })

@@ -89,11 +89,14 @@ export interface WrapperStatus {
   cpuMs: number
 }
 
-/** The payload may have written there too, or begun the file anew: the last word is the wrapper's. */
+/**
+ * The payload may have written there too, or begun the file anew: the last word is the wrapper's, unless the payload ended
+ * that first. IMPORTANT: so nothing leaves here that no message can carry (session.test.ts, "words of its own").
+ */
 export function parseStatus(text: string): WrapperStatus {
   const lines = text.split('\n')
   const whole = lines.includes('end')
-  const exit = lines.findLast((line) => /^exit \d+$/.test(line))
+  const exit = lines.findLast((line) => /^exit \d{1,3}$/.test(line) && Number(line.slice('exit '.length)) <= 255)
   return {
     started: whole || lines.includes('started'),
     noCommand: whole && lines.includes('none'),
@@ -103,12 +106,12 @@ export function parseStatus(text: string): WrapperStatus {
   }
 }
 
-/** The second line of `times` is about children: `0m1.23s 0m0.04s`. */
+/** The second line of `times` is about children: `0m1.23s 0m0.04s`. What is no number there is no time. */
 function cpuTimes(lines: string[]): number {
   const times = lines.filter((line) => /^\d+m[\d.,]+s \d+m[\d.,]+s$/.test(line)).at(-1)
   let sumMs = 0
   for (const [, minutes, seconds] of times?.matchAll(/(\d+)m([\d.,]+)s/g) ?? []) {
     sumMs += Number(minutes) * 60_000 + Number(seconds!.replace(',', '.')) * 1000
   }
-  return Math.round(sumMs)
+  return Number.isFinite(sumMs) ? Math.round(sumMs) : 0
 }
