@@ -109,18 +109,21 @@ export async function prepareControl(control: string): Promise<string> {
   return await looksOf(control)
 }
 
-/** Whether the wrapper was reached. A payload can empty the status file or remove it, but not make it untouched again. */
+/** What a payload can make of the way to its status; how a file system fails is none of these. */
+const GONE = ['ENOENT', 'ENOTDIR', 'EACCES', 'EPERM', 'ELOOP']
+
+/** Whether the wrapper was reached. A payload can empty the status file, remove it or bar the way, but not undo that. */
 export async function wasReached(control: string, untouched: string): Promise<boolean> {
   return (await looksOf(control)) !== untouched
 }
 
-/** @throws as lstat, except where it is gone */
+/** @throws as lstat, except where a payload can have brought that about */
 async function looksOf(control: string): Promise<string> {
   try {
     const { ino, size, ctimeNs } = await lstat(join(control, STATUS_NAME), { bigint: true })
     return `${ino} ${size} ${ctimeNs}`
   } catch (error) {
-    if (['ENOENT', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? '')) return 'gone'
+    if (GONE.includes((error as NodeJS.ErrnoException).code ?? '')) return 'gone'
     throw error
   }
 }

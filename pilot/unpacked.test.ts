@@ -225,17 +225,27 @@ describe('payloads', () => {
     expect(await site.attempt(long, {}, around).run()).toMatchObject({ reason: 'payload.walltime' })
   })
 
-  test('walltime - a payload that removes or empties the word of its start is held to it all the same', async () => {
+  const spoiling = ['rm "$d/status"', ': > "$d/status"', 'rm "$d/status"; : > "$d/status"']
+  // A folder that may not be entered stops everybody but root, whom a loop stops too.
+  const barring = ['mv "$d" "$d.x"; : > "$d"', 'mv "$d" "$d.x"; ln -s "$d" "$d"', 'chmod 0 "$d"']
+  const tried = [...spoiling, ...barring].map((script) => [script] as const)
+
+  /** One that does this to its control folder `$d` first. */
+  const meddling = (script: string, after: string) => {
     standIn(MAKE, `echo "$control" > ${site.folder}/control`)
-    for (const script of ['rm "$c"', ': > "$c"', 'rm "$c"; : > "$c"']) {
-      const command = [
-        'sh',
-        '-c',
-        `c=$(cat ${site.folder}/control)/status; ${script}; exec sleep 60`.replace('$(', () => '$$('),
-      ]
-      const template = { image: sif('a'), command, needs: { walltimeMs: 300 } as never }
-      const result = await site.attempt(template, {}, { runtimes: [runtime('mounted')] }).run()
-      expect(result, script).toMatchObject({ reason: 'payload.walltime' })
-    }
+    const command = ['sh', '-c', `d=$$(cat ${site.folder}/control); ${script}; ${after}`]
+    return { image: sif('a'), command }
+  }
+  const patient = () => ({ runtimes: [runtime('mounted')], stageTimeoutMs: 60_000 })
+
+  test.each(tried)('walltime - a payload that does `%s` to the word of its start is held to it', async (script) => {
+    const template = { ...meddling(script, 'exec sleep 60'), needs: { walltimeMs: 300 } as never }
+    expect(await site.attempt(template, {}, patient()).run()).toMatchObject({ reason: 'payload.walltime' })
+  })
+
+  test.each(tried)('blame - a payload that does `%s` and fails is to blame for it itself', async (script) => {
+    const result = await site.attempt(meddling(script, 'echo so it is; kill -9 $PPID'), {}, patient()).run()
+    expect(result).toMatchObject({ end: 'failed', reason: 'payload.signal', signal: 'SIGKILL' })
+    expect(result.stdoutBytes).toBe('so it is\n'.length)
   })
 })
