@@ -108,15 +108,26 @@ describe('absorb - jobs that are found in the queue and not in the state', () =>
     expect(usedHours(state)).toBe(12)
   })
 
-  it('one whose pilots have all ended is not taken over while its epilogue runs; requeued it is', () => {
+  it('one whose pilots have all ended is not taken over while its script ends, nor however long its epilogue runs', () => {
     const state = stateWith()
     ends(state, 'n1', HOUR)
     looks(state, [job('running', ['n1'])])
+    for (const hours of [0, 1, 30]) looks(state, [job('completing', ['n1'])], NOW + hours * HOUR)
     expect(left(state)).toEqual({ ...NOTHING, usedMs: { p: HOUR } })
-    onQueue(state, site, [job('queued', [])], moment(NOW + HOUR))
-    expect(state.pilots[ID]).toMatchObject({ state: 'queued', runningSinceMs: null })
-    onTime({ ...state, pilots: {} }, site, moment(NOW + 2 * HOUR))
     expect(state.over).toEqual({})
+  })
+
+  it.each(['queued', 'running'] as const)('requeued and %s it counts again, soon after its pilots ended', (word) => {
+    const state = stateWith()
+    ends(state, 'n1', HOUR)
+    looks(state, [job(word, [])], NOW + 6 * MIN)
+    expect(state.pilots[ID]).toMatchObject({ state: word })
+  })
+
+  it('one that is completing while its pilots have not spoken is known as before', () => {
+    const state = stateWith()
+    looks(state, [job('completing', ['n1'])])
+    expect(state.pilots[ID]).toMatchObject({ state: 'running', missingSinceMs: null })
   })
 })
 

@@ -9,12 +9,15 @@ import { mayGetLess } from './room.ts'
 import { folderTag, type SiteFile } from './site-file.ts'
 import { kindOfStart, newStarted, type Started, type State } from './state.ts'
 
+/** Completing: its pilots have ended, and what is left of it is the batch system's, perhaps for hours. */
+export type QueueState = 'queued' | 'running' | 'completing'
+
 /** A job of ours as the batch system knows it, or a process. */
 export interface QueuedJob {
   jobId: string
   /** The id of its submission, from its name. */
   id: string
-  state: 'queued' | 'running'
+  state: QueueState
   /** Nodes that it runs on. */
   nodes: string[]
   /** How many it has or waits for; not said where that is always one. */
@@ -30,8 +33,8 @@ const LATE_RECORD_MS = 120_000
 const MINUTE_MS = 60_000
 const HOUR_MS = 3_600_000
 const MOST_ABSORBED = 2000
-/** A job is seen in the queue for as long as its epilogue takes, and no longer than this. */
-const COMPLETES_WITHIN_MS = 3_600_000
+/** When its last pilot has said how it ended, a job's script runs no longer than this. Later it is one that runs again. */
+const SCRIPT_ENDS_WITHIN_MS = 300_000
 
 /** @returns what to say of it */
 export function onEndRecord(
@@ -106,14 +109,14 @@ export function onQueue(state: State, site: SiteFile, jobs: readonly QueuedJob[]
       start.isWithdrawn = false
       start.nodes = Math.max(start.nodes, job.nodeCount ?? 1)
       if (job.nodes.length > 0) start.nodeNames = job.nodes
-      if (job.state === 'running') {
+      if (job.state !== 'queued') {
         start.runningSinceMs ??= nowMs
         start.seenAtMs = nowMs
       } else {
         if (start.runningSinceMs !== null) said.push(onRequeued(state, start, nowMs))
         start.waitedAtMs = nowMs
       }
-      start.state = job.state
+      start.state = job.state === 'queued' ? 'queued' : 'running'
     } else if (start.isWithdrawn) delete state.pilots[start.id]
     else if (start.state !== 'submitting' || nowMs - start.submittedAtMs > UNANSWERED_MS) start.missingSinceMs ??= nowMs
   }
@@ -121,8 +124,8 @@ export function onQueue(state: State, site: SiteFile, jobs: readonly QueuedJob[]
     const kind = kindOfStart(job.id)
     const isOurs = job.id.startsWith(`${kind}.${folderTag(site)}`)
     if (Object.hasOwn(state.pilots, job.id) || !Object.hasOwn(site.kinds, kind) || !isOurs) continue
-    // Its last pilot has said how it ended; what is left of it is the batch system's.
-    if (job.state === 'running' && Object.hasOwn(state.over, job.id)) continue
+    if (job.state === 'completing') continue
+    if (job.state === 'running' && nowMs - (state.over[job.id] ?? 0) < SCRIPT_ENDS_WITHIN_MS) continue
     // The state file was lost, or belongs to a tick that died before it wrote even its intent.
     said.push(`${job.id}: job ${job.jobId} is taken over`)
     const { account, time: timeMs } = site.kinds[kind]!
@@ -158,7 +161,7 @@ export function onTime(state: State, site: SiteFile, moment: Moment): string[] {
   }
   state.submissions = state.submissions.filter((at) => nowMs - at < HOUR_MS)
   state.calls = state.calls.filter((at) => nowMs - at < HOUR_MS)
-  for (const [id, at] of Object.entries(state.over)) if (nowMs - at > COMPLETES_WITHIN_MS) delete state.over[id]
+  for (const [id, at] of Object.entries(state.over)) if (nowMs - at > SCRIPT_ENDS_WITHIN_MS) delete state.over[id]
   for (const [key, { untilMs }] of Object.entries(state.scopes)) {
     // Long over: another such end would be a first one again.
     if (nowMs - untilMs > 24 * HOUR_MS) delete state.scopes[key]

@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest'
 import type { Message } from '../../shared/protocol/messages.ts'
 import { decide, shouldLook } from './decide.ts'
-import { shouldAsk } from './demand.ts'
+import { offerOf, shouldAsk } from './demand.ts'
 import { parseSiteFile } from './site-file.ts'
 import { emptyState, newStarted, type Started, type State } from './state.ts'
 
@@ -403,6 +403,16 @@ describe('decide - calls', () => {
     ],
   ])('look - %s', (_title, state, expected) => {
     expect(shouldLook({ ...emptyState(), ...state }, site, NOW)).toBe(expected)
+  })
+
+  it.each<[string, string, Partial<State>, number]>([
+    ['all of its time', '{}', {}, 600],
+    ['what its account has left', '{nodeHours: 100}', { usedMs: { x: 99.5 * HOUR } }, 30],
+    ['what is left until its end', `{until: "${new Date(NOW + 2 * HOUR).toISOString()}"}`, {}, 120],
+    ['nothing', '{nodeHours: 100}', { usedMs: { x: 101 * HOUR } }, 0],
+  ])('ask - a pilot would have %s', (_title, account, state, minutes) => {
+    const given = siteOf(`accounts: {x: ${account}},`, 'a: {time: 10h, account: x, shape: {cores: 8}}')
+    expect(offerOf({ ...emptyState(), ...state }, given, NOW)).toMatchObject([{ count: 1, timeLeftMs: minutes * MIN }])
   })
 
   it.each([

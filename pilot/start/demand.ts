@@ -5,12 +5,13 @@
 import type { OfferEntry } from '../../shared/protocol/messages.ts'
 import { loadPilotConfig } from '../config.ts'
 import { isWithin } from '../policy.ts'
+import { timeFor } from './room.ts'
 import type { SiteFile } from './site-file.ts'
 import type { State } from './state.ts'
 
-/** One node of each kind, in the order of the site file. */
-export function offerOf(site: SiteFile): OfferEntry[] {
-  return Object.values(site.kinds).map(({ shape, time }) => ({
+/** One node of each kind, in the order of the site file, with the time that a pilot of it would have if it began now. */
+export function offerOf(state: State, site: SiteFile, nowMs: number): OfferEntry[] {
+  return Object.entries(site.kinds).map(([kind, { shape }]) => ({
     shape: {
       cores: shape.cores,
       memoryBytes: shape.memory,
@@ -22,7 +23,7 @@ export function offerOf(site: SiteFile): OfferEntry[] {
       network: shape.network,
     },
     count: 1,
-    timeLeftMs: time,
+    timeLeftMs: Math.max(0, timeFor(state, site, kind, 1, [], nowMs).timeMs),
     aheadMs: 0,
     node: null,
   }))

@@ -74,6 +74,22 @@ describe('site file', () => {
       'accounts: {p: {until: tomorrow}}\nkinds:',
       '5 accounts.p.until: expected a time such as 2027-03-31T23:59:59Z',
     ],
+    ...[
+      ['--job-name=mine', '--job-name is not for a kind'],
+      ['-Jmine', '-J is not for a kind'],
+      ['--cluster=other', '--clusters is not for a kind'],
+      ['-M, other', '-M is not for a kind'],
+      ['--array=1-4', '--array is not for a kind'],
+      ['--time=1:00:00', '--time is not for a kind'],
+      ['--nodes=2', '--nodes is not for a kind'],
+      ['--account=p', '--account is not for a kind'],
+      ['--exclude=/etc/bad', 'expected the names of nodes to exclude, and no file'],
+      ['-x', 'expected the names of nodes to exclude, and no file'],
+    ].map(([own, why]): [string, string, string] => [
+      '    time: 12h',
+      `    sbatch:\n      - --exclusive\n      - ${own!.split(', ').join('\n      - ')}\n    time: 12h`,
+      `9 kinds.cpu.sbatch.1: ${why}`,
+    ]),
     ['kinds:', 'backOff: {first: 2h}\nkinds:', 'backOff.longest: expected no less than backOff.first'],
     ['starter: slurm', 'starter: local\nfizzle: [', ''],
   ])('site file - %j as %j is refused where it stands', (from, to, words) => {
@@ -111,6 +127,22 @@ describe('site file', () => {
     const site = parseSiteFile(LEAST, 'site.yaml')
     expect(site).toMatchObject({ fizzle: 600_000, ask: { enabled: true, every: 120_000 }, caps: { running: 10 } })
     expect(site.kinds.cpu).toMatchObject({ time: 43_200_000, nodesPerJob: 1, shape: { memory: 2 ** 30 } })
+  })
+
+  it('site file - a kind has words of its own for sbatch, which mean something else than those that are taken', () => {
+    const own = [
+      '--exclusive',
+      '--mem=0',
+      '--time-min=60',
+      '--wait-all-nodes=1',
+      '--no-requeue',
+      '-p',
+      'main',
+      '-x',
+      'n1',
+    ]
+    const site = parseSiteFile(LEAST.replace('time:', `sbatch: [${own.join(', ')}]\n    time:`), 'f')
+    expect(site.kinds.cpu!.sbatch).toEqual(own)
   })
 
   it('site file - pilots idle less long than the fizzle time; a kind has the last word', () => {

@@ -11,6 +11,7 @@ import { z } from 'zod'
 import { IndraftError } from '../../shared/errors.ts'
 import { parseBytes, parseDuration } from '../../shared/quantity.ts'
 import { loadPilotConfig, PILOT_SETTINGS } from '../config.ts'
+import { forbiddenWords } from './sbatch-words.ts'
 
 const missingOr = (what: string) => (issue: { input?: unknown }) =>
   issue.input === undefined ? `is missing; ${what}` : what
@@ -202,6 +203,7 @@ export function parseSiteFile(text: string, file: string): SiteFile {
       wrong(['kinds', key, 'sbatch'], 'starter local runs no sbatch')
     if (site.starter === 'local' && one.nodesPerJob > 1)
       wrong(['kinds', key, 'nodesPerJob'], 'starter local has one node')
+    for (const { at, why } of forbiddenWords(one.sbatch)) wrong(['kinds', key, 'sbatch', at], why)
     checkSettings(['kinds', key, 'settings'], one.settings, site)
   }
   if (site.backOff.longest < site.backOff.first) wrong(['backOff', 'longest'], 'expected no less than backOff.first')

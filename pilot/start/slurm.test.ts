@@ -19,6 +19,7 @@ const order: Start = {
   ...{ id: 'cpu.0a1b2c3d', kind: 'cpu', nodes: 2, timeMs: 90 * 60_000 + 59_000, because: 'demand', canaryOf: null },
   exclude: ['n3', 'n7'],
 }
+const byHand = readFileSync(join(import.meta.dirname, '../../deploy/slurm/pilot.sbatch'), 'utf8')
 const folders = { ends: '/v/ends', stopFile: '/v/STOP' }
 
 let folder: string
@@ -56,7 +57,7 @@ describe('slurm', () => {
     expect(readQueue(text)).toEqual([
       { jobId: '12', id: 'cpu.0a1b2c3d', state: 'running', nodeCount: 2, nodes: ['n1', 'n2'], reason: 'None' },
       { jobId: '13', id: 'cpu.ffff0000', state: 'queued', nodeCount: 4, nodes: [], reason: 'Resources' },
-      { jobId: '14', id: 'cpu.ffff0001', state: 'running', nodeCount: 1, nodes: ['n3'], reason: 'None' },
+      { jobId: '14', id: 'cpu.ffff0001', state: 'completing', nodeCount: 1, nodes: ['n3'], reason: 'None' },
       { jobId: '16', id: 'cpu.ffff0002', state: 'queued', nodeCount: 2048, nodes: [], reason: 'Priority' },
     ])
   })
@@ -77,6 +78,20 @@ describe('slurm', () => {
     expect(canary).toContain('--nodelist=n3')
     expect(canary.join()).not.toContain('--exclude')
   })
+
+  it.each<[string, string[], string[], string[]]>([
+    ['as one word', ['--exclude=n1,n[4-5]', '--mem=0'], ['n3'], ['--mem=0', '--exclude=n1,n[4-5],n3']],
+    ['as two', ['--exclude', 'n1', '-p', 'main'], ['n3'], ['-p', 'main', '--exclude=n1,n3']],
+    ['short', ['-x', 'n1', '-xn2', '--exclusive'], [], ['--exclusive', '--exclude=n1,n2']],
+    ['the same', ['--exclude=n3'], ['n3'], ['--exclude=n3']],
+  ])(
+    'sbatch: nodes that a kind excludes itself stay excluded, beside those to avoid: %s',
+    (_title, own, avoid, words) => {
+      const given = { ...site, kinds: { cpu: { ...site.kinds.cpu!, sbatch: own } } }
+      const said = sbatchWords(given, { ...order, exclude: avoid }, '/v/logs')
+      expect(said.slice(said.indexOf('--account=p1') + 1)).toEqual(words)
+    },
+  )
 
   it('sbatch: of an account that ends, what waits too long goes out of the queue; only near that it has less time', () => {
     const far = { ...order, endsByMs: 1_900_000_000_999 }
@@ -104,6 +119,10 @@ describe('slurm', () => {
     ["sbatch: unrecognized option '--nope'", true],
     ['sbatch: error: Batch job submission failed: Socket timed out on send/recv operation', false],
     ['sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)', false],
+    ['sbatch: error: Batch job submission failed: Message receive failure', false],
+    ['sbatch: error: Batch job submission failed: Unexpected message received', false],
+    ['sbatch: error: Batch job submission failed: Header lengths are longer than data received', false],
+    ['sbatch: error: Batch job submission failed: Resource temporarily unavailable', false],
     ['sbatch: error: slurm_persist_conn_open_without_init: failed to open persistent connection', false],
   ])('sbatch that says %j: nothing was started, for certain: %s', async (said, isCertain, isOfNodes = false) => {
     const slurm = countedSlurm('/none')
@@ -120,8 +139,8 @@ describe('slurm', () => {
   })
 
   /** What the script's srun gets, one word a line, and the end that its environment says. */
-  function runScript(env: Record<string, string>): string[] {
-    const script = batchScript(site, order, folders).replace('exec srun', 'srun')
+  function runScript(env: Record<string, string>, given = batchScript(site, order, folders)): string[] {
+    const script = given.replace('exec srun', 'srun')
     const text = `srun() { printf '%s\\n' "$@" "end $SLURM_JOB_END_TIME"; }; ${script}`
     const usual = { PATH: `${folder}:/usr/bin:/bin`, SLURM_CPUS_ON_NODE: '8', SLURM_JOB_ID: '42' }
     const said = execFileSync('bash', ['-c', text], {
@@ -149,6 +168,9 @@ describe('slurm', () => {
     ['8,128', '8'],
   ])('script: of nodes with %s cores each pilot gets %s, which all of them can give', (all, least) => {
     expect(runScript({ SLURM_JOB_CPUS_PER_NODE: all })[1]).toBe(`--cpus-per-task=${least}`)
+    expect(runScript({ SLURM_JOB_CPUS_PER_NODE: all, HOME: '/h', USER: 'u' }, byHand)[1]).toBe(
+      `--cpus-per-task=${least}`,
+    )
   })
 
   it('script: a Slurm that does not say when the job ends is asked once, and need not answer', () => {

@@ -4,9 +4,10 @@
  */
 import { join } from 'node:path'
 import { execa } from 'execa'
-import type { QueuedJob } from './absorb.ts'
+import type { QueuedJob, QueueState } from './absorb.ts'
 import type { Start } from './decide.ts'
 import { expandNodeList } from './node-list.ts'
+import { takeExcluded } from './sbatch-words.ts'
 import { pilotWords, type SiteFile } from './site-file.ts'
 import { NotStarted, NotStartedForNodes, type Starter } from './tick.ts'
 
@@ -16,7 +17,15 @@ const NAME = 'indraft:'
 const REFUSED = /unrecognized option|error: (Batch job submission failed|Unable to allocate|.*[Ii]nvalid)/
 /** A node that it is to go to, or not to, has another name by now, or is gone from the configuration. */
 const OF_NODES = /invalid node name/i
-const UNKNOWN = /timed out|Unable to contact|Connection|Zero Bytes|rate limit/i
+/** All that Slurm says of the way to its controller and back, on which an answer may be lost. */
+const UNKNOWN = new RegExp(
+  [
+    ...['timed out', 'Unable to contact', 'connection', 'Zero Bytes', 'rate limit', 'not responding', 'standby mode'],
+    ...['Message (send|receive) failure', 'shutdown failure', 'Unexpected message', 'longer than data received'],
+    ...['Insane message', 'Broken pipe', 'Resource temporarily unavailable', 'Protocol authentication'],
+  ].join('|'),
+  'i',
+)
 
 /**
  * @param given environment of this tick. Where that is a job itself (scrontab, a login node's salloc), sbatch and srun
@@ -89,18 +98,23 @@ export function readQueue(text: string): QueuedJob[] {
   return text.split('\n').flatMap((line): QueuedJob[] => {
     const [jobId = '', name = '', state = '', count = '', nodes = '', reason = ''] = line.split('|')
     if (!name.startsWith(NAME)) return []
-    const isRunning = !/^(PENDING|REQUEUED|REQUEUE_HOLD|SPECIAL_EXIT)$/.test(state)
+    const known = stateOf(state)
     return [
       {
         jobId,
         id: name.slice(NAME.length),
-        state: isRunning ? 'running' : 'queued',
+        state: known,
         nodeCount: nodeCount(count),
-        nodes: isRunning ? expandNodeList(nodes) : [],
+        nodes: known === 'queued' ? [] : expandNodeList(nodes),
         reason,
       },
     ]
   })
+}
+
+function stateOf(word: string): QueueState {
+  if (word === 'COMPLETING') return 'completing'
+  return /^(PENDING|REQUEUED|REQUEUE_HOLD|SPECIAL_EXIT)$/.test(word) ? 'queued' : 'running'
 }
 
 /** Thousands come as 2K. */
@@ -114,15 +128,18 @@ const minutes = (ms: number) => String(Math.max(1, Math.floor(ms / 60_000)))
 
 export function sbatchWords(site: SiteFile, order: Start, logFolder: string): string[] {
   const kind = site.kinds[order.kind]!
+  const { others, excluded } = takeExcluded(kind.sbatch)
+  // Slurm takes the last one of two.
+  const exclude = [...new Set([...excluded, ...order.exclude])]
   return [
     ...['--parsable', `--job-name=${NAME}${order.id}`, `--nodes=${order.nodes}`, `--time=${minutes(order.timeMs)}`],
     ...['--no-requeue', '--signal=USR1@300', '--open-mode=append', `--output=${join(logFolder, '%x.log')}`],
     ...(kind.account === null ? [] : [`--account=${kind.account}`]),
-    ...kind.sbatch,
+    ...others,
     // However long it waits: too late it is taken out of the queue.
     ...(order.endsByMs === undefined ? [] : [`--deadline=uts${Math.floor(order.endsByMs / 1000)}`]),
     ...(order.leastTimeMs === undefined ? [] : [`--time-min=${minutes(order.leastTimeMs)}`]),
-    ...(order.exclude.length > 0 ? [`--exclude=${order.exclude.join(',')}`] : []),
+    ...(exclude.length > 0 ? [`--exclude=${exclude.join(',')}`] : []),
     ...(order.canaryOf === null ? [] : [`--nodelist=${order.canaryOf}`]),
   ]
 }

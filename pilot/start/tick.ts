@@ -159,7 +159,7 @@ async function runTick(
   let unanswered: string | null = null
   const isStopped = await ports.isStopped()
   if (!isStopped && shouldAsk(state, site, moment.nowMs)) {
-    const answer = await ports.ask(offerOf(site)).catch((error: Error) => {
+    const answer = await ports.ask(offerOf(state, site, moment.nowMs)).catch((error: Error) => {
       unanswered = error.message
       log.warn({ why: error.message }, 'demand.unanswered')
       return null

@@ -14,6 +14,7 @@ import { type RunningRelay, startRelay } from '../../edge-relay/main.ts'
 import { askDispatcher } from '../../pilot/start/ask.ts'
 import { offerOf } from '../../pilot/start/demand.ts'
 import { parseSiteFile } from '../../pilot/start/site-file.ts'
+import { emptyState } from '../../pilot/start/state.ts'
 import { readPilotCredential, writeCredential } from '../../shared/credentials.ts'
 import { makeCapability } from '../../shared/files/capability.ts'
 import { FileClient, fileAddress } from '../../shared/files/client.ts'
@@ -93,9 +94,8 @@ function fileClient(token = pilotCredential().files.token): FileClient {
 function nodes(cores: number) {
   const kind = (count: number) => `{time: 12h, shape: {cores: ${count}}}`
   const kinds = `{small: ${kind(1)}, large: ${kind(cores)}}`
-  return offerOf(
-    parseSiteFile(`{indraft: 1, folder: /v, credential: /c, starter: slurm, kinds: ${kinds}}`, 'site.yaml'),
-  )
+  const site = parseSiteFile(`{indraft: 1, folder: /v, credential: /c, starter: slurm, kinds: ${kinds}}`, 'site.yaml')
+  return offerOf(emptyState(), site, Date.now())
 }
 
 async function takeGrants(pilot: SimulatedHolder, count: number): Promise<Grant[]> {
