@@ -1,4 +1,4 @@
-import { mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, expect, test, vi } from 'vitest'
@@ -87,14 +87,46 @@ test('outbox - a file that cannot be read now is no damaged one: it stays, and t
   expect((await Outbox.open(folder, silentLog)).batch(1, 1e6)).toEqual([result(4)])
 })
 
-test('outbox - what replaces a result is there before it goes, on disk too', async () => {
+test('outbox - what is told in the place of a result changes nothing on disk until somebody has taken it', async () => {
   const outbox = await Outbox.open(folder, silentLog)
   await outbox.add(result(0))
-  await outbox.replace(result(0, { end: 'failed', reason: 'node.fault' }))
+  expect(outbox.tellInstead(result(0, { end: 'failed', reason: 'node.fault' }))).toBe(true)
+  expect(outbox.tellInstead(result(0, { end: 'failed', reason: 'node.fault' }))).toBe(false)
   expect(outbox.batch(9, 1e6).map(({ end }) => end)).toEqual(['failed'])
-  await vi.waitFor(() => expect(files()).toHaveLength(1))
-  const again = await Outbox.open(folder, silentLog)
-  expect(again.batch(9, 1e6).map(({ end }) => end)).toEqual(['failed'])
+  // A next pilot, to which another dispatcher may listen, tells it as it was.
+  expect((await Outbox.open(folder, silentLog)).batch(9, 1e6)).toEqual([result(0)])
+  outbox.acknowledged([result(0)])
+  await vi.waitFor(() => expect(files()).toEqual([]))
+})
+
+test('outbox - a result that is set aside is told no more and can be read; those of its file stay', async () => {
+  const outbox = await Outbox.open(folder, silentLog)
+  await Promise.all([outbox.add(result(0)), outbox.add(result(1))])
+  outbox.tellInstead(result(0, { end: 'failed', reason: 'node.fault' }))
+  await outbox.setAside(result(0))
+  expect([outbox.batch(9, 1e6), files().length]).toEqual([[result(1)], 1])
+  const [bad] = readdirSync(folder).filter((name) => name.endsWith('.bad')) as [string]
+  expect(JSON.parse(readFileSync(join(folder, bad), 'utf8'))).toEqual([result(0)])
+  outbox.acknowledged([result(1)])
+  await vi.waitFor(() => expect(files()).toEqual([]))
+  expect([outbox.bytes, await outbox.isEmpty()]).toEqual([0, false])
+})
+
+test('outbox - a result that is set aside where the disk refuses stays in the file that it is in', async () => {
+  const outbox = await Outbox.open(folder, silentLog)
+  await outbox.add(result(0))
+  const armed = join(folder, 'armed')
+  mkdirSync(armed)
+  enableFailpoints(armed)
+  writeFileSync(join(armed, 'outbox.writing'), 'throw ENOSPC')
+  await outbox.setAside(result(0))
+  enableFailpoints(null)
+  expect([outbox.size, outbox.bytes, files().length, outbox.trouble]).toEqual([
+    0,
+    0,
+    1,
+    expect.stringContaining('ENOSPC'),
+  ])
 })
 
 test('outbox - a batch keeps the order and both bounds, and is never empty while there is something', async () => {

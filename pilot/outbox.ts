@@ -29,6 +29,8 @@ function keyOf(attempt: Named): string {
 
 interface Entry {
   result: Result
+  /** Told in its place; what is on disk stays what it was until somebody has taken that. */
+  instead: Result | null
   /** Null where the disk refused it: then it lives in memory alone. */
   file: string | null
   bytes: number
@@ -159,7 +161,7 @@ export class Outbox {
       } else {
         const bytes = pack(result).length
         this.#bytes += bytes
-        this.#entries.set(key, { result, file, bytes })
+        this.#entries.set(key, { result, instead: null, file, bytes })
       }
       entered++
     }
@@ -181,18 +183,29 @@ export class Outbox {
     await this.#gathering.written
   }
 
-  /** Keeps this in the place of what it has of the same attempt; one of them is there at any moment. */
-  async replace(result: Result): Promise<void> {
-    const path = this.#newPath()
-    let file: string | null = path
+  /** From now on tells this of its attempt. @returns false where something was told in its place before */
+  tellInstead(result: Result): boolean {
+    const entry = this.#entries.get(keyOf(result))
+    if (!entry) return true
+    if (entry.instead !== null) return false
+    entry.instead = result
+    return true
+  }
+
+  /** Nobody takes what there is of this attempt: it is told no more, and stays on disk for somebody to read. */
+  async setAside(attempt: Named): Promise<void> {
+    const entry = this.#entries.get(keyOf(attempt))
+    if (!entry) return
+    const path = `${this.#newPath()}.bad`
+    this.#log.error({ ...entry.result, outputs: entry.result.outputs.length, path }, 'result.setAside')
     try {
-      await this.#writeFile(path, JSON.stringify([result]))
+      await this.#writeFile(path, JSON.stringify([entry.result]))
+      this.acknowledged([attempt])
     } catch (error) {
       this.#refused(error as Error)
-      file = null
+      // The file that it is in, if any, stays.
+      this.#drop(entry)
     }
-    this.acknowledged([result])
-    this.#enter([result], file)
   }
 
   async #write(results: Result[]): Promise<void> {
@@ -273,7 +286,7 @@ export class Outbox {
     let bytes = 0
     for (const entry of this.#entries.values()) {
       if (results.length >= most || (results.length > 0 && bytes + entry.bytes > mostBytes)) break
-      results.push(entry.result)
+      results.push(entry.instead ?? entry.result)
       bytes += entry.bytes
     }
     return results
@@ -282,11 +295,9 @@ export class Outbox {
   /** The dispatcher has these for good, whatever it thinks of them. Unknown ones are ignored. */
   acknowledged(verdicts: readonly Pick<Verdict, 'campaign' | 'step' | 'index' | 'fences'>[]): void {
     for (const verdict of verdicts) {
-      const key = keyOf(verdict)
-      const entry = this.#entries.get(key)
+      const entry = this.#entries.get(keyOf(verdict))
       if (!entry) continue
-      this.#entries.delete(key)
-      this.#bytes -= entry.bytes
+      this.#drop(entry)
       if (entry.file === null) continue
       const left = this.#left.get(entry.file)! - 1
       this.#left.set(entry.file, left)
@@ -294,6 +305,11 @@ export class Outbox {
       this.#left.delete(entry.file)
       void unlink(entry.file).catch((error) => this.#log.warn({ err: error }, 'outbox.unlinkFailed'))
     }
+  }
+
+  #drop({ result, bytes }: Entry): void {
+    this.#entries.delete(keyOf(result))
+    this.#bytes -= bytes
   }
 }
 

@@ -1,6 +1,8 @@
 /**
  * Hands results from the outbox to the dispatcher, in batches that fit a message, until each is acknowledged. Never
  * waits for anything but its own answers, and nothing waits for it.
+ *
+ * What always holds: a result that no dispatcher takes holds up no other, and its pilot goes on.
  */
 import { Bell } from '../shared/bell.ts'
 import type { Clock } from '../shared/clock.ts'
@@ -8,6 +10,7 @@ import { IndraftError } from '../shared/errors.ts'
 import { failpoint } from '../shared/failpoint.ts'
 import type { Holder } from '../shared/holder.ts'
 import type { Log } from '../shared/log.ts'
+import { noResult } from '../shared/no-result.ts'
 import type { Result } from '../shared/protocol/messages.ts'
 import type { Outbox } from './outbox.ts'
 import type { Work } from './work.ts'
@@ -70,19 +73,29 @@ export class Reports {
 
   /**
    * One result that no message can carry, for its outputs are too many to be named, or that the dispatcher does not
-   * understand: what says at least that the attempt is over goes in its place. @throws IndraftError where that went already
+   * understand: what says at least that the attempt is over goes in its place. Where that is not taken either it is set
+   * aside, and the dispatcher finds the attempt missing.
    */
   async #replace(result: Result, error: IndraftError): Promise<void> {
-    const { outbox, log } = this.#options
+    const { outbox, work, log } = this.#options
     const isTooLarge = error.code === 'message.tooLarge'
-    const reason = isTooLarge ? 'stage.outFailed' : 'node.fault'
-    if (result.reason === reason && result.outputs.length === 0) throw error
     log.error({ err: error, ...result, outputs: result.outputs.length }, 'result.notTaken')
-    const detail = isTooLarge
-      ? 'the list of outputs is too long for a message'
-      : `the dispatcher does not take the result: ${error.message}`.slice(0, MOST_DETAIL)
-    await outbox.replace({ ...result, end: 'failed', reason, detail, outputs: [], tail: null })
+    if (!outbox.tellInstead(isTooLarge ? withoutOutputs(result) : plainly(result, error.message))) {
+      await work.setAside(result)
+    }
   }
+}
+
+function withoutOutputs(result: Result): Result {
+  const detail = 'the list of outputs is too long for a message'
+  return { ...result, end: 'failed', reason: 'stage.outFailed', detail, outputs: [], tail: null }
+}
+
+/** With nothing of what may not be understood. */
+function plainly(result: Result, why: string): Result {
+  const { campaign, step, index, bundle, fences } = result
+  const detail = `the dispatcher does not take the result: ${why}`.slice(0, MOST_DETAIL)
+  return { ...noResult(result), detail, campaign, step, index, bundle, fences }
 }
 
 /** Whether what was sent is refused, and not who sent it: then the rest of it may be taken. */

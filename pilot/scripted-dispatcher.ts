@@ -27,8 +27,9 @@ export class ScriptedDispatcher implements Dispatcher {
   refuseHello: ErrorCode | null = null
   /** Reports and beats of these sessions are refused as unknown. */
   readonly dead = new Set<string>()
-  /** A report with a result of such a task is refused as one that is not understood. */
+  /** A report with a success of such a task is refused as one that is not understood; or with any result of such a one. */
   readonly notUnderstood = new Set<number>()
+  readonly neverUnderstood = new Set<number>()
   /** While true, no report is answered. */
   isDeaf = false
   #sequence = 0
@@ -73,7 +74,8 @@ export class ScriptedDispatcher implements Dispatcher {
   async onReport(_peer: unknown, report: Message<'report'>): Promise<Message<'reported'>> {
     this.#mustKnow(report.session)
     while (this.isDeaf) await new Promise((resolve) => setTimeout(resolve, 10))
-    const isStrange = ({ index, end }: Result) => end === 'done' && this.notUnderstood.has(index)
+    const isStrange = ({ index, end }: Result) =>
+      (end === 'done' && this.notUnderstood.has(index)) || this.neverUnderstood.has(index)
     if (report.results.some(isStrange))
       throw new IndraftError('message.invalid', 'results: something of a newer release')
     this.results.push(...report.results)

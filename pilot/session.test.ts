@@ -1,5 +1,5 @@
 /** A pilot in this process against a scripted dispatcher: real codec, real signatures, real payload processes. */
-import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { cpus } from 'node:os'
 import { join } from 'node:path'
 import { pino } from 'pino'
@@ -10,6 +10,7 @@ import { frameHandler } from '../shared/dispatcher.ts'
 import { type ErrorCode, IndraftError } from '../shared/errors.ts'
 import { memoryLink } from '../shared/link.ts'
 import { silentLog } from '../shared/log.ts'
+import { noResult } from '../shared/no-result.ts'
 import type { Grant } from '../shared/protocol/messages.ts'
 import type { BundleBody, Signed, TemplateBody } from '../shared/protocol/work.ts'
 import { makeSigner, makeSigningKey } from '../shared/signing.ts'
@@ -114,7 +115,6 @@ describe('work', () => {
     const log = join(site.folder, 'order')
     give(sh(`echo + >> ${log}; sleep 0.1; echo - >> ${log}`), '0-7')
     await until(() => lines.filter(({ msg }) => msg === 'attempt.ended').length === 8)
-    const { readFileSync } = await import('node:fs')
     let running = 0
     let most = 0
     for (const sign of readFileSync(log, 'utf8').trim().split('\n')) {
@@ -133,6 +133,35 @@ describe('work', () => {
     await until(() => script.beats.some(({ usage }) => usage.length > 0))
     const offer = await until(() => script.pulls.find(({ offer }) => offer[0]?.shape.cores === 1)?.offer[0])
     expect(offer).toMatchObject({ count: 1, node: 'node1', shape: { memoryBytes: 1.5 * 2 ** 30, runtimes: ['host'] } })
+  })
+})
+
+describe('results that nobody takes', () => {
+  test.each([
+    ['a success', 'exit 0'],
+    ['a failure', 'exit 4'],
+    ['a fault of the node that the pilot before it wrote down', null],
+  ])('results that nobody takes - %s, as it is or plainly, holds up no other and no pilot', async (_what, end) => {
+    script.neverUnderstood.add(1)
+    const outbox = join(site.folder, 'scratch', 'pilot1', 'outbox')
+    if (end === null) {
+      const fault = { ...noResult({ site: 'here', node: 'node1', pilot: 'pilot1' }), ...site.ref(1) }
+      mkdirSync(outbox, { recursive: true })
+      writeFileSync(join(outbox, 'a.json'), JSON.stringify([fault]))
+    }
+    const pilot = await start({ cores: 3 })
+    give(sh(`[ $INDRAFT_INDEX != 1 ] || ${end}`), end === null ? '0,2' : '0-2')
+    await until(() => script.results.length === 2)
+    expect(script.results.map(({ index, end }) => `${index} ${end}`).sort()).toEqual(['0 done', '2 done'])
+    await until(() => lines.some(({ msg }) => msg === 'result.setAside'))
+    // Nothing of it is held, so that a dispatcher finds it missing.
+    await until(() => script.beats.at(-1)!.held.length === 0 && script.beats.at(-1)!.gauges.undelivered === 0)
+    const [bad] = readdirSync(outbox).filter((name) => name.endsWith('.bad')) as [string]
+    expect(JSON.parse(readFileSync(join(outbox, bad), 'utf8'))).toMatchObject([{ index: 1 }])
+    give(sh('exit 3'), '7')
+    await until(() => script.results.some(({ index, exitCode }) => index === 7 && exitCode === 3))
+    expect(await pilot.stop('SIGTERM')).toBe(200)
+    expect(script.byes).toMatchObject([{ code: 200 }])
   })
 })
 
@@ -339,7 +368,6 @@ describe('leaving', () => {
     const pilot = await start({ hostRuntime: 'false' }, { batch: { ...BATCH, jobOutputs } })
     expect(await pilot.finished).toBe(500)
     expect(script.byes[0]).toMatchObject({ code: 500, reason: expect.stringContaining('runtime') })
-    const { readFileSync } = await import('node:fs')
     expect(readFileSync(join(jobOutputs, 'shutdown_message'), 'utf8')).toMatch(/^500 a runtime works: [^\n]+$/)
     expect(script.pulls).toEqual([])
   })
@@ -442,7 +470,6 @@ describe('trouble', () => {
   test('trouble - two pilots of one name: the second is refused', async () => {
     await start()
     const owner = join(site.folder, 'scratch', 'pilot1', 'pilot.json')
-    const { readFileSync } = await import('node:fs')
     const { startTicksOf } = await import('./processes.ts')
     const record = JSON.parse(readFileSync(owner, 'utf8'))
     writeFileSync(owner, JSON.stringify({ ...record, pid: process.ppid, startTicks: startTicksOf(process.ppid) }))

@@ -264,6 +264,15 @@ export class Work {
     await Promise.all(tasks.map((index) => outbox.add({ ...failed, index })))
   }
 
+  /** No dispatcher takes this result: its attempt is held no longer, so that it is found missing. */
+  async setAside(result: Result): Promise<void> {
+    const { outbox, leases, onChanged } = this.#options
+    const ref = result as unknown as AttemptRef
+    await outbox.setAside(result)
+    leases.settle(ref)
+    onChanged(this.#unacknowledged.delete(attemptPath(ref)))
+  }
+
   /** The dispatcher has these results, whatever it thinks of them. */
   settle(verdicts: readonly Verdict[]): void {
     const { outbox, leases, log } = this.#options
