@@ -100,7 +100,13 @@ describe.skipIf(whyNoLab() !== null)('slurm', () => {
     )
     const submitted = async (name: string, endsInMs: number, script: string) => {
       const endsByMs = Date.now() + endsInMs
-      const order = { kind: 'cpu', timeMs: 30 * 60_000, because: 'demand', canaryOf: null, exclude: [] } as const
+      const order = {
+        kind: 'cpu',
+        timeMs: 30 * 60_000,
+        leastTimeMs: 120_000,
+        because: 'demand',
+        canaryOf: null,
+      } as const
       const [parsable, ...words] = sbatchWords(site, { ...order, exclude: [], id: name, nodes: 2, endsByMs }, '/tmp')
       expect(parsable).toBe('--parsable')
       return { id: await centre.sbatch(script, [...words, '-o', `${name}.out`]), endsByMs }
@@ -108,7 +114,7 @@ describe.skipIf(whyNoLab() !== null)('slurm', () => {
     const first = await centre.sbatch('srun sleep 600', ['--nodes=2', '--exclusive'])
     await centre.waitForJob(first, ['RUNNING'])
     const late = await submitted('late', 15 * 60_000, 'echo $SLURM_JOB_END_TIME')
-    const lost = await submitted('lost', 130_000, 'true')
+    const lost = await submitted('lost', 150_000, 'true')
     const text = await centre.check('edge', ['squeue', '--me', '-h', '-o', '%i|%j|%T|%D|%N|%r'], { user: 'alice' })
     expect(readQueue(text).sort((a, b) => Number(a.jobId) - Number(b.jobId))).toMatchObject([
       { jobId: late.id, id: 'late', state: 'queued', nodeCount: 2, nodes: [] },
