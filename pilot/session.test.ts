@@ -155,7 +155,9 @@ describe('results that nobody takes', () => {
     expect(script.results.map(({ index, end }) => `${index} ${end}`).sort()).toEqual(['0 done', '2 done'])
     await until(() => lines.some(({ msg }) => msg === 'result.setAside'))
     // Nothing of it is held, so that a dispatcher finds it missing.
-    await until(() => script.beats.at(-1)!.held.length === 0 && script.beats.at(-1)!.gauges.undelivered === 0)
+    await until(
+      () => JSON.stringify(script.beats.at(-1)!.held) === '[]' && script.beats.at(-1)!.gauges.undelivered === 0,
+    )
     const [bad] = readdirSync(outbox).filter((name) => name.endsWith('.bad')) as [string]
     expect(JSON.parse(readFileSync(join(outbox, bad), 'utf8'))).toMatchObject([{ index: 1 }])
     give(sh('exit 3'), '7')
