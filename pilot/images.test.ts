@@ -189,7 +189,8 @@ test('image by URL - who waits for another pilot that gets nothing gives up in i
   expect(await first).toBe(kept())
 })
 
-test('image by URL - who waits goes on while something arrives, and no longer', async () => {
+/** One who waits for 20 s, by a clock that stands. */
+function waitPatiently() {
   mkdirSync(join(folder, 'images'))
   const clock = manualClock()
   const lock = `${begun()}.fetching`
@@ -197,22 +198,51 @@ test('image by URL - who waits goes on while something arrives, and no longer', 
   const waiting = store(clock).locate(image, transfer({ giveUpAfterMs: 20_000 }))
   const ended = vi.fn()
   waiting.catch(ended)
-  /** The other lives, has so much, and time goes on. */
-  const goOn = async (bytes: number, ms: number) => {
-    await until(() => clock.sleeping > 0)
+  const isAsleep = () => until(() => clock.sleeping > 0)
+  /** Whose turn it is lives, has so much, and time goes on. */
+  const goOn = async (bytes: number, ms: number, owner = 'other') => {
+    await isAsleep()
+    writeFileSync(lock, owner)
     utimesSync(lock, clock.wallMs() / 1000, clock.wallMs() / 1000)
-    writeFileSync(`${begun()}.other.part`, 'x'.repeat(bytes))
+    writeFileSync(`${begun()}.${owner}.part`, 'x'.repeat(bytes))
     await clock.advance(ms)
   }
+  return { waiting, ended, goOn, isAsleep }
+}
+
+test('image by URL - who waits goes on while something arrives, and no longer', async () => {
+  const { waiting, ended, goOn, isAsleep } = waitPatiently()
   await goOn(0, 19_000)
   await goOn(1, 19_000)
   await goOn(2, 19_000)
   await goOn(2, 19_000)
-  await until(() => clock.sleeping > 0)
+  await isAsleep()
   expect(ended).not.toHaveBeenCalled()
   await goOn(2, 19_000)
   await expect(waiting).rejects.toMatchObject({ code: 'stage.inFailed' })
   expect(asked).toEqual([])
+})
+
+test('image by URL - who waits goes on while something arrives at another that began anew', async () => {
+  const { waiting, ended, goOn, isAsleep } = waitPatiently()
+  await goOn(100, 19_000)
+  await goOn(0, 4000, 'next')
+  await goOn(1, 15_000, 'next')
+  for (const bytes of [2, 3]) await goOn(bytes, 19_000, 'next')
+  await isAsleep()
+  expect(ended).not.toHaveBeenCalled()
+  await goOn(3, 20_500, 'next')
+  await expect(waiting).rejects.toMatchObject({ code: 'stage.inFailed' })
+})
+
+test('image by URL - a turn that changes hands while nothing arrives gives nobody more time', async () => {
+  const { waiting, ended, goOn, isAsleep } = waitPatiently()
+  await goOn(5, 19_000)
+  await goOn(5, 4000, 'second')
+  await isAsleep()
+  expect(ended).not.toHaveBeenCalled()
+  await goOn(4, 16_500, 'third')
+  await expect(waiting).rejects.toMatchObject({ code: 'stage.inFailed' })
 })
 
 test('image by URL - what a dead pilot began is taken over by one of those who wait, and nothing of it stays', async () => {

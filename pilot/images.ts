@@ -91,12 +91,16 @@ export class ImageStore {
     await rm(path, { force: true }).catch(() => {})
   }
 
-  /** Waits for its turn no longer than `giveUpAfterMs` without anything arriving: a dead address costs all pilots together that much. */
+  /**
+   * Waits for its turn no longer than `giveUpAfterMs` without anything arriving, at whosever turn it is: a dead address costs
+   * all pilots together that much.
+   */
   async #locateOnce(url: string, sha256: string, transfer: Transfer, endsAtMs: number): Promise<string> {
     const { folder, clock } = this.#options
     const path = join(folder, `${sha256}.sif`)
     const begun = join(folder, `${sha256}.${createHash('sha256').update(url).digest('hex').slice(0, 16)}`)
     const queue = new Queue(`${begun}.fetching`, clock)
+    let owner: string | null = null
     let mostBytes = 0
     for (;;) {
       if (transfer.signal.aborted) throw ended()
@@ -114,6 +118,8 @@ export class ImageStore {
       const inTime = { ...transfer, giveUpAfterMs: leftMs(clock, endsAtMs) }
       if (turn !== null && (await this.#fetchIn(turn, { url, sha256, path, begun }, inTime))) continue
       const bytes = await sizeOf(`${begun}.${queue.owner}.part`)
+      // Another one may have begun anew, or with what was there; neither has arrived just now.
+      if (queue.owner !== owner) [owner, mostBytes] = [queue.owner, bytes]
       if (bytes > mostBytes) [mostBytes, endsAtMs] = [bytes, clock.monotonicMs() + transfer.giveUpAfterMs]
       if (leftMs(clock, endsAtMs) === 0) {
         const waited = 'another pilot of this site fetches it, and nothing has arrived'
