@@ -1,4 +1,15 @@
-import { chmodSync, chownSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, symlinkSync } from 'node:fs'
+import {
+  chmodSync,
+  chownSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -83,6 +94,22 @@ test('home - without a guard the next pilot of the node ends them and takes over
     await adoptDead(folder, mine, 'n1', outbox, silentLog)
     expect(isRunning(doomed.payload)).toBe(false)
   })
+})
+
+test('home - of a dead pilot whose results cannot be read those stay, and nothing else that takes room', async () => {
+  const doomed = await startDoomed('p1', 'run-bad', false)
+  const dead = join(folder, 'p1')
+  for (const name of ['tasks', 'pipes', 'blobs/unpacked', 'container', 'outbox'])
+    mkdirSync(join(dead, name), { recursive: true })
+  writeFileSync(join(dead, 'outbox', 'x.json.bad'), '[{"campaign":')
+  const mine = await takeHome(folder, 'p2', 'n1', 'run-2', silentLog)
+  const outbox = await Outbox.open(mine.outboxFolder, silentLog)
+  doomed.kill()
+  await vi.waitFor(async () => {
+    await adoptDead(folder, mine, 'n1', outbox, silentLog)
+    expect(readdirSync(dead).sort()).toEqual(['outbox', 'pilot.json'])
+  })
+  expect(readdirSync(join(dead, 'outbox'))).toEqual(['x.json.bad'])
 })
 
 test('home - a guard that is dismissed ends nothing', async () => {

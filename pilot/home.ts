@@ -103,7 +103,7 @@ export async function takeHome(scratch: string, name: string, node: string, run:
   }
 }
 
-/** What pilots of this node that are dead left in the same scratch folder. Bounded: one pass, no waiting. */
+/** What pilots of this node that are dead left in the same scratch folder; results that nobody could take stay. Bounded: one pass, no waiting. */
 export async function adoptDead(scratch: string, own: Home, node: string, outbox: Outbox, log: Log): Promise<void> {
   for (const name of await readdir(scratch).catch(() => [])) {
     const folder = join(scratch, name)
@@ -113,6 +113,7 @@ export async function adoptDead(scratch: string, own: Home, node: string, outbox
     log.info({ folder, pid: owner.pid }, 'pilot.adopted')
     await endProcessesOf(owner.run, log)
     if (await outbox.adopt(join(folder, 'outbox'))) await removeFolder(folder, log)
+    else for (const large of ['tasks', 'pipes', 'blobs', 'container']) await removeFolder(join(folder, large), log)
   }
 }
 
