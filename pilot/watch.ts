@@ -122,12 +122,15 @@ export class Watcher {
     const nowMs = this.#options.clock.monotonicMs()
     Object.assign(watched, { isBegun: true, startedAtMs: nowMs, activeAtMs: nowMs, nextMeasureAtMs: nowMs + 1000 })
     watched.activity = { ...watched.activity, cpuMs: watched.usage.cpuMs, atMs: nowMs }
+    // What the next look sees. One that ends before it is given what the last one saw; see release.
     watched.usage.maxRssBytes = 0
   }
 
   /** The attempt's first process has ended: what is left of it is ended at the next scan, at once where it is known. */
   release(watched: Watched): void {
-    const { attempt, pid } = watched.target
+    const { target, usage } = watched
+    const { attempt, pid } = target
+    usage.maxRssBytes = Math.max(usage.maxRssBytes, usage.rssBytes)
     this.#watched.delete(attempt)
     this.#released.set(pid, attempt)
     this.#options.source.kill(-pid, 'SIGKILL')
@@ -176,9 +179,9 @@ export class Watcher {
 
   /** Another attempt that uses more memory than it asked for now, or a moment ago. */
   overMemory(except: string): string | null {
-    for (const [attempt, { target, usage }] of this.#watched) {
+    for (const [attempt, { target, usage, isBegun }] of this.#watched) {
       const { memoryBytes } = target.limits
-      if (attempt !== except && memoryBytes > 0 && usage.maxRssBytes > memoryBytes) return attempt
+      if (attempt !== except && isBegun && memoryBytes > 0 && usage.maxRssBytes > memoryBytes) return attempt
     }
     return null
   }
