@@ -226,7 +226,7 @@ describe.skipIf(whyNoLab() !== null)('sites', () => {
       const pilot = startPilot('n2', pilotWords('--scratch', scratch))
       await submit(name, {
         // No payload can change what the others run in.
-        file: { image: busybox, run: '! touch /bin/other; sleep 1', count: 3 },
+        file: { image: busybox, run: 'if touch /bin/other; then exit 1; fi; sleep 1', count: 3 },
         folder: { image: lammps },
         damaged: { image: damaged },
       })
