@@ -11,7 +11,6 @@
 import { close } from 'node:fs'
 import { cpus } from 'node:os'
 import { join } from 'node:path'
-import type { Clock } from '../shared/clock.ts'
 import { type ErrorCode, IndraftError } from '../shared/errors.ts'
 import { failpoint } from '../shared/failpoint.ts'
 import { attemptPath, taskPath } from '../shared/ids.ts'
@@ -54,8 +53,6 @@ export interface PayloadAround extends LaunchAround {
   oom: OomKills
   /** The dispatcher's file server, as of now. */
   files: () => FileServer
-  clock: Clock
-  log: Log
   trace: Trace
   payloadGraceMs: number
   stageTimeoutMs: number

@@ -4,6 +4,7 @@
  */
 import { statfs, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import type { Clock } from '../shared/clock.ts'
 import { IndraftError, isIndraftError } from '../shared/errors.ts'
 import { expand, type Values, valuesOf } from '../shared/expand.ts'
 import type { AttemptRef } from '../shared/ids.ts'
@@ -48,6 +49,7 @@ export interface LaunchAround {
   images: ImageStore
   /** For what several attempts share. */
   blobsFolder: string
+  clock: Clock
   log: Log
   /** See leases.ts. */
   expiryNowMs: () => number
@@ -129,7 +131,12 @@ export async function prepare(
   if (refused) throw new IndraftError(refused.reason, refused.detail)
   const binds = await prepareSoftware(runtime, template.software, around.cvmfs, folder)
   const unpacked = await unpack(image, runtime, around, transfer)
-  await makeRoom(template.needs.scratchBytes, around, folder)
+  try {
+    await makeRoom(template.needs.scratchBytes, around, folder)
+  } catch (error) {
+    unpacked?.release()
+    throw error
+  }
   return {
     ...{ image, argv, env, gpus, cpus, binds },
     root: unpacked?.path ?? null,
@@ -147,11 +154,11 @@ export async function prepare(
 async function unpack(
   image: string,
   { unpacked }: Runtime,
-  { blobsFolder, run, log, images }: LaunchAround,
+  { blobsFolder, run, clock, log, images }: LaunchAround,
   { signal, giveUpAfterMs }: Transfer,
 ): Promise<Unpacked | null> {
   if (!unpacked || !image.startsWith('/') || !(await isSif(image))) return null
-  const order = { folder: join(blobsFolder, 'unpacked'), marker: { [RUN_VARIABLE]: run }, signal, log }
+  const order = { folder: join(blobsFolder, 'unpacked'), marker: { [RUN_VARIABLE]: run }, signal, clock, log }
   try {
     return await unpacked.take(image, { ...order, limitMs: giveUpAfterMs })
   } catch (error) {

@@ -2,7 +2,9 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
+import { type Clock, systemClock } from '../shared/clock.ts'
 import { silentLog } from '../shared/log.ts'
+import { manualClock } from '../test/manual-clock.ts'
 import { containerRuntime, explainContainer } from './container.ts'
 import { makeSkeletonSif } from './sif.ts'
 import { PATH, TestSite } from './testbench.ts'
@@ -58,10 +60,21 @@ const BEHIND_GATE = () => `until [ -e ${gate()} ]; do sleep 0.02; done; ${MAKE}`
 describe('unpacking', () => {
   const folder = () => join(site.folder, 'unpacked')
   const images = () => new UnpackedImages({ binary, env: { PATH }, explain: explainContainer })
-  const order = (signal = new AbortController().signal, limitMs = 60_000) => ({
-    ...{ folder: folder(), marker: {}, signal, limitMs, log: silentLog },
+  const order = (signal = new AbortController().signal, clock: Clock = systemClock) => ({
+    ...{ folder: folder(), marker: {}, signal, limitMs: 60_000, clock, log: silentLog },
   })
   const isAlive = (pid: string) => existsSync(`/proc/${pid}`)
+  const PATIENT = { timeout: 10_000 }
+  /** Shell text that leaves a process in a session of its own, with the output in its hands. */
+  const LEAVE_BEHIND = () => `setsid sh -c 'echo $$ > ${site.folder}/left; exec sleep 600' &`
+  /** Its pid, once it is out of reach. */
+  const leftBehind = () =>
+    vi.waitFor(() => {
+      const pid = Number(readFileSync(join(site.folder, 'left'), 'utf8'))
+      // IMPORTANT: 0, as of an empty file, is everybody here.
+      expect(pid).toBeGreaterThan(1)
+      return pid
+    }, PATIENT)
 
   test('unpacked - once for all who want an image at the same time or later; one that is changed anew', async () => {
     standIn(BEHIND_GATE())
@@ -134,8 +147,13 @@ describe('unpacking', () => {
 
   test('unpacked - one that takes too long is ended', async () => {
     standIn('sleep 600 & sleep 600')
-    const taking = images().take(sif('a'), order(undefined, 300))
-    await expect(taking).rejects.toMatchObject({ code: 'container.failed', message: expect.stringContaining('300') })
+    const clock = manualClock()
+    const taking = images().take(sif('a'), order(undefined, clock))
+    const late = { code: 'container.failed', message: expect.stringContaining('not unpacked after 1 min') }
+    const failed = expect(taking).rejects.toMatchObject(late)
+    await vi.waitFor(() => expect(calls('build')).toHaveLength(1))
+    await clock.advance(60_000)
+    await failed
     expect(isAlive(calls('build')[0]!.split(' ')[0]!)).toBe(false)
   })
 
@@ -143,13 +161,44 @@ describe('unpacking', () => {
     ['and ends well', MAKE, null],
     ['and takes too long', 'sleep 600', 'container.failed'],
   ])('unpacked - one that leaves a process with its output behind %s keeps nobody waiting', async (_, after, code) => {
-    standIn(`setsid sh -c 'echo $$ > ${site.folder}/left; exec sleep 600' & ${after}`)
-    const taking = images().take(sif('a'), order(undefined, code === null ? 60_000 : 300))
+    standIn(`${LEAVE_BEHIND()} ${after}`)
+    const clock = manualClock()
+    const taking = images().take(sif('a'), order(undefined, clock))
+    const ended =
+      code === null
+        ? taking.then(({ path }) => expect(existsSync(path)).toBe(true))
+        : expect(taking).rejects.toMatchObject({ code })
+    const left = await leftBehind()
     try {
-      if (code === null) expect(existsSync((await taking).path)).toBe(true)
-      else await expect(taking).rejects.toMatchObject({ code })
+      if (code !== null) await clock.advance(60_000)
+      await ended
     } finally {
-      await vi.waitFor(() => process.kill(Number(readFileSync(join(site.folder, 'left'), 'utf8')), 'SIGKILL'))
+      process.kill(left, 'SIGKILL')
+    }
+  })
+
+  test('unpacked - one whose last user leaves just when it has ended is not kept for ever', async () => {
+    standIn(`${LEAVE_BEHIND()} ${MAKE}`)
+    const kept = images()
+    const ending = new AbortController()
+    const taking = kept.take(sif('a'), order(ending.signal))
+    const gone = taking.then(
+      ({ release }) => release(),
+      () => {},
+    )
+    const left = await leftBehind()
+    try {
+      // It has ended, and the process that it left keeps its output open: the pilot waits for that a little.
+      await vi.waitFor(() => expect(isAlive(calls('build')[0]!.split(' ')[0]!)).toBe(false), PATIENT)
+      ending.abort()
+      await gone
+      // Where the user left too late for this it is one that nobody uses.
+      await vi.waitFor(async () => {
+        await kept.makeRoom(silentLog)
+        expect(readdirSync(folder())).toEqual([])
+      }, PATIENT)
+    } finally {
+      process.kill(left, 'SIGKILL')
     }
   })
 })
@@ -213,6 +262,15 @@ describe('payloads', () => {
     expect(unpacked()).toHaveLength(1)
     await site.attempt({ image: imageFolder(), needs: { scratchBytes: 2 ** 60 } as never }, {}, { runtimes }).run()
     expect(unpacked()).toEqual([])
+  })
+
+  test('unpacked - an attempt that fails after its image was unpacked has no more use of it', async () => {
+    standIn(`${MAKE}; rm -r ${site.folder}/tasks/*`)
+    const runtimes = [runtime('unpacked')]
+    const result = await site.attempt({ image: sif('a'), needs: { scratchBytes: 1 } as never }, {}, { runtimes }).run()
+    expect(result).toMatchObject({ reason: 'node.fault', wallMs: 0 })
+    await runtimes[0]!.unpacked!.makeRoom(silentLog)
+    expect(readdirSync(join(site.folder, 'blobs/unpacked'))).toEqual([])
   })
 
   test('walltime - counts from when the payload has started: how long its container takes is the site’s', async () => {

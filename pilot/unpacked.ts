@@ -8,6 +8,7 @@
 import { mkdir, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { execa } from 'execa'
+import type { Clock } from '../shared/clock.ts'
 import { IndraftError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
 import { formatDuration } from '../shared/quantity.ts'
@@ -31,6 +32,7 @@ export interface UnpackOrder {
   /** Whoever asked is to end, and waits no longer. */
   signal: AbortSignal
   limitMs: number
+  clock: Clock
   log: Log
 }
 
@@ -123,18 +125,18 @@ export class UnpackedImages {
     if (this.#kept.get(key) === kept) this.#kept.delete(key)
   }
 
-  async #unpack(image: string, kept: Kept, { marker, limitMs, log }: UnpackOrder): Promise<void> {
+  async #unpack(image: string, kept: Kept, { marker, limitMs, clock, log }: UnpackOrder): Promise<void> {
     const { binary, env, explain } = this.#unpacker
     await this.makeRoom(log)
     const aside = join(kept.folder, 'aside')
     await mkdir(aside, { recursive: true, mode: 0o700 })
     const startMs = performance.now()
-    const limit = AbortSignal.timeout(limitMs)
+    const limit = startLimit(limitMs, clock)
     const { ok, said } = await runToEnd(binary, ['--quiet', 'build', '--sandbox', rootOf(kept), image], {
       env: { ...env, APPTAINER_TMPDIR: aside, SINGULARITY_TMPDIR: aside, ...marker },
-      signal: AbortSignal.any([limit, kept.abandoned.signal]),
-    })
-    if (!ok && limit.aborted) {
+      signal: AbortSignal.any([limit.reached, kept.abandoned.signal]),
+    }).finally(limit.lift)
+    if (!ok && limit.reached.aborted) {
       throw new IndraftError('container.failed', `${image}: not unpacked after ${formatDuration(limitMs)}`)
     }
     if (!ok) {
@@ -142,6 +144,8 @@ export class UnpackedImages {
       throw new IndraftError(reason, detail)
     }
     await removeFolder(aside, log)
+    // Whoever waited has left while it ended: it is forgotten already.
+    if (kept.abandoned.signal.aborted) throw new IndraftError('link.closed', 'nobody waits for the image any more')
     kept.isWhole = true
     log.info({ image, folder: kept.folder, ms: Math.round(performance.now() - startMs) }, 'image.unpacked')
     void folderBytes([kept.folder], Number.POSITIVE_INFINITY, MEASURE_AT_MOST_MS).then((bytes) => {
@@ -152,6 +156,16 @@ export class UnpackedImages {
 
 function rootOf({ folder }: Kept): string {
   return join(folder, 'root')
+}
+
+/** @returns a signal that aborts after so long, unless lifted before */
+function startLimit(limitMs: number, clock: Clock): { reached: AbortSignal; lift: () => void } {
+  const reached = new AbortController()
+  const lifted = new AbortController()
+  void clock.sleep(limitMs, lifted.signal).then(() => {
+    if (!lifted.signal.aborted) reached.abort()
+  })
+  return { reached: reached.signal, lift: () => lifted.abort() }
 }
 
 async function orAborted(promise: Promise<void>, signal: AbortSignal): Promise<void> {
