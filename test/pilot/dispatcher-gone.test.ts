@@ -70,7 +70,7 @@ test('a result that the dispatcher does not understand - is told as a fault in i
     ['failed', 'node.fault'],
     ['done', null],
   ])
-  expect(pilot.lines.find(({ msg }) => msg === 'result.notTaken')).toMatchObject({ index: 1, end: 'done' })
+  expect(await pilot.said('result.notTaken')).toMatchObject({ index: 1, end: 'done' })
   await until('nothing waits', () => bench.undelivered().length === 0)
   script.give(sh('exit 3'), '7')
   await until('it works on', () => script.results.some(({ index, exitCode }) => index === 7 && exitCode === 3))
