@@ -39,13 +39,13 @@ test('nearest - the site that lacks least, and what it lacks', () => {
   expect(nearestSite({ ...needs, denySites: ['LARGE'] }, sites)?.unmet[0]).toMatchObject({ need: 'site' })
 })
 
-test('nearest - sites that may run it: by its own rules and the groups that they name, whatever nodes they have', () => {
+test('nearest - sites that may run it: by its own rules, whatever nodes they have and whomever these serve', () => {
   const of = (site: string, ...groups: (string[] | undefined)[]) => ({
     site,
     labels: {},
     shapes: groups.map((one) => ({ ...shape, cores: 1, ...(one && { groups: one }) })),
   })
   const sites = [of('NEW'), of('ALL', undefined), of('SOME', ['/x'], [needs.group]), of('OTHERS', ['/x'])]
-  expect(possibleSites(needs, sites)).toEqual(['NEW', 'ALL', 'SOME'])
-  expect(possibleSites({ ...needs, allowSites: ['SOME', 'OTHERS'] }, sites)).toEqual(['SOME'])
+  expect(possibleSites(needs, sites)).toEqual(['NEW', 'ALL', 'SOME', 'OTHERS'])
+  expect(possibleSites({ ...needs, allowSites: ['SOME', 'OTHERS'] }, sites)).toEqual(['SOME', 'OTHERS'])
 })
