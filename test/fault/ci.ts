@@ -15,10 +15,11 @@ const isClean = (seed: number) => {
   const run = [join(import.meta.dirname, 'run.ts'), ...words, '--seed', String(seed)]
   return spawnSync(process.execPath, run, { stdio: 'inherit' }).status === 0
 }
-const failed = FIXED_SEEDS.filter((seed) => !isClean(seed)).length
+const failed = FIXED_SEEDS.filter((seed) => !isClean(seed))
 const fresh = Math.floor(Math.random() * 1_000_000)
 if (!isClean(fresh)) {
   console.log(`\n!! THE FRESH SEED ${fresh} FOUND SOMETHING: npm run fault -- ${words.join(' ')} --seed ${fresh}`)
 }
-console.log(`${FIXED_SEEDS.length - failed} passed, ${failed} failed`)
-process.exitCode = failed === 0 ? 0 : 1
+for (const seed of failed) console.log(`failed: fault suite, seed ${seed}`)
+console.log(`${FIXED_SEEDS.length - failed.length} passed, ${failed.length} failed`)
+process.exitCode = failed.length === 0 ? 0 : 1
