@@ -19,6 +19,9 @@ class LongestFirst extends BaseSequencer {
   }
 }
 
+/** A wait that ends when what it waits for is there costs nothing: no limit is near what a pausing machine takes. */
+const expect = { poll: { timeout: 30_000 } }
+
 /** Unit tests stand beside what they test; everything that starts servers or processes lives under test/. */
 export default defineConfig({
   test: {
@@ -28,7 +31,9 @@ export default defineConfig({
         test: {
           name: 'unit',
           include: ['{shared,central,edge-relay,pilot}/**/*.test.ts'],
-          testTimeout: 20_000,
+          testTimeout: 60_000,
+          hookTimeout: 60_000,
+          expect,
           env,
         },
       },
@@ -38,6 +43,7 @@ export default defineConfig({
           include: ['test/**/*.test.ts'],
           exclude: ['test/lab/**'],
           testTimeout: 120_000,
+          expect,
           env,
           hookTimeout: 120_000,
           fileParallelism: false,
@@ -51,6 +57,7 @@ export default defineConfig({
           // Generous: nothing here is timed, and a busy machine is no failure.
           testTimeout: 600_000,
           hookTimeout: 600_000,
+          expect,
           // Each file has a centre of its own, which mostly waits.
           maxWorkers: 4,
         },

@@ -37,7 +37,7 @@ const at = (path: string, host = '127.0.0.1') => `http://${host}:${port()}${path
 const target = () => join(folder, 'file')
 
 async function fetchIt(url: string, fetchFrom: string[], more: Partial<OutsideOptions> = {}, maxBytes = 1000) {
-  const patience = { answerMs: 100, giveUpMs: 0 }
+  const patience = { answerMs: 20_000, giveUpMs: 0 }
   const options = { fetchFrom, fetchTimeMs: 60_000, patience, clock: systemClock, log: silentLog, ...more }
   const outside = new Outside(options)
   made.push(outside)
@@ -129,10 +129,12 @@ describe('where to', () => {
 
 describe('servers that misbehave', () => {
   const named = () => [at('/')]
+  /** For who never answers: nobody else has to be quick. */
+  const impatient = { patience: { answerMs: 100, giveUpMs: 0 } }
 
   test('outside - one that never answers is given up', async () => {
     answer = () => {}
-    await expect(fetchIt(at('/a'), named())).rejects.toMatchObject({ code: 'link.timeout' })
+    await expect(fetchIt(at('/a'), named(), impatient)).rejects.toMatchObject({ code: 'link.timeout' })
   })
 
   test('outside - one that answers half is given up, and nothing stands under the name', async () => {
@@ -156,7 +158,7 @@ describe('servers that misbehave', () => {
       if (start > 0) response.end(whole.slice(start))
       else response.write(whole.slice(0, 10), () => setTimeout(() => response.destroy(), 50))
     }
-    await fetchIt(at('/a'), named(), { patience: { answerMs: 1000, giveUpMs: 10_000 } })
+    await fetchIt(at('/a'), named(), { patience: { answerMs: 20_000, giveUpMs: 30_000 } })
     expect(readFileSync(target(), 'utf8')).toBe(whole)
   })
 

@@ -54,7 +54,7 @@ describe('deploy', () => {
   it('a command or an option that does not exist is seen', () => {
     expect(unknownIn('* * * * * indraft-pilot begin --site x')).toEqual(['indraft-pilot begin'])
     expect(unknownIn('indraft relay run \\\n  --state x --twice')).toEqual(['--twice'])
-  }, 60_000)
+  })
 
   it.each(TABS)('%s: settings, comments, and one line with five fields of time', (file) => {
     const lines = read(file)
@@ -85,7 +85,7 @@ describe('deploy', () => {
     } finally {
       rmSync(home, { recursive: true, force: true })
     }
-  }, 60_000)
+  })
 
   it('slurm/pilot.sbatch is a script that a shell reads, with #SBATCH lines before its first command', () => {
     execFileSync('bash', ['-n', join(root, 'deploy/slurm/pilot.sbatch')])

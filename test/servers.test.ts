@@ -113,7 +113,7 @@ describe('servers', () => {
     const child = recordOf(said.child)!
     expect(isAlive(child)).toBe(true)
     await killed(parent)
-    await vi.waitUntil(() => !isAlive(child), 10_000)
+    await vi.waitUntil(() => !isAlive(child), 30_000)
   })
 
   test('servers - after SIGKILL of their parent the next start has data, password and ports again', async () => {
@@ -122,7 +122,7 @@ describe('servers', () => {
     await first.set('kept', 'yes')
     first.disconnect()
     await killed(parent)
-    await vi.waitUntil(() => isGone(said.redis) && isGone(said.nats), 10_000)
+    await vi.waitUntil(() => isGone(said.redis) && isGone(said.nats), 30_000)
     const redis = await startRedis({ dir: join(dir, 'redis') })
     endings.push(() => redis.stop())
     const nats = await startNats({ dir: join(dir, 'nats'), configText: '' })
@@ -189,7 +189,7 @@ describe('servers', () => {
     endings.push(() => nats.stop())
     nats.reload(config('second-password'))
     const enter = () => connectNats({ servers: nats.url, user: 'u', pass: 'second-password', reconnect: false })
-    const connection = await vi.waitFor(enter, 10_000)
+    const connection = await vi.waitFor(enter, 30_000)
     await connection.close()
     expect(isGone(nats.pid)).toBe(false)
   })

@@ -52,7 +52,7 @@ async function startUp(...more: string[]): Promise<Up> {
   endings.push(async () => {
     child.kill('SIGKILL')
     await ended
-    await vi.waitUntil(() => [...parts.values()].every((part) => !isAlive(part)), 10_000)
+    await vi.waitUntil(() => [...parts.values()].every((part) => !isAlive(part)), 30_000)
   })
   const lines: Record<string, unknown>[] = []
   const parts = new Map<string, ProcessRecord>()
@@ -104,7 +104,7 @@ test('up - runs a campaign, and after SIGKILL of itself leaves nothing running a
   expect([...first.parts.keys()]).toEqual(expect.arrayContaining(['redis', 'nats', 'central', 'relay', 'local-1']))
   await runCampaign(first.client, 'before')
   await killed(first)
-  await vi.waitUntil(() => [...first.parts.values()].every((part) => !isAlive(part)), 10_000)
+  await vi.waitUntil(() => [...first.parts.values()].every((part) => !isAlive(part)), 30_000)
 
   const second = await startUp()
   const { campaigns } = await second.client.call('listCampaigns', {})

@@ -143,7 +143,7 @@ describe('api - bodies', () => {
     await expect.poll(() => checking.length).toBe(1)
     checking[0]!()
     expect((await fourth).statusCode).toBe(200)
-  }, 15_000)
+  })
 
   it('a body that does not come ends its connection and frees its place', async () => {
     const slow = `POST /v1/campaigns HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ada\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{`

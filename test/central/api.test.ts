@@ -159,7 +159,7 @@ describe('api - looking', () => {
       (await ada.call('setDesired', { params, body: { desired } })).state
     expect([await set('paused'), await set('run')]).toEqual(['paused', 'running'])
     expect(await set('cancelled')).toMatch(/^cancell(ing|ed)$/)
-    await vi.waitFor(async () => expect((await ada.call('showCampaign', { params })).state).toBe('cancelled'), 10_000)
+    await vi.waitFor(async () => expect((await ada.call('showCampaign', { params })).state).toBe('cancelled'), 30_000)
     expect(await codeOf(set('run'))).toBe('request.invalid')
   })
 
@@ -215,7 +215,7 @@ describe('api - over the wire', () => {
     const read = async () => (await fetch(`${lab.central.metricsUrl}/metrics`)).text()
     await vi.waitFor(
       async () => expect(await read()).toContain('indraft_tasks{group="/measured",state="queued"} 5'),
-      10_000,
+      30_000,
     )
     const text = await read()
     expect(text).toMatch(/^indraft_store_halted 0$/m)

@@ -275,11 +275,11 @@ test('compaction - dead with the block written: no result is lost, and it is wri
   await pilot.verdicts(pilot.allResults())
   arm('block.written')
   await lab.work.start()
-  await vi.waitFor(() => expect(isDead()).toBe(true), 10_000)
+  await vi.waitFor(() => expect(isDead()).toBe(true), 30_000)
   await clean()
   await vi.waitFor(async () => {
     expect(await lab.redis.hlen(`${base}:results:${id}:a`)).toBe(0)
     expect(await lab.redis.hlen(`${base}:blocks:${id}:a`)).toBe(1)
-  }, 20_000)
+  }, 30_000)
   await clean()
 })

@@ -77,7 +77,7 @@ ${more}`
 async function reaches(campaign: string, state: string): Promise<void> {
   await vi.waitFor(
     async () => expect((await lab.admin.call('showCampaign', { params: { campaign } })).state).toBe(state),
-    { timeout: 20_000, interval: 50 },
+    { timeout: 30_000, interval: 50 },
   )
 }
 const taskOf = (campaign: string) => lab.admin.call('showTask', { params: { campaign, step: 'sim', index: 0 } })
@@ -136,7 +136,7 @@ describe('nodes - who gets nothing any more', () => {
     await startNode('banned', { traceLog: join(folder, 'trace') })
     const mark = join(folder, 'ran')
     const bad = await submit(eve, 'bad', ['sh', '-c', `echo x >${mark}; sleep 600`])
-    await vi.waitFor(() => expect(rmSync(mark)).toBeUndefined(), { timeout: 20_000, interval: 50 })
+    await vi.waitFor(() => expect(rmSync(mark)).toBeUndefined(), { timeout: 30_000, interval: 50 })
     expect(await lab.admin.call('addBan', { body: { subject: 'eve', reason: 'token on a page' } })).toEqual({
       cancelled: [bad],
     })

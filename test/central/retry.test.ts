@@ -39,7 +39,7 @@ async function work(pilot: TestHolder, tasks: number, change = {}): Promise<void
       await lab.settle()
       await pilot.pull(1)
       expect(pilot.leases.size).toBeGreaterThan(0)
-    }, 5000)
+    }, 30_000)
     done += (await pilot.verdicts(pilot.allResults(change))).length
   }
   await lab.settle()
@@ -107,7 +107,7 @@ test('late success of a held task - it is done, and what waited for it goes on',
     await lab.settle()
     await slow.pull(1)
     expect(slow.leases.size).toBe(1)
-  }, 5000)
+  }, 30_000)
   await slow.startAll()
   const old = [...slow.leases.values()]
   await vi.waitFor(
@@ -115,7 +115,7 @@ test('late success of a held task - it is done, and what waited for it goes on',
       await lab.settle()
       expect(await counts(plan.id)).toMatchObject({ a: { held: 1 } })
     },
-    { timeout: 10_000, interval: 50 },
+    { timeout: 30_000, interval: 50 },
   )
   await slow.hello()
   expect(await slow.verdicts(old.flatMap((lease) => slow.results(lease)))).toEqual(['accepted'])

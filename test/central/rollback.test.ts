@@ -35,7 +35,7 @@ async function restartRedis(from?: string): Promise<void> {
     cpSync(from, files(), { recursive: true })
   }
   redis = await startRedis({ dir: join(folder, 'redis'), port })
-  await vi.waitFor(() => lab.redis.ping(), 5000)
+  await vi.waitFor(() => lab.redis.ping(), 30_000)
 }
 
 async function seed(name: string, size = 20) {
@@ -74,7 +74,7 @@ test('rollback - a holder that knows of lost writes stops granting though others
   await vi.waitFor(async () => {
     await lab.settle()
     expect((await other.pull(20)).grants.length).toBeGreaterThan(0)
-  }, 5000)
+  }, 30_000)
   expect((await lab.store.verify()).filter(({ where }) => where === 'the store')).toEqual([])
   expect(id).toBeDefined()
 })

@@ -74,7 +74,7 @@ describe('sites - a credential opens that site alone', () => {
     const { nats } = await credentialOf('OWN')
     const link = natsLink(await connectAs('OWN', nats.creds), 'OWN')
     try {
-      const reply = decode(await link.request(encode('hello', hello), 5000))
+      const reply = decode(await link.request(encode('hello', hello), 30_000))
       expect([reply.type, (reply.body as Message<'welcome'>).site]).toEqual(['welcome', 'OWN'])
     } finally {
       await link.close()
@@ -85,7 +85,7 @@ describe('sites - a credential opens that site alone', () => {
     const { nats } = await credentialOf('NOSY')
     const connection = await connectAs('NOSY', nats.creds)
     try {
-      await expect(connection.request(siteSubject('OWN'), encode('hello', hello), { timeout: 2000 })).rejects.toThrow(
+      await expect(connection.request(siteSubject('OWN'), encode('hello', hello), { timeout: 30_000 })).rejects.toThrow(
         /Permissions Violation/i,
       )
       for (const subject of [
@@ -116,7 +116,7 @@ describe('sites - a credential opens that site alone', () => {
     const { nats } = await credentialOf('GARBAGE')
     const link = natsLink(await connectAs('GARBAGE', nats.creds), 'GARBAGE')
     try {
-      const reply = decode(await link.request(new Uint8Array([1, 2, 3]), 5000))
+      const reply = decode(await link.request(new Uint8Array([1, 2, 3]), 30_000))
       expect(reply).toMatchObject({ type: 'refused', body: { code: 'message.garbled' } })
     } finally {
       await link.close()
@@ -132,7 +132,7 @@ test('sites - what a holder says of its nodes is what warnings name', async () =
   const node = { node: 'n1', cores: 64, memoryBytes: 2 ** 36, scratchBytes: 0, gpus: 0, gpuMemoryBytes: 0 }
   const facts = { ...node, arch: 'x86_64', runtimes: ['host' as const], network: 'none' as const, timeLeftMs: null }
   try {
-    await link.request(encode('hello', { ...hello, nodes: [{ ...facts, labels: {} }] }), 5000)
+    await link.request(encode('hello', { ...hello, nodes: [{ ...facts, labels: {} }] }), 30_000)
   } finally {
     await link.close()
   }
@@ -143,7 +143,7 @@ test('sites - what a holder says of its nodes is what warnings name', async () =
     expect(warnings[0]?.message).toBe(
       'no registered site can run sim; the nearest is SEEN (cores: 65 wanted, 64 there)',
     )
-  })
+  }, 30_000)
 })
 
 describe('sites - files at the centre', () => {
@@ -188,7 +188,7 @@ describe('sites - files at the centre', () => {
     await vi.waitFor(async () => {
       grants.push(...(await holder.pull({ waitMs: 200 }, 1)).grants)
       expect(grants).toHaveLength(1)
-    }, 10_000)
+    }, 30_000)
     // Unconfirmed it would soon be taken back.
     holder.confirm()
     await holder.beat()

@@ -69,7 +69,7 @@ test('steering - failed tasks are queued again by route and by command, what was
   const id = await submit('again', '  merge: {command: [x], after: [sim]}\n')
   await failTasks(2)
   const counts = async () => (await show(id)).steps.map((step) => step.counts)
-  await vi.waitFor(async () => expect(await counts()).toMatchObject([{ failed: 2 }, { skipped: 1 }]), 20_000)
+  await vi.waitFor(async () => expect(await counts()).toMatchObject([{ failed: 2 }, { skipped: 1 }]), 30_000)
   const nothing = await indraft('campaign', 'retry', 'again', '--held')
   expect(nothing).toEqual({ code: 0, stdout: 'nothing is held', stderr: '' })
   const params = { campaign: id }
@@ -83,9 +83,9 @@ test('steering - failed tasks are queued again by route and by command, what was
 
   expect(await ask({ request: 'request-1' })).toEqual({ tasks: 2 })
   expect(await ask({ request: 'request-1' })).toEqual({ tasks: 0 })
-  await vi.waitFor(async () => expect(await counts()).toMatchObject([{ queued: 2 }, { blocked: 1 }]), 20_000)
+  await vi.waitFor(async () => expect(await counts()).toMatchObject([{ queued: 2 }, { blocked: 1 }]), 30_000)
   await failTasks(2)
-  await vi.waitFor(async () => expect(await counts()).toMatchObject([{ failed: 2 }, { skipped: 1 }]), 20_000)
+  await vi.waitFor(async () => expect(await counts()).toMatchObject([{ failed: 2 }, { skipped: 1 }]), 30_000)
   const said = await indraft('campaign', 'retry', '/steer/again', '--failed', '--step', 'sim')
   expect(said).toEqual({ code: 0, stdout: '2 tasks queued again', stderr: '' })
   const asJson = await indraft('campaign', 'retry', 'again', '--json')
@@ -106,7 +106,7 @@ test('steering - a banned person is refused and their campaigns end, until lifte
     message: 'eve is banned: token on a public page',
   })
   expect((await indraft('admin', 'ban', 'list')).stdout).toMatch(/^eve +\d{4}-.*Z +admin +token on a public page$/m)
-  await vi.waitFor(async () => expect((await show(id)).state).toBe('cancelled'), 20_000)
+  await vi.waitFor(async () => expect((await show(id)).state).toBe('cancelled'), 30_000)
   expect(await indraft('admin', 'ban', 'lift', 'eve')).toMatchObject({ code: 0, stdout: 'eve may submit again' })
   expect(await indraft('admin', 'ban', 'lift', 'eve')).toMatchObject({ code: 1, stdout: 'eve is not banned' })
   expect(await eve.call('whoami', {})).toMatchObject({ subject: 'eve' })
@@ -120,4 +120,4 @@ test('steering - a name that is not known in a file is refused with its place', 
       /^names\.yaml:6:32 {2}steps\.sim\.command\[1\]: \$\(id\) is not known here: there are index,/,
     ),
   })
-}, 60_000)
+})

@@ -50,8 +50,8 @@ test('Redis killed - a holder is told to come again, and goes on when it is back
     await vi.waitFor(async () => {
       const { verdicts } = await lab.dispatcher.onReport({ site: 'ALPHA' }, report)
       expect(verdicts.map(({ verdict }) => verdict)).toEqual(['accepted', 'accepted'])
-    }, 10_000)
-    await vi.waitFor(async () => expect((await pilot.pull(2)).grants).toHaveLength(2), 10_000)
+    }, 30_000)
+    await vi.waitFor(async () => expect((await pilot.pull(2)).grants).toHaveLength(2), 30_000)
     expect(await lab.store.verify()).toEqual([])
   } finally {
     await lab.end()
@@ -118,7 +118,7 @@ test('replicas - a write is acknowledged when so many have it on disk, and refus
     await other.config('SET', 'masterauth', new URL(first.url).password)
     await other.replicaof('127.0.0.1', String(first.port))
     await vi.waitFor(async () => expect(await lab.store.create(plan)).toEqual({ created: false }), {
-      timeout: 20_000,
+      timeout: 30_000,
       interval: 100,
     })
     expect(await other.hget(`indraft:{${GROUP}}:names`, 'copied')).toBe(plan.id)
@@ -128,7 +128,7 @@ test('replicas - a write is acknowledged when so many have it on disk, and refus
     await first.stop()
     await second.stop()
   }
-}, 40_000)
+})
 
 test('the whole of central without Redis - the API says 503 in words, not ready, stays up, and stops cleanly', async () => {
   const lab: CentralLab = await startCentralLab()
@@ -156,4 +156,4 @@ test('the whole of central without Redis - the API says 503 in words, not ready,
   } finally {
     await lab.stop()
   }
-}, 40_000)
+})

@@ -85,7 +85,7 @@ test('story - two steps, a failure retried, a merge released with a manifest, ou
     if (results.length > 0) await pilot.verdicts(results.map(withOutput))
     await clean()
     expect(await counts(plan.id, 'run')).toEqual({ done: 50 })
-  }, 20_000)
+  }, 30_000)
   await lab.settle()
   expect(await counts(plan.id, 'merge')).toEqual({ queued: 1 })
   await clean()
@@ -176,7 +176,7 @@ test.each([
       const { grants } = await pilot.pull(1)
       expect(grants).toHaveLength(1)
       expect(grants[0]!.tries).toEqual(attempt === 1 ? {} : { '0': attempt - 1 })
-    }, 5000)
+    }, 30_000)
     expect(await pilot.verdicts(pilot.allResults(end))).toEqual(['accepted'])
     await clean()
   }
@@ -290,7 +290,7 @@ test('tables - a row travels with its task, whatever way it was bundled', async 
     await pilot.verdicts(pilot.allResults()).catch(() => [])
     await clean()
     expect(grants.some(({ lease }) => lease.tasks.includes('-'))).toBe(true)
-  }, 10_000)
+  }, 30_000)
 })
 
 test('compaction - results of 256 tasks leave Redis and can still be looked up, and duplicates are still known', async () => {
@@ -305,11 +305,11 @@ test('compaction - results of 256 tasks leave Redis and can still be looked up, 
     all.push(...results)
     for (let i = 0; i < results.length; i += 50) await pilot.verdicts(results.slice(i, i + 50))
     expect(await counts(plan.id, 'a')).toEqual({ done: 600 })
-  }, 20_000)
+  }, 30_000)
   await vi.waitFor(async () => {
     expect(await lab.redis.hlen(`indraft:{${GROUP}}:results:${plan.id}:a`)).toBe(0)
     expect(await lab.redis.hlen(`indraft:{${GROUP}}:blocks:${plan.id}:a`)).toBe(3)
-  }, 10_000)
+  }, 30_000)
   expect(await lab.store.task(plan.id, 'a', 555)).toMatchObject({ state: 'done', node: 'n-p1', attempts: 1 })
   const page = await lab.store.tasks(plan.id, { state: 'done' }, null, 500)
   expect(page.rows).toHaveLength(500)
@@ -395,7 +395,7 @@ test('tasks - a running task says on which node it runs, for as long as its leas
     if (!large) await relay.verdicts(relay.allResults())
     expect(large).toBeDefined()
     return large!
-  }, 20_000)
+  }, 30_000)
   const [first, second, third, fourth] = [...indices(parseRanges(lease.tasks))] as [number, number, number, number]
   const started = (index: number, node?: string) => ({ ...lease, tasks: `${index}`, ...(node && { node }) })
   const running = async () =>

@@ -66,4 +66,4 @@ it('backlog - results that the centre has no word for now hold up none behind th
   await until('the rest is there', () => at.relay.outgoing.waiting === 256)
   at.centre.isNotJudged = () => false
   await until('all are', () => at.relay.outgoing.waiting === 0)
-}, 60_000)
+})

@@ -9,7 +9,7 @@ describe('relay - ends by itself', () => {
   it('relay - a second one in its folder does not start; with --once that is no failure', async () => {
     expect(await spawnRelay(at.settings).exited).toBe(1)
     expect(await spawnRelay([...at.settings, '--once']).exited).toBe(0)
-  }, 90_000)
+  })
 
   it('relay - with --once it ends when nothing is left to do, and the journal is kept', async () => {
     at.relay.kill('SIGTERM')
@@ -20,5 +20,5 @@ describe('relay - ends by itself', () => {
     const brief = at.start('--for', '1s')
     expect((await brief.said('journal.read')).incarnation).toBe(incarnation)
     expect(await brief.exited).toBe(0)
-  }, 90_000)
+  })
 })

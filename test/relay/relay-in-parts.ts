@@ -11,6 +11,9 @@ import { frameHandler } from '../../shared/dispatcher.ts'
 import type { FrameHandler, Link } from '../../shared/link.ts'
 import { type Log, silentLog } from '../../shared/log.ts'
 
+/** Of until(): far above what anything takes, and below the limit of a test, which would not say what never happened. */
+const PATIENCE_MS = 90_000
+
 export interface RelayInParts extends Core {
   folder: string
   handler: FrameHandler
@@ -74,13 +77,15 @@ export async function relayInParts(options: PartsOptions): Promise<RelayInParts>
 
 /**
  * Real time; the condition is about what happens by itself. @returns what the condition returned, once that is something
- * @throws when it takes some ten seconds, more where the condition itself takes long
+ * @throws when it takes more than PATIENCE_MS; the condition is looked at once more then
  */
 export async function until<T>(what: string, condition: () => T | Promise<T>): Promise<NonNullable<T>> {
-  for (let waited = 0; waited < 10_000; waited += 2) {
+  const endsAtMs = performance.now() + PATIENCE_MS
+  for (;;) {
+    const isLast = performance.now() > endsAtMs
     const found = await condition()
     if (found) return found
+    if (isLast) throw new Error(`never happened: ${what}`)
     await new Promise((resolve) => setTimeout(resolve, 2))
   }
-  throw new Error(`never happened: ${what}`)
 }

@@ -95,7 +95,7 @@ it('two relays - each has a name and pilots of its own; what one that never retu
   })
   expect(await stateOf(b)).toBe('lost')
   expect(await stateOf(a)).toBe('active')
-}, 60_000)
+})
 
 it('two relays - a pilot leaves one that is silent for the other, whose word for its results counts', async () => {
   const [a, b] = [await relay('a', 7_200_000), await relay('b', 7_200_000)]
@@ -117,4 +117,4 @@ it('two relays - a pilot leaves one that is silent for the other, whose word for
   const { tasks } = await person.call('listTasks', { params: { campaign: campaigns[0]!.id }, query: { limit: 10 } })
   expect(tasks).toMatchObject([{ state: 'done', attempts: 1 }])
   expect(await running.finished).toBe(300)
-}, 60_000)
+})

@@ -28,7 +28,7 @@ test('program - one that waits for others when everything is stopped is ended to
     const said = Number(readFileSync(join(folder, 'waits.log'), 'utf8'))
     expect(said).toBeGreaterThan(0)
     return said
-  }, 10_000)
+  }, 30_000)
   stopping.abort()
   await expect(starting).rejects.toMatchObject({ code: 'server.failed' })
   expect(() => process.kill(pid, 0)).toThrow()

@@ -1,5 +1,5 @@
-import { afterEach, expect, test, vi } from 'vitest'
-import type { Clock } from '../../../shared/clock.ts'
+import { afterEach, expect, test } from 'vitest'
+import { manualClock } from '../../../test/manual-clock.ts'
 import { type RunningPart, Service } from './service.ts'
 
 /** A part that ends when the test says so. */
@@ -27,13 +27,15 @@ afterEach(() => {
 })
 
 test('service - what dies is started again: at once, then ever later', async () => {
-  const impatient: Clock = { wallMs: () => 0, monotonicMs: () => 0, sleep: () => Promise.resolve() }
-  const service = new Service('x', async () => fakePart(), events, impatient)
+  const clock = manualClock()
+  const service = new Service('x', async () => fakePart(), events, clock)
   await service.start()
   for (let deaths = 1; deaths <= 4; deaths++) {
     service.part!.kill()
-    await vi.waitFor(() => expect(died.length).toBe(deaths))
-    await vi.waitFor(() => expect(service.starts).toBe(deaths + 1))
+    await clock.settle()
+    expect(died.length).toBe(deaths)
+    await clock.advance(died.at(-1)!.againInMs)
+    expect(service.starts).toBe(deaths + 1)
   }
   expect(died.map(({ againInMs }) => againInMs)).toEqual([0, 500, 2000, 6000])
   expect(died[0]!.how).toBe('was ended by SIGKILL')
@@ -42,21 +44,19 @@ test('service - what dies is started again: at once, then ever later', async () 
 
 test('service - a start that fails is tried again, but not the first one', async () => {
   let fails = true
-  const service = new Service(
-    'x',
-    async () => (fails ? Promise.reject(new Error('no\nmore of it')) : fakePart()),
-    events,
-  )
+  const clock = manualClock()
+  const start = async () => (fails ? Promise.reject(new Error('no\nmore of it')) : fakePart())
+  const service = new Service('x', start, events, clock)
   await expect(service.start()).rejects.toThrow('no')
   fails = false
   await service.start()
   fails = true
   service.part!.kill()
-  await vi.waitFor(() =>
-    expect(died.map(({ how }) => how)).toEqual(['was ended by SIGKILL', 'could not be started: no']),
-  )
+  await clock.advance(0)
+  expect(died.map(({ how }) => how)).toEqual(['was ended by SIGKILL', 'could not be started: no'])
   fails = false
-  await vi.waitFor(() => expect(service.state).toBe('running'))
+  await clock.advance(died.at(-1)!.againInMs)
+  expect(service.state).toBe('running')
   await service.stop()
   expect(service.state).toBe('stopped')
 })
