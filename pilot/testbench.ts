@@ -87,7 +87,6 @@ export class TestSite {
   readonly run = crypto.randomUUID()
   /** Content of blobs by digest. */
   readonly blobs = new Map<string, string>()
-  readonly unkillable: string[] = []
   readonly #server: Server
   readonly #client = new FileClient({ ca: null, token: 'secret' })
   readonly #watcher: Watcher
@@ -124,7 +123,6 @@ export class TestSite {
       log,
       run: this.run,
       everyMs: 100,
-      onUnkillable: (attempt) => this.unkillable.push(attempt),
     })
   }
 
@@ -160,7 +158,8 @@ export class TestSite {
       log: this.#log,
       trace: this.trace,
       payloadGraceMs: 500,
-      stageTimeoutMs: 2000,
+      // No test waits for it that does not say so: nothing here is for a slow machine to get wrong.
+      stageTimeoutMs: 20_000,
       ...more,
     }
   }
@@ -204,8 +203,13 @@ export class TestSite {
   }
 
   /** A host task of one shell script, run to its end; `$(` in it is the shell's. */
-  async runScript(script: string, template: Partial<TemplateBody> = {}): Promise<Result> {
-    return await this.attempt({ command: ['sh', '-c', script.replaceAll('$(', () => '$$(')], ...template }).run()
+  async runScript(
+    script: string,
+    template: Partial<TemplateBody> = {},
+    around: Partial<PayloadAround> = {},
+  ): Promise<Result> {
+    const command = ['sh', '-c', script.replaceAll('$(', () => '$$(')]
+    return await this.attempt({ command, ...template }, {}, around).run()
   }
 
   /** What was stored of an attempt; null where nothing was. */
