@@ -26,7 +26,10 @@ const BATCH = readBatchEnvironment({ PATH })
 function jumpingClock(): { clock: Clock; jump: (ms: number) => void } {
   let jumpedMs = 0
   const clock = { ...systemClock, monotonicMs: () => systemClock.monotonicMs() + jumpedMs }
-  return { clock, jump: (ms) => void (jumpedMs += ms) }
+  const jump = (ms: number) => {
+    jumpedMs += ms
+  }
+  return { clock, jump }
 }
 
 let site: TestSite
