@@ -97,6 +97,7 @@ describe('where to', () => {
     ['to another path of a named host', () => at('/secret')],
     ['to another name of this machine', () => at('/images/a', 'localhost')],
     ['to a private address', () => 'http://169.254.169.254/latest'],
+    ['to a path that looks like another host', () => at('//8.8.8.8/secret')],
   ])('outside - a redirect %s is not followed', async (_, location) => {
     answer = ({ url }, response) => {
       if (url === '/images/a') response.writeHead(302, { location: location() }).end()

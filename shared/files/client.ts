@@ -248,7 +248,8 @@ export class FileClient {
 
 function askFirst(mayAsk: (url: URL) => void): Dispatcher.DispatcherComposeInterceptor {
   return (dispatch) => (options, handler) => {
-    mayAsk(new URL(options.path, options.origin))
+    // Joined, not resolved: in `//host/path` the host would take the place of the one that is asked.
+    mayAsk(new URL(new URL(options.origin ?? '').origin + options.path))
     return dispatch(options, handler)
   }
 }
