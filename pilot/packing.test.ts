@@ -1,7 +1,8 @@
 /** A pilot in this process on a node that tools of the test describe: whose GPUs are whose, the end of an allocation, bans. */
-import { existsSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
+import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest'
+import { systemClock } from '../shared/clock.ts'
 import { writeCredential } from '../shared/credentials.ts'
 import { frameHandler } from '../shared/dispatcher.ts'
 import { memoryLink } from '../shared/link.ts'
@@ -10,8 +11,9 @@ import { loadPilotConfig, readBatchEnvironment } from './config.ts'
 import type { Launch } from './container.ts'
 import { GpuFiles } from './gpu-devices.ts'
 import type { Gpus } from './gpus.ts'
-import { type Pilot, startPilot } from './main.ts'
+import { type Pilot, type PilotWorld, startPilot } from './main.ts'
 import { Attempt } from './payload.ts'
+import { linuxProcesses } from './processes.ts'
 import { ScriptedDispatcher } from './scripted-dispatcher.ts'
 import { makeSkeletonSif } from './sif.ts'
 import { makeTemplate, PATH, TestSite } from './testbench.ts'
@@ -41,7 +43,7 @@ afterEach(async () => {
 async function start(
   args: Record<string, unknown> = {},
   env: Record<string, string> = {},
-  gpus?: Gpus,
+  world: PilotWorld = {},
 ): Promise<Pilot> {
   const credential = join(site.folder, 'pilot.json')
   const nats = { url: 'nats://unused', user: null, password: null, creds: null, ca: null, inboxPrefix: '_INBOX' }
@@ -57,7 +59,7 @@ async function start(
   const link = memoryLink({ site: 'here' }, frameHandler(script, silentLog))
   const pilot = await startPilot(loadPilotConfig(settings, undefined, {}), silentLog, {
     ...{ batch, link },
-    ...(gpus ? { gpus } : {}),
+    ...world,
   })
   pilots.push(pilot)
   return pilot
@@ -70,7 +72,7 @@ async function until<T>(look: () => T | undefined | false | null): Promise<T> {
       if (!found) throw new Error(`not yet: ${look.toString().slice(0, 200)}`)
       return found
     },
-    { timeout: 15_000, interval: 10 },
+    { timeout: 30_000, interval: 10 },
   )
 }
 
@@ -195,7 +197,7 @@ describe('GPUs', () => {
   test('packing - a GPU is one payload`s own for as long as it runs, and nobody sees another`s', async () => {
     const log = join(site.folder, 'seen')
     const show = `echo "+ $CUDA_VISIBLE_DEVICES" >>${log}; sleep 0.$$((INDRAFT_INDEX % 3)); echo "- $CUDA_VISIBLE_DEVICES" >>${log}`
-    await start({}, {}, gpus)
+    await start({}, {}, { gpus })
     script.give({ ...sh(show), needs: { ...tiny, gpus: 1 } }, '0-8')
     script.give({ ...sh(show), needs: { ...tiny, gpus: 2 } }, '10-12')
     script.give({ ...sh(show), needs: { ...tiny, gpus: 0 } }, '20')
@@ -224,7 +226,7 @@ describe('GPUs', () => {
       seen.push(this.work.gpus)
       return start_.call(this)
     })
-    await start({}, {}, { ...gpus, files })
+    await start({}, {}, { gpus: { ...gpus, files } })
     script.give({ ...sh('true'), needs: { ...tiny, gpus: 2 } }, '0')
     await until(() => script.results.length === 1)
     expect(seen).toEqual([
@@ -233,7 +235,7 @@ describe('GPUs', () => {
   })
 
   test('packing - hello and offer say how many GPUs there are, of what kind, and with how much memory', async () => {
-    await start({}, {}, gpus)
+    await start({}, {}, { gpus })
     const node = (await until(() => script.hellos[0])).nodes[0]!
     expect(node).toMatchObject({ gpus: 3, gpuMemoryBytes: 2 ** 34, labels: { gpu: 'NVIDIA X', gpu_driver: '550.1' } })
     script.give({ ...sh('sleep 60'), needs: { ...tiny, gpus: 2 } }, '0')
@@ -242,9 +244,76 @@ describe('GPUs', () => {
   })
 })
 
+test('packing - what a task left behind and SIGKILL does not end keeps its room and its GPUs from all others', async () => {
+  const gpus: Gpus = {
+    vendor: 'nvidia',
+    driver: '550.1',
+    devices: ['a', 'b', 'c'].map((id) => ({ id, model: 'NVIDIA X', memoryBytes: 2 ** 34 })),
+  }
+  const tiny = { ...needs, memoryBytes: 2 ** 26, gpuMemoryBytes: 2 ** 34 }
+  const kernel = linuxProcesses()
+  const refused: number[] = []
+  const processes = { ...kernel, kill: (pid: number) => void refused.push(pid) }
+  let jumpedMs = 0
+  const clock = { ...systemClock, monotonicMs: () => systemClock.monotonicMs() + jumpedMs }
+  await start({}, {}, { gpus, processes, clock })
+  const left = join(site.folder, 'left')
+  script.give({ ...sh(`sleep 600 >/dev/null 2>&1 & echo $! >${left}`), needs: { ...tiny, gpus: 2, cores: 2 } }, '0')
+  await until(() => script.results.length === 1)
+  const pid = Number(text(left))
+  onTestFinished(() => kernel.kill(pid, 'SIGKILL'))
+  await until(() => refused.includes(pid))
+  const { length } = script.pulls
+  jumpedMs = 11_000
+  await until(() => script.pulls.slice(length).find(({ offer }) => offer[0]?.shape.gpus === 1))
+  expect(script.pulls.at(-1)!.offer[0]!.shape).toMatchObject({ cores: 2, gpus: 1 })
+  const log = join(site.folder, 'seen')
+  script.give({ ...sh(`echo $CUDA_VISIBLE_DEVICES >>${log}`), needs: { ...tiny, gpus: 1 } }, '1-4')
+  await until(() => script.results.length === 5)
+  expect(text(log)).toBe('c\nc\nc\nc\n')
+})
+
+test('packing - what a task has written takes scratch until it is stored and removed', async () => {
+  const storing = Promise.withResolvers<void>()
+  const stored = Promise.withResolvers<void>()
+  const put = site.store.put.bind(site.store)
+  site.store.put = async (...file) => {
+    storing.resolve()
+    await stored.promise
+    return await put(...file)
+  }
+  onTestFinished(() => stored.resolve())
+  await start({ scratchSpace: '1GiB' })
+  const log = join(site.folder, 'seen')
+  const seen = () => readdirSync(join(site.folder, 'scratch/pilot1/tasks'))
+  script.give(
+    {
+      ...sh(`ls ../.. >>${log}; echo here >out`),
+      outputs: [{ path: 'out', url: null, optional: false }],
+      needs: { ...needs, memoryBytes: 2 ** 26, scratchBytes: 0.6 * 2 ** 30 },
+    },
+    '0-1',
+  )
+  await storing.promise
+  const { length } = script.beats
+  const beat = await until(() => script.beats[length + 2])
+  expect(beat).toMatchObject({ counters: { tasks_started: 1 }, gauges: { coresBusy: 0, waiting: 1 } })
+  const first = seen()
+  stored.resolve()
+  await until(() => script.results.length === 2)
+  expect(script.results.map(({ end }) => end)).toEqual(['done', 'done'])
+  // Each saw its own folder alone.
+  const folders = text(log).trim().split('\n')
+  expect(folders).toHaveLength(2)
+  expect(folders[0]).toBe(first[0])
+  expect(folders[1]).not.toBe(first[0])
+})
+
 test('packing - bound payloads have processors of their own, each as many as it asked for', async () => {
   const log = join(site.folder, 'cpus')
-  const show = `grep Cpus_allowed_list /proc/self/status >>${log}; sleep 0.5`
+  // Each stays until both are there: one after the other could have the same ones.
+  const both = `[ $$(wc -l <${log}) -ge 2 ]`
+  const show = `grep Cpus_allowed_list /proc/self/status >>${log}; until ${both}; do sleep 0.02; done`
   await start({ bindCores: true, cores: 2 })
   script.give({ ...sh(show), needs: { ...needs, memoryBytes: 2 ** 26 } }, '0-1')
   await until(() => script.results.length === 2)

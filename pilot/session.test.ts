@@ -90,7 +90,7 @@ async function until<T>(look: () => T | undefined | false | null): Promise<T> {
       if (!found) throw new Error(`not yet: ${look.toString().slice(0, 200)}`)
       return found
     },
-    { timeout: 15_000, interval: 10 },
+    { timeout: 30_000, interval: 10 },
   )
 }
 
