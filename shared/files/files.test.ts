@@ -25,6 +25,9 @@ let client: FileClient
 let breakAfter: number[]
 let requests: string[]
 let fetchedBytes: number
+/** Of the server, for what is put. */
+let limitBytes: number
+const LINGER_MS = 500
 
 beforeEach(async () => {
   folder = mkdtempSync(join(tmpdir(), 'indraft-files-'))
@@ -32,6 +35,7 @@ beforeEach(async () => {
   breakAfter = []
   requests = []
   fetchedBytes = 0
+  limitBytes = Number.POSITIVE_INFINITY
   const handler = fileHandler(
     {
       authorize(wanted, token, shown) {
@@ -42,9 +46,10 @@ beforeEach(async () => {
       },
       findBlob: async () => null,
       findAttemptFile: (name, path) => store.find(name, path),
-      putAttemptFile: (name, path, content, checksum) => store.put(name, path, content, checksum),
+      putAttemptFile: (name, path, content, checksum) => store.put(name, path, content, checksum, limitBytes),
     },
     silentLog,
+    { lingerMs: LINGER_MS },
   )
   server = createServer((incoming, response) => {
     requests.push(`${incoming.method} ${incoming.headers.range ?? ''}`.trim())
@@ -122,6 +127,35 @@ describe('files - putting', () => {
     await put('hello')
     await expect(put('other')).rejects.toMatchObject({ code: 'file.conflict' })
     expect(readFileSync(store.locate(attempt, 'out/a file%.txt'), 'utf8')).toBe('hello')
+  })
+
+  it('files - one larger than the server takes is refused in words while it is still being sent, and sent once', async () => {
+    limitBytes = 1000
+    await expect(put(Buffer.alloc(30_000_000))).rejects.toMatchObject({ code: 'file.tooLarge' })
+    expect(requests).toEqual(['PUT'])
+    expect(readdirSync(join(folder, 'store/incoming'))).toEqual([])
+  })
+
+  it('files - a sender that does not stop after a refusal, and never said how much comes, is cut off', async () => {
+    limitBytes = 1000
+    const sent = request(address('x'), {
+      method: 'PUT',
+      headers: {
+        authorization: 'Bearer secret',
+        'indraft-capability': held().capability,
+        'indraft-checksum': `sha256:${'0'.repeat(64)}`,
+        'transfer-encoding': 'chunked',
+      },
+    })
+    const answered = new Promise<number>((resolve) =>
+      sent.once('response', (reply) => resolve(reply.resume().statusCode!)),
+    )
+    const closed = new Promise((resolve) => sent.once('socket', (socket) => socket.once('close', resolve)))
+    sent.on('error', () => {})
+    const more = () => void sent.write(Buffer.alloc(100_000), (error) => void (error ?? setImmediate(more)))
+    more()
+    expect(await answered).toBe(413)
+    await closed
   })
 
   it('files - many writers of the same content at the same time all succeed and one makes the file', async () => {

@@ -29,6 +29,7 @@ import { type PutOutcome, parseAttemptUrl, type StoredFile, safeParts } from './
 import { type AttemptName, CAPABILITY_HEADER } from './capability.ts'
 
 export const CHECKSUM_HEADER = 'indraft-checksum'
+const LINGER_MS = 5000
 
 export type FileRequest =
   | { verb: 'get'; kind: 'blob'; digest: string }
@@ -46,11 +47,13 @@ export interface FileService {
   /** @param digest 64 hexadecimal digits */
   findBlob(digest: string): Promise<StoredFile | null>
   findAttemptFile(attempt: AttemptName, path: string): Promise<StoredFile | null>
+  /** @param promisedBytes null where the sender does not say */
   putAttemptFile(
     attempt: AttemptName,
     path: string,
     content: AsyncIterable<Uint8Array>,
     checksum: string,
+    promisedBytes: number | null,
   ): Promise<PutOutcome>
   /** Absent where nothing is accepted. @throws IndraftError auth.invalid | request.invalid */
   listAccepted?(token: string, from: string | null): Promise<AcceptedPage>
@@ -58,23 +61,27 @@ export interface FileService {
   fetchFromOutside?(url: URL, checksum: string | null): Promise<StoredFile>
 }
 
-export interface FileServerEvents {
+export interface FileServerOptions {
   onServed?: (kind: FileRequest['kind'], verb: FileRequest['verb'], bytes: number) => void
   onRefused?: (code: ErrorCode) => void
+  /** How long what a refused sender still sends is read, milliseconds. */
+  lingerMs?: number
 }
 
 export type NodeHandler = (request: IncomingMessage, response: ServerResponse) => void
 
-export function fileHandler(service: FileService, log: Log, events: FileServerEvents = {}): NodeHandler {
+export function fileHandler(service: FileService, log: Log, options: FileServerOptions = {}): NodeHandler {
   return (request, response) => {
-    answer(service, request, response, events).catch((error: unknown) => refuse(error, request, response, log, events))
+    answer(service, request, response, options).catch((error: unknown) =>
+      refuse(error, request, response, log, options),
+    )
   }
 }
 
 /** Answers with one file, with ranges, for routes of other services. */
-export function serveFile(file: StoredFile, log: Log, events: FileServerEvents = {}): NodeHandler {
+export function serveFile(file: StoredFile, log: Log, options: FileServerOptions = {}): NodeHandler {
   return (request, response) => {
-    sendFile(request, response, file).catch((error: unknown) => refuse(error, request, response, log, events))
+    sendFile(request, response, file).catch((error: unknown) => refuse(error, request, response, log, options))
   }
 }
 
@@ -82,7 +89,7 @@ async function answer(
   service: FileService,
   request: IncomingMessage,
   response: ServerResponse,
-  events: FileServerEvents,
+  options: FileServerOptions,
 ): Promise<void> {
   const wanted = readRequest(request)
   const bearer = /^Bearer (\S+)$/.exec(request.headers.authorization ?? '')?.[1] ?? null
@@ -93,8 +100,12 @@ async function answer(
     if (typeof checksum !== 'string' || !/^sha256:[0-9a-f]{64}$/i.test(checksum)) {
       throw new IndraftError('request.invalid', 'header Indraft-Checksum: expected sha256: and 64 hexadecimal digits')
     }
-    const outcome = await service.putAttemptFile(wanted.attempt, wanted.path, request, checksum)
-    events.onServed?.(wanted.kind, wanted.verb, outcome.sizeBytes)
+    // A body that is left half-way stays open: ending it would end the connection before the refusal is sent.
+    const content = request.iterator({ destroyOnReturn: false })
+    const length = request.headers['content-length']
+    const promisedBytes = length === undefined ? null : Number(length)
+    const outcome = await service.putAttemptFile(wanted.attempt, wanted.path, content, checksum, promisedBytes)
+    options.onServed?.(wanted.kind, wanted.verb, outcome.sizeBytes)
     const { campaign, step, index, fences } = wanted.attempt
     const url = `store:${campaign}/${step}/${index}/${fences.join('.')}/${wanted.path}`
     sendJson(response, 201, { sizeBytes: outcome.sizeBytes, checksum: outcome.checksum, url })
@@ -108,7 +119,7 @@ async function answer(
   const file = await findFile(service, wanted)
   if (!file) throw new IndraftError('request.notFound', 'There is no such file.')
   const bytes = await sendFile(request, response, file)
-  events.onServed?.(wanted.kind, wanted.verb, bytes)
+  options.onServed?.(wanted.kind, wanted.verb, bytes)
 }
 
 async function findFile(
@@ -200,7 +211,7 @@ function refuse(
   request: IncomingMessage,
   response: ServerResponse,
   log: Log,
-  events: FileServerEvents,
+  options: FileServerOptions,
 ): void {
   if (response.headersSent || response.destroyed) {
     // The peer went away, or the disk failed half-way: a cut connection is the only honest answer left.
@@ -211,10 +222,19 @@ function refuse(
   const refused = error instanceof IndraftError ? error : new IndraftError(codeOfDisk(error) ?? 'internal.error')
   if (refused !== error) log.error({ err: error, path: request.url }, 'file.requestFailed')
   else log.warn({ code: refused.code, path: request.url, detail: refused.message }, 'file.requestRefused')
-  events.onRefused?.(refused.code)
-  // A body that is still coming is not read: the connection cannot be used again.
-  if (!request.complete) response.setHeader('connection', 'close')
+  options.onRefused?.(refused.code)
+  if (!request.complete) response.once('finish', () => readOn(request, options.lingerMs ?? LINGER_MS))
   sendJson(response, ERRORS[refused.code].status || 500, { code: refused.code, message: refused.message })
+}
+
+/**
+ * Of a body that is still coming, after the answer: most senders stop when they see it. Closed with bytes unread, a
+ * connection is reset, and the answer is lost with it.
+ */
+function readOn(request: IncomingMessage, lingerMs: number): void {
+  const cut = setTimeout(() => request.socket.destroy(), lingerMs)
+  request.once('close', () => clearTimeout(cut))
+  request.resume()
 }
 
 function codeOfDisk(error: unknown): ErrorCode | undefined {
