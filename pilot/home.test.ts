@@ -80,7 +80,7 @@ test('home - payloads of a killed pilot are ended by its guard', async () => {
   const doomed = await startDoomed('p1', 'run-guarded', true)
   expect(isRunning(doomed.payload)).toBe(true)
   doomed.kill()
-  await vi.waitFor(() => expect(isRunning(doomed.payload)).toBe(false), { timeout: 10_000 })
+  await expect.poll(() => isRunning(doomed.payload)).toBe(false)
 })
 
 test('home - without a guard the next pilot of the node ends them and takes over what was not delivered', async () => {
@@ -93,7 +93,7 @@ test('home - without a guard the next pilot of the node ends them and takes over
   await vi.waitFor(async () => {
     await adoptDead(folder, mine, 'n1', outbox, silentLog)
     expect(isRunning(doomed.payload)).toBe(false)
-  })
+  }, 30_000)
 })
 
 test('home - of a dead pilot whose results cannot be read those stay, and nothing else that takes room', async () => {
@@ -108,7 +108,7 @@ test('home - of a dead pilot whose results cannot be read those stay, and nothin
   await vi.waitFor(async () => {
     await adoptDead(folder, mine, 'n1', outbox, silentLog)
     expect(readdirSync(dead).sort()).toEqual(['outbox', 'pilot.json'])
-  })
+  }, 30_000)
   expect(readdirSync(join(dead, 'outbox'))).toEqual(['x.json.bad'])
 })
 

@@ -250,7 +250,8 @@ test('image by URL - what a dead pilot began is taken over by one of those who w
   writeFileSync(`${begun()}.fetching`, 'dead')
   writeFileSync(`${begun()}.dead.part`, 'half of something')
   const forEver = transfer({ giveUpAfterMs: Number.POSITIVE_INFINITY })
-  const waiting = [1, 2, 3].map(() => store(fastClock(100)).locate(image, forEver))
+  // Who fetches shows itself twice a second, and is dead to the others after three.
+  const waiting = [1, 2, 3].map(() => store(fastClock(10)).locate(image, forEver))
   expect(new Set(await Promise.all(waiting))).toEqual(new Set([kept()]))
   expect(readFileSync(kept(), 'utf8')).toBe(content)
   expect(readdirSync(join(folder, 'images'))).toEqual([`${sha256}.sif`])

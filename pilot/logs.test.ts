@@ -58,7 +58,7 @@ test('logs - a process that outlives the payload with the pipe in hand delays no
   const { read, write } = await new PipeMaker(join(folder, 'pipes')).take()
   const log = new CappedLog(read, join(folder, 'log'), 100)
   writeSync(write, 'said')
-  await new Promise((resolve) => setTimeout(resolve, 20))
+  await expect.poll(() => log.bytes).toBe(4)
   const path = await log.finish(50)
   closeSync(write)
   expect(readFileSync(path!, 'utf8')).toBe('said')

@@ -49,7 +49,7 @@ test('lookout - a STOP file is seen, and a ban file, each with the look after th
   await vi.waitFor(() => {
     lookout.look(nowMs + 6000 * (1 + hanging.asked.length))
     expect([lookout.hasStopFile, bans]).toEqual([true, 1])
-  })
+  }, 30_000)
 })
 
 test('lookout - each question has its turn, the time left with the others', async () => {
@@ -61,7 +61,7 @@ test('lookout - each question has its turn, the time left with the others', asyn
     lookout.look(nowMs)
     const asked = [banFile, stopFile].map((file) => hanging.asked.filter((path) => path === file).length)
     for (const times of [refreshed, ...asked]) expect(times).toBeGreaterThan(1)
-  })
+  }, 30_000)
 })
 
 test('lookout - where the file system hangs no look waits, and nothing more is asked', async () => {
@@ -70,7 +70,7 @@ test('lookout - where the file system hangs no look waits, and nothing more is a
   hanging.isOn = true
   const nowMs = systemClock.monotonicMs()
   lookout.look(nowMs + 1000)
-  await vi.waitFor(() => expect(hanging.asked).toHaveLength(1))
+  await expect.poll(() => hanging.asked).toHaveLength(1)
   for (let minute = 1; minute < 100; minute++) lookout.look(nowMs + minute * 60_000)
   await new Promise((resolve) => setImmediate(resolve))
   expect(hanging.asked).toHaveLength(1)

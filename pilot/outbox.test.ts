@@ -1,7 +1,7 @@
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterEach, beforeEach, expect, test, vi } from 'vitest'
+import { afterEach, beforeEach, expect, test } from 'vitest'
 import { enableFailpoints } from '../shared/failpoint.ts'
 import { silentLog } from '../shared/log.ts'
 import type { Result } from '../shared/protocol/messages.ts'
@@ -31,7 +31,7 @@ test('outbox - results are on disk until each is acknowledged', async () => {
   outbox.acknowledged([result(0), result(0), result(77)])
   expect([outbox.size, files().length]).toEqual([1, 1])
   outbox.acknowledged([result(1)])
-  await vi.waitFor(() => expect(files()).toEqual([]))
+  await expect.poll(files).toEqual([])
 })
 
 test('outbox - is read again by the next pilot, each attempt once', async () => {
@@ -39,7 +39,7 @@ test('outbox - is read again by the next pilot, each attempt once', async () => 
   const again = await Outbox.open(folder, silentLog)
   expect(again.batch(10, 1e6)).toEqual([result(0)])
   again.acknowledged([result(0)])
-  await vi.waitFor(() => expect(files()).toEqual([]))
+  await expect.poll(files).toEqual([])
 })
 
 test('outbox - torn, foreign and half-written files are put aside and lose nothing else', async () => {
@@ -96,7 +96,7 @@ test('outbox - what is told in the place of a result changes nothing on disk unt
   // A next pilot, to which another dispatcher may listen, tells it as it was.
   expect((await Outbox.open(folder, silentLog)).batch(9, 1e6)).toEqual([result(0)])
   outbox.acknowledged([result(0)])
-  await vi.waitFor(() => expect(files()).toEqual([]))
+  await expect.poll(files).toEqual([])
 })
 
 test('outbox - a result that is set aside is told no more and can be read; those of its file stay', async () => {
@@ -108,7 +108,7 @@ test('outbox - a result that is set aside is told no more and can be read; those
   const [bad] = readdirSync(folder).filter((name) => name.endsWith('.bad')) as [string]
   expect(JSON.parse(readFileSync(join(folder, bad), 'utf8'))).toEqual([result(0)])
   outbox.acknowledged([result(1)])
-  await vi.waitFor(() => expect(files()).toEqual([]))
+  await expect.poll(files).toEqual([])
   expect([outbox.bytes, await outbox.isEmpty()]).toEqual([0, false])
 })
 
@@ -153,7 +153,7 @@ test('outbox - of a torn file the whole results are kept, under a name of their 
   const again = await Outbox.open(folder, silentLog)
   expect(again.size).toBe(2)
   again.acknowledged([result(1), result(2)])
-  await vi.waitFor(() => expect(files()).toEqual([]))
+  await expect.poll(files).toEqual([])
 })
 
 test('outbox - a refusal of the disk is said until it takes as much again, and what waited is written then', async () => {
@@ -173,5 +173,5 @@ test('outbox - a refusal of the disk is said until it takes as much again, and w
   outbox.acknowledged([result(0)])
   expect(outbox.bytes).toBe(0)
   enableFailpoints(null)
-  await vi.waitFor(() => expect(files()).toEqual([]))
+  await expect.poll(files).toEqual([])
 })

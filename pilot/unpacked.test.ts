@@ -64,7 +64,7 @@ describe('unpacking', () => {
     ...{ folder: folder(), marker: {}, signal, limitMs: 60_000, clock, log: silentLog },
   })
   const isAlive = (pid: string) => existsSync(`/proc/${pid}`)
-  const PATIENT = { timeout: 10_000 }
+  const PATIENT = { timeout: 30_000 }
   /** Shell text that leaves a process in a session of its own, with the output in its hands. */
   const LEAVE_BEHIND = () => `setsid sh -c 'echo $$ > ${site.folder}/left; exec sleep 600' &`
   /** Its pid, once it is out of reach. */
@@ -81,14 +81,14 @@ describe('unpacking', () => {
     const kept = images()
     const image = sif('a')
     const both = [kept.take(image, order()), kept.take(image, order())]
-    await vi.waitFor(() => expect(calls('build')).toHaveLength(1))
+    await expect.poll(() => calls('build')).toHaveLength(1)
     writeFileSync(gate(), '')
     const [one, two] = await Promise.all(both)
     expect(two!.path).toBe(one!.path)
     expect(readdirSync(one!.path)).toEqual(['made-of'])
     // What was put aside meanwhile is gone.
     expect(readdirSync(join(one!.path, '..'))).toEqual(['root'])
-    await vi.waitFor(() => expect(kept.bytes).toBeGreaterThan(4096))
+    await expect.poll(() => kept.bytes).toBeGreaterThan(4096)
     one!.release()
     two!.release()
     expect(kept.bytes).toBe(0)
@@ -104,15 +104,15 @@ describe('unpacking', () => {
     const [first, second] = [new AbortController(), new AbortController()]
     const one = kept.take(sif('a'), order(first.signal))
     const two = kept.take(join(site.folder, 'a.sif'), order(second.signal))
-    await vi.waitFor(() => expect(calls('build')).toHaveLength(1))
+    await expect.poll(() => calls('build')).toHaveLength(1)
     const pid = calls('build')[0]!.split(' ')[0]!
     first.abort()
     await expect(one).rejects.toMatchObject({ code: 'link.closed' })
     expect(isAlive(pid)).toBe(true)
     second.abort()
     await expect(two).rejects.toMatchObject({ code: 'link.closed' })
-    await vi.waitFor(() => expect(isAlive(pid)).toBe(false))
-    await vi.waitFor(() => expect(readdirSync(folder())).toEqual([]))
+    await expect.poll(() => isAlive(pid)).toBe(false)
+    await expect.poll(() => readdirSync(folder())).toEqual([])
     // Whoever comes now is not told of the end of others.
     writeFileSync(gate(), '')
     expect(existsSync((await kept.take(join(site.folder, 'a.sif'), order())).path)).toBe(true)
@@ -151,7 +151,7 @@ describe('unpacking', () => {
     const taking = images().take(sif('a'), order(undefined, clock))
     const late = { code: 'container.failed', message: expect.stringContaining('not unpacked after 1 min') }
     const failed = expect(taking).rejects.toMatchObject(late)
-    await vi.waitFor(() => expect(calls('build')).toHaveLength(1))
+    await expect.poll(() => calls('build')).toHaveLength(1)
     await clock.advance(60_000)
     await failed
     expect(isAlive(calls('build')[0]!.split(' ')[0]!)).toBe(false)
@@ -189,7 +189,7 @@ describe('unpacking', () => {
     const left = await leftBehind()
     try {
       // It has ended, and the process that it left keeps its output open: the pilot waits for that a little.
-      await vi.waitFor(() => expect(isAlive(calls('build')[0]!.split(' ')[0]!)).toBe(false), PATIENT)
+      await expect.poll(() => isAlive(calls('build')[0]!.split(' ')[0]!)).toBe(false)
       ending.abort()
       await gone
       // Where the user left too late for this it is one that nobody uses.
@@ -246,10 +246,10 @@ describe('payloads', () => {
     standIn('sleep 600')
     const attempt = site.attempt({ image: sif('a') }, {}, { runtimes: [runtime('unpacked')] })
     const result = attempt.run()
-    await vi.waitFor(() => expect(calls('build')).toHaveLength(1))
+    await expect.poll(() => calls('build')).toHaveLength(1)
     attempt.end('attempt.cancelled', null)
     expect(await result).toMatchObject({ reason: 'attempt.cancelled', wallMs: 0 })
-    await vi.waitFor(() => expect(existsSync(`/proc/${calls('build')[0]!.split(' ')[0]}`)).toBe(false))
+    await expect.poll(() => existsSync(`/proc/${calls('build')[0]!.split(' ')[0]}`)).toBe(false)
   })
 
   test('unpacked - room that a task asked for and that nobody uses is made', async () => {
@@ -274,8 +274,8 @@ describe('payloads', () => {
   })
 
   test('walltime - counts from when the payload has started: how long its container takes is the site’s', async () => {
-    standIn(MAKE, 'sleep 2.5')
-    const late = { image: sif('a'), needs: { walltimeMs: 1000 } as never }
+    standIn(MAKE, 'sleep 4')
+    const late = { image: sif('a'), needs: { walltimeMs: 3000 } as never }
     const around = { runtimes: [runtime('mounted')], stageTimeoutMs: 60_000 }
     expect(await site.attempt(late, {}, around).run()).toMatchObject({ end: 'done', reason: null })
     standIn(MAKE)

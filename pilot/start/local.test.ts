@@ -13,8 +13,8 @@ import { parseSiteFile } from './site-file.ts'
 import { NotStarted, type Starter } from './tick.ts'
 
 /** Says its words and stays; the end of the test at the latest ends it. */
-const program = `console.log(process.argv.slice(2).join(' ')); setInterval(() => {}, 1000)
-process.on('SIGTERM', () => { console.log('told to end'); process.exit(0) })`
+const program = `process.on('SIGTERM', () => { console.log('told to end'); process.exit(0) })
+console.log(process.argv.slice(2).join(' ')); setInterval(() => {}, 1000)`
 
 let folder: string
 let starter: Starter

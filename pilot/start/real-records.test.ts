@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { afterEach, beforeEach, expect, it } from 'vitest'
 import { silentLog } from '../../shared/log.ts'
 import { type CountedSlurm, countedSlurm } from '../../test/counted-slurm.ts'
-import { TestSite } from '../testbench.ts'
+import { makeTemplate, TestSite } from '../testbench.ts'
 import { endTeller } from './end-record.ts'
 import { foldersOf, readState } from './files.ts'
 import { folderTag } from './site-file.ts'
@@ -40,7 +40,10 @@ it('black holes - a node whose payloads end in no time is latched by what real o
     )
   const go = join(folder, 'go')
   const waits = ['sh', '-c', `while [ ! -e ${go} ]; do sleep 0.05; done`]
-  const run = (command: string[]) => Promise.all(Array.from({ length: TASKS }, () => site.attempt({ command }).run()))
+  // The slow ones run as long as this machine makes them.
+  const needs = { ...makeTemplate().needs, walltimeMs: 3_600_000 }
+  const run = (command: string[]) =>
+    Promise.all(Array.from({ length: TASKS }, () => site.attempt({ command, needs }).run()))
   const beganMs = performance.now()
   const slow = [run(waits), run(waits)]
   const quick = await run(['true'])

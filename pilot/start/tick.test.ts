@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { readdir, readFile, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { silentLog } from '../../shared/log.ts'
 import type { QueuedJob } from './absorb.ts'
 import type { Start } from './decide.ts'
@@ -554,9 +554,9 @@ describe('end records', () => {
     const heard: string[] = []
     const [asked, other, byHand] = [tellerOf('cpu.1'), tellerOf('cpu.2'), tellerOf(null)]
     for (const one of [asked, other, byHand]) one.whenAsked((why) => void heard.push(why))
-    await vi.waitFor(async () => expect(await readdir(ends)).toContain('cpu.1-p.alive'))
+    await expect.poll(() => readdir(ends)).toContain('cpu.1-p.alive')
     await askToLeave(ends, 'cpu.1-p.alive', 'tasks fail here')
-    await vi.waitFor(() => expect(heard).toEqual(['tasks fail here']))
+    await expect.poll(() => heard).toEqual(['tasks fail here'])
     for (const one of [asked, other, byHand]) await one.tell({ code: 500, reason: 'asked' })
     expect(heard).toEqual(['tasks fail here'])
     await removeEndRecords(ends, ['cpu.1-p.json'])
