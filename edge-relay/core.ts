@@ -99,6 +99,7 @@ export async function openCore(options: CoreOptions) {
     reserveBytes: options.diskReserveBytes,
     isJournalFull: () => journal.isFull,
     makeRoom: (bytes) => cache.dropOldest(bytes),
+    spareBytes: () => cache.bytes,
     log,
   })
   const uploads = new Uploads({
@@ -125,6 +126,7 @@ export async function openCore(options: CoreOptions) {
     sessions,
     outgoing,
     cancels,
+    publications,
     replies: kept.replies,
     log,
     clock,

@@ -14,6 +14,7 @@ import type { AttemptFiles } from '../shared/files/attempt-files.ts'
 import { attemptFolder } from '../shared/files/attempt-files.ts'
 import { coversAttempt, verifyCapability } from '../shared/files/capability.ts'
 import { type FileClient, fileAddress } from '../shared/files/client.ts'
+import { type Room, within } from '../shared/files/room.ts'
 import { type FileRequest, type FileService, fileHandler } from '../shared/files/server.ts'
 import { closeServer, listen } from '../shared/listening.ts'
 import type { Log } from '../shared/log.ts'
@@ -54,8 +55,8 @@ export interface RelayFilesOptions {
   tls: CertifiedKey
   host: string
   port: number
-  /** There is too little room for outputs. */
-  isDiskFull?: () => boolean
+  /** On the disk of outbox and cache. */
+  room: Room
   onServed?: (kind: FileRequest['kind'], verb: FileRequest['verb'], bytes: number) => void
   onRefused?: (code: ErrorCode) => void
 }
@@ -83,7 +84,7 @@ export async function serveFiles(options: RelayFilesOptions): Promise<RelayFiles
 }
 
 function fileService(options: RelayFilesOptions): FileService {
-  const { outbox, cache, client, centralUrl, outside, fileLimitBytes } = options
+  const { outbox, cache, client, centralUrl, outside, fileLimitBytes, room } = options
   const fromCentral = (path: string, checksum: string | null, capability: string | null) => async (target: string) =>
     fetched(
       client.getToFile(centralUrl + path, target, {
@@ -91,6 +92,7 @@ function fileService(options: RelayFilesOptions): FileService {
         checksum,
         giveUpAfterMs: CENTRAL_GIVE_UP_MS,
         maxBytes: fileLimitBytes,
+        room,
       }),
     )
   return {
@@ -103,12 +105,19 @@ function fileService(options: RelayFilesOptions): FileService {
       const capability = options.capabilityOf(attempt.campaign)
       return cache.get(attemptKey(name), fromCentral(fileAddress.attempt(name), null, capability))
     },
-    async putAttemptFile(attempt, path, content, checksum) {
+    async putAttemptFile(attempt, path, content, checksum, promisedBytes) {
+      if (promisedBytes !== null && promisedBytes > fileLimitBytes) {
+        throw new IndraftError('file.tooLarge', `${promisedBytes} bytes; at most ${fileLimitBytes} are accepted`)
+      }
       // Repeated by the pilot, which keeps the file.
-      if (options.isDiskFull?.()) throw new IndraftError('store.full', "the relay's disk is full")
-      const outcome = await outbox.put(attempt, path, content, checksum, fileLimitBytes)
-      failpoint('file.stored')
-      return outcome
+      const claim = await room.claim(promisedBytes)
+      try {
+        const outcome = await outbox.put(attempt, path, within(content, claim), checksum, fileLimitBytes)
+        failpoint('file.stored')
+        return outcome
+      } finally {
+        claim.end()
+      }
     },
     async fetchFromOutside(url, checksum) {
       // What the cache could not keep would push everything else out of it.

@@ -114,7 +114,7 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
     closers.push(() => core.close())
     const { buffer, sessions, outgoing, uploads, outbox, cache, dispatcher, upstream, disk } = core
     const { fetchFrom, fetchTime } = config
-    const outside = new Outside({ fetchFrom, fetchTimeMs: fetchTime ?? 0, isDiskFull: () => disk.isFull, clock, log })
+    const outside = new Outside({ fetchFrom, fetchTimeMs: fetchTime ?? 0, room: disk, clock, log })
     closers.push(() => outside.close())
 
     // Below.
@@ -154,7 +154,7 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
         tls,
         host: config.host,
         port,
-        isDiskFull: () => disk.isFull,
+        room: disk,
         onServed: (kind, verb, bytes) => metrics.count.indraft_relay_file_bytes_total.inc({ kind, verb }, bytes),
         onRefused: (code) => metrics.count.indraft_relay_messages_refused_total.inc({ code }),
       }),

@@ -6,6 +6,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { systemClock } from '../shared/clock.ts'
+import { IndraftError } from '../shared/errors.ts'
+import type { Room } from '../shared/files/room.ts'
 import { silentLog } from '../shared/log.ts'
 import { isPublicAddress, Outside, type OutsideOptions } from './outside.ts'
 
@@ -35,6 +37,16 @@ afterEach(async () => {
 const port = () => (server.address() as AddressInfo).port
 const at = (path: string, host = '127.0.0.1') => `http://${host}:${port()}${path}`
 const target = () => join(folder, 'file')
+
+/** Room for some bytes, then none. */
+function filling(): Room {
+  let left = 5
+  const take = (bytes: number) => {
+    left -= bytes
+    if (left < 0) throw new IndraftError('store.full')
+  }
+  return { claim: async () => ({ take, end: () => {} }) }
+}
 
 async function fetchIt(url: string, fetchFrom: string[], more: Partial<OutsideOptions> = {}, maxBytes = 1000) {
   const patience = { answerMs: 20_000, giveUpMs: 0 }
@@ -173,7 +185,7 @@ describe('servers that misbehave', () => {
 
   test.each([
     ['by time', { fetchTimeMs: 100 }, 'file.unreachable'],
-    ['by a disk that fills up', { isDiskFull: () => true }, 'store.full'],
+    ['by a disk that fills up', { room: filling() }, 'store.full'],
   ])('outside - one that dribbles is stopped %s', async (_, more, code) => {
     answer = (_request, response) => {
       const drip = setInterval(() => response.write('x'), 20)

@@ -12,6 +12,7 @@ import { BlockList, isIP, type LookupFunction } from 'node:net'
 import type { Clock } from '../shared/clock.ts'
 import { IndraftError } from '../shared/errors.ts'
 import { FileClient } from '../shared/files/client.ts'
+import type { Room } from '../shared/files/room.ts'
 import type { Log } from '../shared/log.ts'
 
 /** Of RFC 6890 and its successors: what is not a public host's. IPv4 within IPv6 is judged as IPv4. */
@@ -61,7 +62,8 @@ export interface OutsideOptions {
   fetchFrom: readonly string[]
   /** One file takes at most this long, milliseconds. */
   fetchTimeMs: number
-  isDiskFull?: () => boolean
+  /** On the disk that is written to. */
+  room?: Room
   /** Milliseconds; default ANSWER_MS and GIVE_UP_MS. */
   patience?: { answerMs: number; giveUpMs: number }
   clock: Clock
@@ -102,7 +104,7 @@ export class Outside {
       throw new IndraftError('policy.refused', `${shown(url)} is not among the addresses that this site fetches from`)
     }
     this.#checkHop(url)
-    const { clock, log, fetchTimeMs, isDiskFull } = this.#options
+    const { clock, log, fetchTimeMs, room } = this.#options
     const startMs = clock.monotonicMs()
     const ending = new AbortController()
     let shownMs = startMs
@@ -113,7 +115,6 @@ export class Outside {
     }
     const look = setInterval(async () => {
       const nowMs = clock.monotonicMs()
-      if (isDiskFull?.()) end(new IndraftError('store.full', "the relay's disk is full"))
       if (nowMs - startMs > fetchTimeMs) {
         end(new IndraftError('file.unreachable', `${shown(url)} took longer than ${fetchTimeMs / 1000} s`))
       }
@@ -126,7 +127,8 @@ export class Outside {
       log.info({ url: shown(url), bytes, ms: Math.round(nowMs - startMs) }, 'outside.fetching')
     }, LOOK_MS)
     try {
-      const options = { checksum, maxBytes, giveUpAfterMs: this.#giveUpMs, signal: ending.signal }
+      const limits = { maxBytes, giveUpAfterMs: this.#giveUpMs, ...(room ? { room } : {}) }
+      const options = { checksum, signal: ending.signal, ...limits }
       const { sizeBytes } = await this.#client.getToFile(url.href, target, options)
       log.info({ url: shown(url), bytes: sizeBytes, ms: Math.round(clock.monotonicMs() - startMs) }, 'outside.fetched')
     } catch (error) {

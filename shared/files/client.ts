@@ -14,6 +14,7 @@ import { type Clock, systemClock } from '../clock.ts'
 import { ERROR_CODES, type ErrorCode, IndraftError } from '../errors.ts'
 import { type AcceptedPage, acceptedPageSchema } from './accepted.ts'
 import { checksumFile, sameChecksum } from './checksum.ts'
+import { type Room, within } from './room.ts'
 
 export interface FileClientOptions {
   /** PEM of the only authority that servers may come from; null for the system's authorities. */
@@ -45,6 +46,8 @@ export interface GetOptions extends TransferOptions {
   /** Of any algorithm in checksum.ts; null takes what comes. */
   checksum?: string | null
   maxBytes?: number
+  /** Of the disk that is written to. */
+  room?: Room
 }
 
 const PAUSE_MS = { first: 200, longest: 15_000 }
@@ -103,8 +106,8 @@ export class FileClient {
 
   /**
    * Fetches into `target`, through `<target>.part`, which is continued when it is there already.
-   * @returns what arrived @throws IndraftError file.checksum | file.tooLarge | request.notFound | a server's code |
-   * link.timeout after giveUpAfterMs; link.closed when the signal ended it
+   * @returns what arrived @throws IndraftError file.checksum | file.tooLarge | store.full | request.notFound | a server's
+   * code | link.timeout after giveUpAfterMs; link.closed when the signal ended it
    */
   async getToFile(url: string, target: string, options: GetOptions = {}): Promise<{ sizeBytes: number }> {
     const part = `${target}.part`
@@ -187,16 +190,21 @@ export class FileClient {
     }
     const goesOn = reply.statusCode === 206 && String(reply.headers['content-range']).startsWith(`bytes ${had}-`)
     const start = goesOn ? had : 0
-    const length = Number(reply.headers['content-length'] ?? 0)
-    if (start + length > maxBytes) {
-      reply.body.on('error', () => {}).destroy()
-      throw new IndraftError('file.tooLarge', `${start + length} bytes; at most ${maxBytes} are accepted`)
-    }
-    const file = await open(part, goesOn ? 'r+' : 'w')
+    const { 'content-length': length } = reply.headers
     try {
-      await writeBody(reply.body, file, start, maxBytes)
+      const total = start + Number(length ?? 0)
+      if (total > maxBytes) throw new IndraftError('file.tooLarge', `${total} bytes; at most ${maxBytes} are accepted`)
+      const file = await open(part, goesOn ? 'r+' : 'w')
+      try {
+        const claim = await options.room?.claim(length === undefined ? null : Number(length))
+        const body = claim ? within(reply.body, claim) : reply.body
+        await writeBody(body, file, start, maxBytes).finally(() => claim?.end())
+      } finally {
+        await file.close()
+      }
     } finally {
-      await file.close()
+      // Where it was not read to its end.
+      reply.body.on('error', () => {}).destroy()
     }
   }
 

@@ -228,6 +228,25 @@ describe('files - reading', () => {
       },
     )
   })
+
+  it('files - what the disk has no room for is refused before it is written, and not asked for again', async () => {
+    await put('0123456789', 'p')
+    requests = []
+    const claimed: (number | null)[] = []
+    const room = {
+      claim: async (bytes: number | null) => {
+        claimed.push(bytes)
+        throw new IndraftError('store.full')
+      },
+    }
+    const target = join(folder, 'got')
+    await expect(client.getToFile(address('p'), target, { ...held(), room })).rejects.toMatchObject({
+      code: 'store.full',
+    })
+    expect(claimed).toEqual([10])
+    expect(statSync(`${target}.part`).size).toBe(0)
+    expect(requests).toEqual(['GET'])
+  })
 })
 
 describe('files - refusals', () => {

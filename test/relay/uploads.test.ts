@@ -42,7 +42,8 @@ beforeEach(async () => {
     },
     findBlob: async () => null,
     findAttemptFile: (...args: Parameters<AttemptFiles['find']>) => atCentre.find(...args),
-    putAttemptFile: (...args: Parameters<AttemptFiles['put']>) => atCentre.put(...args),
+    putAttemptFile: (...[attempt, path, content, checksum]: Parameters<AttemptFiles['put']>) =>
+      atCentre.put(attempt, path, content, checksum),
   }
   server = createServer(fileHandler(service, silentLog))
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
