@@ -9,7 +9,7 @@ import { afterEach, beforeEach, expect, it } from 'vitest'
 import { IndraftError } from '../../shared/errors.ts'
 import { enableFailpoints } from '../../shared/failpoint.ts'
 import { AttemptFiles } from '../../shared/files/attempt-files.ts'
-import { fileHandler } from '../../shared/files/server.ts'
+import { type FileService, fileHandler } from '../../shared/files/server.ts'
 import { silentLog } from '../../shared/log.ts'
 import type { LeasePart, OutputRecord } from '../../shared/protocol/messages.ts'
 import { failedWith, resultOf, type SimulatedHolder } from '../conformance/simulated-holder.ts'
@@ -42,7 +42,7 @@ beforeEach(async () => {
     },
     findBlob: async () => null,
     findAttemptFile: (...args: Parameters<AttemptFiles['find']>) => atCentre.find(...args),
-    putAttemptFile: (...[attempt, path, content, checksum]: Parameters<AttemptFiles['put']>) =>
+    putAttemptFile: (...[attempt, path, content, checksum]: Parameters<FileService['putAttemptFile']>) =>
       atCentre.put(attempt, path, content, checksum),
   }
   server = createServer(fileHandler(service, silentLog))
