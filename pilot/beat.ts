@@ -7,7 +7,11 @@ import type { Work } from './work.ts'
 
 export type BeatBody = Omit<Message<'beat'>, 'session' | 'processed' | 'seen' | 'incarnation'>
 
-const MOST_STARTED = 256
+export const MOST_STARTED = 256
+/**
+ * IMPORTANT: a list is whole or not sent, as what it lacks is taken back (beat.test.ts). By a digest a dispatcher that
+ * wanted a list takes nothing back; one that compares it asks for an inventory.
+ */
 const MOST_HELD = 512
 const MOST_USAGE = 128
 
@@ -15,6 +19,7 @@ export interface BeatFacts {
   welcome: Message<'welcome'>
   facts: NodeFacts
   isDraining: boolean
+  /** No more than MOST_STARTED. */
   started: ReadonlyMap<Lease, readonly number[]>
   leases: Leases
   outbox: Outbox
@@ -30,8 +35,8 @@ export function beatBody({ welcome, facts, started, leases, outbox, work, ...res
   for (const attempt of taking) coresBusy += attempt.work.template.needs.cores
   return {
     draining: rest.isDraining,
-    started: [...started].slice(0, MOST_STARTED).map(([lease, tasks]) => ({ ...lease.part(tasks), node: facts.node })),
-    held: welcome.inventory === 'digest' ? digestOf(held) : held.slice(0, MOST_HELD).map(nameOf),
+    started: [...started].map(([lease, tasks]) => ({ ...lease.part(tasks), node: facts.node })),
+    held: welcome.inventory === 'digest' || held.length > MOST_HELD ? digestOf(held) : held.map(nameOf),
     counters: {
       ...work.counters,
       suspended: rest.suspended.times,

@@ -20,6 +20,7 @@ const AT_WORK: Known = {
   hasStopFile: false,
   running: 2,
   undelivered: 0,
+  isRefused: false,
   unstarted: 3,
   hasWorked: true,
   idleMs: 0,
@@ -60,6 +61,12 @@ describe('lifetime', () => {
     ['draining, all done', { ...IDLE, draining: 'finishing' }, 'leave 200 told to drain'],
     ['draining, unstarted work goes with the bye', { running: 0, draining: 'finishing' }, 'leave 200 told to drain'],
     ['draining, a result left', { ...IDLE, draining: 'finishing', undelivered: 1 }, 'stay'],
+    [
+      'draining, a result left that nobody takes',
+      { ...IDLE, draining: 'finishing', undelivered: 1, isRefused: true },
+      'leave 200 told to drain',
+    ],
+    ['draining, payloads run whose results nobody takes', { draining: 'finishing', isRefused: true }, 'stay'],
     [
       'the deadline, whatever runs',
       { draining: 'ending', deadlineMs: 9999, undelivered: 1 },

@@ -3,7 +3,7 @@
  * times are monotonic milliseconds.
  *
  * What always holds: nobody leaves while payloads run or results wait, except at the deadline of an end that was ordered,
- * or without payloads when the dispatcher has been silent for `goneAfterMs`; then the results stay on disk.
+ * or without payloads when the dispatcher has been silent for `goneAfter` or takes no results; then they stay on disk.
  */
 
 /** Why a pilot left. Codes in Vac's classes: 200 done, 300 no work, 400 refused, 500 node, 600 ours, 700 transient. */
@@ -32,6 +32,8 @@ export interface Known {
   running: number
   /** Results that no dispatcher has acknowledged. */
   undelivered: number
+  /** The dispatcher takes no more of them. */
+  isRefused: boolean
   /** Granted tasks that have not started. */
   unstarted: number
   hasWorked: boolean
@@ -76,7 +78,7 @@ export function nextStep(known: Known, patience: Patience): Step {
     const kept = undelivered > 0 ? `; ${undelivered} results wait for the next pilot` : ''
     return leave({ code: 700, reason: `the dispatcher does not answer${kept}`, isGone: true })
   }
-  if (undelivered > 0) return STAY
+  if (undelivered > 0 && !known.isRefused) return STAY
   // What is to be given back goes with the bye.
   if (draining !== 'no') return leave(known.drainReason)
   if (known.unstarted > 0) return STAY

@@ -30,7 +30,7 @@ import { OomKills } from './oom.ts'
 import { Outbox } from './outbox.ts'
 import type { PayloadAround } from './payload.ts'
 import { places, type SitePolicy, unwritable } from './policy.ts'
-import { linuxProcesses } from './processes.ts'
+import { linuxProcesses, type ProcessSource } from './processes.ts'
 import { containerBinaries, findRuntimes } from './runtimes.ts'
 import { Session } from './session.ts'
 import { endTeller } from './start/end-record.ts'
@@ -60,6 +60,8 @@ export interface PilotWorld {
   link?: Link
   /** Instead of what the tools say. */
   gpus?: Gpus
+  /** Instead of what the kernel says, and does. */
+  processes?: ProcessSource
 }
 
 const WELCOME_WAIT_MS = 10_000
@@ -132,14 +134,12 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     log,
     wallMs: () => clock.wallMs(),
   })
-  let session: Session | undefined
   const watcher = new Watcher({
-    source: linuxProcesses(),
+    source: world.processes ?? linuxProcesses(),
     clock,
     log,
     run,
     everyMs: config.watchEvery,
-    onUnkillable: (attempt) => session?.closeSlot(attempt),
   })
   const images = new ImageStore({ folder: imageFolder, clock, log })
   void images.tidy()
@@ -172,7 +172,7 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
   }
   const trust = { site: credential.site, keys: importKeys(credential.keys), policy, expiryNowMs }
   const welcomed = Promise.withResolvers<void>()
-  session = new Session({
+  const living = new Session({
     link: world.link ?? dispatcher.connect(),
     clock,
     log,
@@ -193,7 +193,6 @@ export async function startPilot(config: PilotConfig, log: Log, world: PilotWorl
     },
     onResult: (result) => end.tally.add(result),
   })
-  const living = session
   end.whenAsked((why) => living.drain('end', { code: 500, reason: `the site asks: ${why}` }))
   let offline: Offline | null = null
   let isOver = false

@@ -290,7 +290,7 @@ test('packing - what a task has written takes scratch until it is stored and rem
     {
       ...sh(`ls ../.. >>${log}; echo here >out`),
       outputs: [{ path: 'out', url: null, optional: false }],
-      needs: { ...needs, memoryBytes: 2 ** 26, scratchBytes: 0.6 * 2 ** 30 },
+      needs: { ...needs, memoryBytes: 2 ** 26, scratchBytes: 600 * 2 ** 20 },
     },
     '0-1',
   )

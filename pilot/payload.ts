@@ -99,6 +99,10 @@ export class Attempt {
   #release = () => {}
   /** Called when the attempt's state changes: room may have become free. */
   onChanged: () => void = () => {}
+  /** Called once, when nothing of it takes scratch any more. */
+  onRemoved: () => void = () => {}
+  /** Called once, when SIGKILL does not end something of it; mostly after its own end. */
+  onUnkillable: () => void = () => {}
 
   constructor(work: AttemptWork, around: PayloadAround) {
     this.work = work
@@ -144,7 +148,8 @@ export class Attempt {
     this.#end ??= { reason, detail, graceMs }
     if (isFirst) this.#log.info({ reason, detail }, 'attempt.endOrdered')
     this.#ending.abort()
-    if (this.#watched && (isFirst || graceMs < this.#end.graceMs)) {
+    // Once its first process has ended, the pids known of it may be anybody's.
+    if (this.#watched && !this.#exited.signal.aborted && (isFirst || graceMs < this.#end.graceMs)) {
       this.#end.graceMs = Math.min(this.#end.graceMs, graceMs)
       void this.#around.watcher.end(this.#watched, graceMs, this.#exited.signal)
     }
@@ -166,7 +171,7 @@ export class Attempt {
       exitCode: result.exitCode,
       wallMs: result.wallMs,
     })
-    void removeFolder(this.#folder.path, this.#log)
+    void removeFolder(this.#folder.path, this.#log).then(() => this.onRemoved())
     // An attempt waits for its acknowledgement, perhaps long: not with buffers in hand.
     this.#stdout = undefined
     this.#stderr = undefined
@@ -318,6 +323,10 @@ export class Attempt {
       limits: { ...template.needs, stalledAfterMs: template.stalledAfterMs },
       outputBytes: () => stdout.bytes + stderr.bytes,
       onViolated: (reason, detail) => this.end(reason, detail),
+      onUnkillable: () => {
+        this.onUnkillable()
+        this.#unkillable.resolve()
+      },
     })
     failpoint('payload.started')
     if (this.#end) void watcher.end(this.#watched, this.#end.graceMs, this.#exited.signal)
@@ -361,12 +370,8 @@ export class Attempt {
     return await Promise.race([started.ended, this.#unkillable.promise.then(() => null)])
   }
 
-  readonly #unkillable = Promise.withResolvers<void>()
-
   /** SIGKILL did not end it: the attempt is over without it, and its room stays closed (the owner sees to that). */
-  giveUp(): void {
-    this.#unkillable.resolve()
-  }
+  readonly #unkillable = Promise.withResolvers<void>()
 
   /** @returns the end of what it said */
   async #finishLogs(): Promise<string> {

@@ -2,7 +2,8 @@
  * Hands results from the outbox to the dispatcher, in batches that fit a message, until each is acknowledged. Never
  * waits for anything but its own answers, and nothing waits for it.
  *
- * What always holds: a result that no dispatcher takes holds up no other, and its pilot goes on.
+ * What always holds: a result that no dispatcher takes holds up no other, and its pilot goes on. Where the refusal is of
+ * the pilot, and not of a message, nothing is reported any more; the results stay on disk.
  */
 import { Bell } from '../shared/bell.ts'
 import type { Clock } from '../shared/clock.ts'
@@ -35,6 +36,7 @@ export interface ReportsOptions {
 export class Reports {
   readonly #options: ReportsOptions
   readonly #changes: Bell
+  #isRefused = false
 
   constructor(options: ReportsOptions) {
     this.#options = options
@@ -44,6 +46,11 @@ export class Reports {
   /** There may be something to report. */
   wake(): void {
     this.#changes.ring()
+  }
+
+  /** The dispatcher takes no more results. */
+  get isRefused(): boolean {
+    return this.#isRefused
   }
 
   /** Until the pilot stops. @throws IndraftError what the dispatcher refused for good */
@@ -64,7 +71,10 @@ export class Reports {
         if (verdicts.length < results.length) await clock.sleep(PAUSE_MS, stopped)
       } catch (error) {
         if (await isPassing(error)) continue
-        if (!isOfTheMessage(error)) throw error
+        if (!isOfTheMessage(error)) {
+          this.#isRefused = true
+          throw error
+        }
         if (results.length > 1) most = Math.ceil(results.length / 2)
         else await this.#replace(results[0]!, error)
       }

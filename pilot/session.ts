@@ -18,7 +18,7 @@ import type { Link } from '../shared/link.ts'
 import type { Log } from '../shared/log.ts'
 import type { LeasePart, Message, NodeFacts, Order, Result } from '../shared/protocol/messages.ts'
 import type { Banned } from './banned.ts'
-import { beatBody } from './beat.ts'
+import { beatBody, MOST_STARTED } from './beat.ts'
 import type { PilotConfig } from './config.ts'
 import { Drain, type DrainKind } from './drain.ts'
 import type { Lease, Leases } from './leases.ts'
@@ -76,6 +76,8 @@ export class Session {
   /** The tick need not be waited for when somebody wants to leave. */
   readonly #drained = new AbortController()
   #isTested = false
+  /** What is granted from now on goes back with the bye, named or not. */
+  #isLeaving = false
   #sessions = 0
   #idleSinceMs: number
   /** There may be work to ask for, or something to give back. */
@@ -145,11 +147,6 @@ export class Session {
     this.#over.resolve(farewell)
   }
 
-  /** A process that SIGKILL does not end; see Work.closeSlot. */
-  closeSlot(attemptName: string): void {
-    this.#work.closeSlot(attemptName)
-  }
-
   /** See drain.ts. */
   drain(kind: DrainKind, farewell: Farewell): void {
     const { clock, log } = this.#options
@@ -172,6 +169,7 @@ export class Session {
   /** New work is asked for, and what was granted starts. */
   get #mayTake(): boolean {
     const { outbox, config } = this.#options
+    if (this.#isLeaving) return false
     return !this.#drain.isOn && this.#isTested && outbox.trouble === null && outbox.bytes < config.outboxMemory
   }
 
@@ -230,7 +228,7 @@ export class Session {
   async #beatLoop(): Promise<void> {
     const { clock, log } = this.#options
     while (!this.#stopped.signal.aborted) {
-      const started = this.#work.unsaidStarts()
+      const started = this.#work.unsaidStarts(MOST_STARTED)
       try {
         const { orders } = await this.#holder.beat(this.#beatBody(started))
         this.#work.saidStarts(started)
@@ -395,6 +393,7 @@ export class Session {
         hasStopFile: this.#lookout.hasStopFile,
         running,
         undelivered: outbox.size,
+        isRefused: this.#reports.isRefused,
         unstarted: leases.unstarted,
         hasWorked: this.#work.hasWorked,
         idleMs: nowMs - this.#idleSinceMs,
@@ -415,13 +414,14 @@ export class Session {
 
   async #leave({ code, reason }: Farewell): Promise<void> {
     const { log, link, name, outbox } = this.#options
+    this.#isLeaving = true
+    this.#work.giveBack()
     this.#work.end(() => true, 'node.ending', reason, 0)
     // Their results stay in the outbox for the next pilot here; the bye tells the dispatcher at once.
     const untilMs = this.#options.clock.monotonicMs() + LEAVING.payloadsMs
     while (this.#work.running > 0 && this.#options.clock.monotonicMs() < untilMs) {
       await this.#options.clock.sleep(DRAIN_TICK_MS)
     }
-    this.#work.giveBack()
     const returned = this.#work.toReturn.slice(0, MOST_NAMED)
     this.#stopped.abort()
     this.#drained.abort()

@@ -90,6 +90,16 @@ describe('GPUs', () => {
     expect(devices.take(0)).toEqual([])
   })
 
+  test('slots - one that is retired is nobody’s any more, also where somebody has it now', () => {
+    const devices = new Devices(['a', 'b', 'c'])
+    const own = devices.take(2)
+    devices.retire(['b', 'c'])
+    devices.retire(['c'])
+    expect([devices.free, devices.retired]).toEqual([0, 2])
+    devices.release(own)
+    expect(devices.take(devices.free)).toEqual(['a'])
+  })
+
   test.each([
     [1, 16, true],
     [1, 40, true],

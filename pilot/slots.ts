@@ -49,9 +49,10 @@ export function fits(needs: Needs, whole: Shape): boolean {
   return unmetNeeds(needs, whole, null).length === 0
 }
 
-/** Which GPUs are whose: each is one task's or free, and none appears or gets lost. */
+/** Which GPUs are whose: each is one task's, free, or retired, and none appears or gets lost. */
 export class Devices {
-  readonly #free: string[]
+  #free: string[]
+  readonly #retired = new Set<string>()
 
   constructor(ids: readonly string[]) {
     this.#free = [...ids]
@@ -61,6 +62,11 @@ export class Devices {
     return this.#free.length
   }
 
+  /** Given to nobody any more. */
+  get retired(): number {
+    return this.#retired.size
+  }
+
   /** Those unused for longest. @throws Error where there are not so many: nobody starts what does not fit */
   take(count: number): readonly string[] {
     if (count > this.#free.length) throw new Error(`${count} GPUs wanted, ${this.#free.length} free`)
@@ -68,7 +74,13 @@ export class Devices {
   }
 
   release(ids: readonly string[]): void {
-    this.#free.push(...ids)
+    this.#free.push(...ids.filter((id) => !this.#retired.has(id)))
+  }
+
+  /** From now on nobody gets these; who has one now keeps it for as long as it runs. */
+  retire(ids: readonly string[]): void {
+    for (const id of ids) this.#retired.add(id)
+    this.#free = this.#free.filter((id) => !this.#retired.has(id))
   }
 }
 

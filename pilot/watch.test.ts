@@ -123,8 +123,7 @@ test('watch - a process that survives SIGKILL is told once, and its attempt need
       nowMs += ms
     },
   }
-  const onUnkillable = (attempt: string, pid: number) => void told.push(`${attempt} ${pid}`)
-  const watcher = new Watcher({ source: kernel, clock, log: silentLog, run: RUN, everyMs: 60_000, onUnkillable })
+  const watcher = new Watcher({ source: kernel, clock, log: silentLog, run: RUN, everyMs: 5 })
   kernel.add(100)
   kernel.add(150, { parent: 100 })
   const limits = { walltimeMs: 1, memoryBytes: 0, scratchBytes: 0, stalledAfterMs: null }
@@ -135,12 +134,19 @@ test('watch - a process that survives SIGKILL is told once, and its attempt need
     limits,
     outputBytes: () => 0,
     onViolated: () => {},
+    onUnkillable: () => void told.push('a'),
   })
   await watcher.end(watched, 1000, new AbortController().signal)
-  expect(told).toEqual(['a 100'])
+  expect(told).toEqual(['a'])
   expect(kernel.killed.slice(0, 4)).toEqual(['-100 SIGTERM', '150 SIGTERM', '-100 SIGKILL', '150 SIGKILL'])
   expect(nowMs).toBeGreaterThanOrEqual(11_000)
   watcher.release(watched)
+  for (let look = 0; look < 3; look++) {
+    const killed = kernel.killed.length
+    await vi.waitFor(() => expect(kernel.killed.length).toBeGreaterThan(killed))
+    nowMs += 11_000
+  }
+  expect(told).toEqual(['a'])
   watcher.close()
 })
 
@@ -155,13 +161,21 @@ test('watch - neither time nor memory is the payload’s before its own program 
     },
   })
   const clock = { wallMs: () => nowMs, monotonicMs: () => nowMs, sleep: async () => {} }
-  const watcher = new Watcher({ source, clock, log: silentLog, run: RUN, everyMs: 5, onUnkillable: () => {} })
+  const watcher = new Watcher({ source, clock, log: silentLog, run: RUN, everyMs: 5 })
   const told: string[] = []
   const start = (attempt: string, pid: number) => {
     kernel.add(pid, { rssBytes: 50 * MIB })
     const limits = { walltimeMs: 1000, memoryBytes: 40 * MIB, scratchBytes: 0, stalledAfterMs: 2000 }
     const onViolated = (reason: string) => void told.push(`${attempt} ${reason}`)
-    return watcher.watch({ attempt, pid, folders: [], limits, outputBytes: () => 0, onViolated })
+    return watcher.watch({
+      attempt,
+      pid,
+      folders: [],
+      limits,
+      outputBytes: () => 0,
+      onViolated,
+      onUnkillable: () => {},
+    })
   }
   /** Long enough that everything known by now was looked at. */
   const looked = async () => {

@@ -37,6 +37,8 @@ export interface WatchTarget {
   outputBytes: () => number
   /** Called once, with the first limit that was broken. */
   onViolated: (reason: ErrorCode, detail: string) => void
+  /** Called once, when a process of it has outlived SIGKILL; mostly long after its first one has ended. */
+  onUnkillable: () => void
 }
 
 export interface Usage {
@@ -52,14 +54,14 @@ export interface WatcherOptions {
   /** The pilot's own mark, see processes.ts. */
   run: string
   everyMs: number
-  /** A process that outlived SIGKILL; called once per attempt. */
-  onUnkillable: (attempt: string, pid: number) => void
 }
 
 export const MEASURE_AT_MOST_MS = 3000
 const MEASURE_EVERY_MS = 5000
 const KILL_REPEAT_MS = 200
 const UNKILLABLE_AFTER_MS = 10_000
+/** Something of an attempt that is over may turn up until so many looks in a row have found nothing. */
+const LOOKS_AFTER = 2
 /** A look at the processes that comes so much later than meant: until then nobody was there to look. */
 const STOOD_STILL_MS = 2000
 /** Less processor time than this share of the wall time is standing still. */
@@ -73,6 +75,7 @@ export class Watched {
   isBegun = false
   processes: ProcessFacts[] = []
   isViolated = false
+  isUnkillable = false
   isMeasuring = false
   nextMeasureAtMs: number
   scratchBytes = 0
@@ -90,6 +93,15 @@ export class Watched {
   }
 }
 
+/** An attempt whose first process has ended, for as long as something of it may turn up. */
+interface Over {
+  /** Null for one that is known by its mark alone. */
+  watched: Watched | null
+  looksLeft: number
+  /** Since when there have been processes of it; null while there are none. */
+  sinceMs: number | null
+}
+
 export class Watcher {
   readonly #options: WatcherOptions
   readonly #membership: Membership
@@ -98,11 +110,9 @@ export class Watcher {
   readonly #released = new Map<number, string>()
   /** Attempt by folder, for as long as something of it may turn up. */
   readonly #folders = new Map<string, string>()
-  /** Attempts that are over but had processes at the last scan: since when. */
-  readonly #leftovers = new Map<string, { sinceMs: number; told: boolean }>()
+  readonly #over = new Map<string, Over>()
   #timer: NodeJS.Timeout | undefined
   #isClosed = false
-  #scansDue = 0
 
   constructor(options: WatcherOptions) {
     this.#options = options
@@ -133,15 +143,14 @@ export class Watcher {
     usage.maxRssBytes = Math.max(usage.maxRssBytes, usage.rssBytes)
     this.#watched.delete(attempt)
     this.#released.set(pid, attempt)
+    this.#over.set(attempt, { watched, looksLeft: LOOKS_AFTER, sinceMs: null })
     this.#options.source.kill(-pid, 'SIGKILL')
-    this.#scansDue = 2
     this.#schedule(this.#options.everyMs)
   }
 
   /** SIGTERM to all of the attempt; after `graceMs` SIGKILL, repeated until `exited` aborts or it proves unkillable. */
   async end(watched: Watched, graceMs: number, exited: AbortSignal): Promise<void> {
-    const { clock, log } = this.#options
-    const { attempt, pid } = watched.target
+    const { clock } = this.#options
     if (graceMs > 0) {
       this.#signal(watched, 'SIGTERM')
       await clock.sleep(graceMs, exited)
@@ -151,9 +160,15 @@ export class Watcher {
       this.#signal(watched, 'SIGKILL')
       await clock.sleep(KILL_REPEAT_MS, exited)
       if (exited.aborted || clock.monotonicMs() - sinceMs < UNKILLABLE_AFTER_MS) continue
-      log.error({ attempt, pid }, 'payload.unkillable')
-      return this.#options.onUnkillable(attempt, pid)
+      return this.#isUnkillable(watched, watched.target.pid)
     }
+  }
+
+  #isUnkillable(watched: Watched, pid: number): void {
+    if (watched.isUnkillable) return
+    watched.isUnkillable = true
+    this.#options.log.error({ attempt: watched.target.attempt, pid }, 'payload.unkillable')
+    watched.target.onUnkillable()
   }
 
   #signal(watched: Watched, signal: NodeJS.Signals): void {
@@ -203,17 +218,26 @@ export class Watcher {
       const startMs = performance.now()
       this.#scan()
       for (const watched of this.#watched.values()) this.#check(watched)
-      this.#scansDue = Math.max(0, this.#scansDue - 1)
-      if (this.#scansDue === 0) this.#forgetFolders()
+      this.#forgetOver()
       const tookMs = performance.now() - startMs
-      if (this.#watched.size > 0 || this.#leftovers.size > 0 || this.#scansDue > 0) {
+      if (this.#watched.size > 0 || this.#over.size > 0) {
         this.#schedule(Math.max(this.#options.everyMs, tookMs * 10))
       }
     }, inMs)
   }
 
-  #forgetFolders(): void {
-    for (const [folder, attempt] of this.#folders) if (!this.#watched.has(attempt)) this.#folders.delete(folder)
+  /** After each look. */
+  #forgetOver(): void {
+    let forgotten = 0
+    for (const [attempt, over] of this.#over) {
+      if (over.sinceMs !== null || --over.looksLeft > 0) continue
+      this.#over.delete(attempt)
+      forgotten++
+    }
+    if (forgotten === 0) return
+    for (const [folder, attempt] of this.#folders) {
+      if (!this.#watched.has(attempt) && !this.#over.has(attempt)) this.#folders.delete(folder)
+    }
   }
 
   #scan(): void {
@@ -242,17 +266,17 @@ export class Watcher {
     const nowMs = clock.monotonicMs()
     for (const [attempt, processes] of members) {
       if (this.#watched.has(attempt)) continue
-      const leftover = this.#leftovers.get(attempt) ?? { sinceMs: nowMs, told: false }
-      if (!this.#leftovers.has(attempt)) log.info({ attempt, processes: processes.length }, 'payload.leftoversEnded')
-      this.#leftovers.set(attempt, leftover)
+      const over = this.#over.get(attempt) ?? { watched: null, looksLeft: LOOKS_AFTER, sinceMs: null }
+      this.#over.set(attempt, over)
+      if (over.sinceMs === null) log.info({ attempt, processes: processes.length }, 'payload.leftoversEnded')
+      over.sinceMs ??= nowMs
+      over.looksLeft = LOOKS_AFTER
       for (const facts of processes) source.kill(facts.pid, 'SIGKILL')
-      if (!leftover.told && nowMs - leftover.sinceMs > UNKILLABLE_AFTER_MS) {
-        leftover.told = true
-        log.error({ attempt, pid: processes[0]?.pid }, 'payload.unkillable')
-        this.#options.onUnkillable(attempt, processes[0]!.pid)
+      if (over.watched && nowMs - over.sinceMs > UNKILLABLE_AFTER_MS) {
+        this.#isUnkillable(over.watched, processes[0]!.pid)
       }
     }
-    for (const attempt of this.#leftovers.keys()) if (!members.has(attempt)) this.#leftovers.delete(attempt)
+    for (const [attempt, over] of this.#over) if (!members.has(attempt)) over.sinceMs = null
   }
 
   #check(watched: Watched): void {

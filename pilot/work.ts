@@ -49,9 +49,10 @@ export class Work {
   readonly #running = new Map<Attempt, Lease>()
   /** Finished, not acknowledged; for the log line that closes an attempt. */
   readonly #unacknowledged = new Map<string, Attempt>()
-  /** Room that an unkillable process keeps, and whose it is: its GPUs are not given to others either. */
+  /** Attempts whose files may still be there, with what they may write; not those of a closed slot. */
+  readonly #scratch = new Map<Attempt, Needs>()
+  /** Room that unkillable processes keep; their GPUs are retired. */
   readonly #closed: Needs[] = []
-  readonly #unkillable = new Set<Attempt>()
   readonly #devices: Devices
   readonly #cpus: Devices | null
   #toReturn: LeasePart[] = []
@@ -119,9 +120,9 @@ export class Work {
     return this.#options.leases.dropOthers(session)
   }
 
-  /** Tasks that started and no beat has said so. */
-  unsaidStarts(): Map<Lease, number[]> {
-    return new Map([...this.#started].map(([lease, tasks]) => [lease, [...tasks]]))
+  /** Tasks that started and no beat has said so, of at most so many leases. */
+  unsaidStarts(most: number): Map<Lease, number[]> {
+    return new Map([...this.#started].slice(0, most).map(([lease, tasks]) => [lease, [...tasks]]))
   }
 
   saidStarts(starts: ReadonlyMap<Lease, readonly number[]>): void {
@@ -141,17 +142,6 @@ export class Work {
     return tookRoom
   }
 
-  /** A process that SIGKILL does not end: its attempt is over without it, its room is not used again. */
-  closeSlot(attemptName: string): void {
-    for (const [attempt, lease] of this.#running) {
-      if (attempt.path !== attemptName) continue
-      this.#closed.push(lease.needs)
-      this.#unkillable.add(attempt)
-      attempt.giveUp()
-    }
-    this.#options.log.error({ attempt: attemptName, closed: this.#closed.length }, 'slot.closed')
-  }
-
   /** What there is room for; nothing where too little time is left for anything. */
   offer(): Message<'pull'>['offer'][number] | null {
     const { config, leases, timeLeft } = this.#options
@@ -165,7 +155,9 @@ export class Work {
 
   #whole(): Shape {
     const { node: _node, timeLeftMs: _timeLeftMs, labels: _labels, ...shape } = this.#options.facts()
-    return this.#closed.reduce((whole, needs) => shapeWithout(whole, needs), shape)
+    const left = this.#closed.reduce((whole, needs) => shapeWithout(whole, { ...needs, gpus: 0 }), shape)
+    // Those of several closed slots may be the same.
+    return { ...left, gpus: left.gpus - this.#devices.retired }
   }
 
   #busy(): BusyWork[] {
@@ -174,10 +166,12 @@ export class Work {
       if (!attempt.takesRoom) continue
       busy.push({ needs: lease.needs, estimateMs: lease.estimateMs, elapsedMs: attempt.elapsedMs })
     }
-    // Images that had to be unpacked for them lie in scratch too.
-    const unpackedBytes = this.#options.around.runtimes.reduce((sum, { unpacked }) => sum + (unpacked?.bytes ?? 0), 0)
-    const needs = { ...busy[0]?.needs, cores: 0, memoryBytes: 0, gpus: 0, scratchBytes: unpackedBytes } as Needs
-    if (unpackedBytes > 0) busy.push({ needs, estimateMs: 0, elapsedMs: 0 })
+    // Files of payloads that have ended lie in scratch until they are stored and removed, and images that had to be
+    // unpacked for as long as they are in use.
+    let scratchBytes = this.#options.around.runtimes.reduce((sum, { unpacked }) => sum + (unpacked?.bytes ?? 0), 0)
+    for (const [attempt, needs] of this.#scratch) if (!attempt.takesRoom) scratchBytes += needs.scratchBytes
+    const needs = { ...busy[0]?.needs, cores: 0, memoryBytes: 0, gpus: 0, scratchBytes } as Needs
+    if (scratchBytes > 0) busy.push({ needs, estimateMs: 0, elapsedMs: 0 })
     return busy
   }
 
@@ -214,6 +208,7 @@ export class Work {
     }
     const attempt = new Attempt(work, this.#options.around)
     this.#running.set(attempt, lease)
+    this.#scratch.set(attempt, lease.needs)
     this.counters.tasks_started++
     lease.running++
     const started = this.#started.get(lease)
@@ -223,13 +218,22 @@ export class Work {
     attempt.onChanged = () => {
       if (!tookRoom || attempt.takesRoom) return
       tookRoom = false
-      if (!this.#unkillable.has(attempt)) {
-        this.#devices.release(ids)
-        this.#cpus?.release(cpus ?? [])
-      }
+      this.#devices.release(ids)
+      this.#cpus?.release(cpus ?? [])
       lease.running--
       lease.sawRunTime(attempt.elapsedMs)
       this.#options.onChanged(true)
+    }
+    attempt.onRemoved = () => {
+      if (this.#scratch.delete(attempt)) this.#options.onChanged(false)
+    }
+    attempt.onUnkillable = () => {
+      // Its room is not used again; somebody may have been given it since the attempt ended.
+      this.#scratch.delete(attempt)
+      this.#closed.push(lease.needs)
+      this.#devices.retire(ids)
+      this.#cpus?.retire(cpus ?? [])
+      this.#options.log.error({ attempt: attempt.path, closed: this.#closed.length }, 'slot.closed')
     }
     void attempt.run().then((result) => this.#onFinished(attempt, lease, result))
   }

@@ -247,7 +247,7 @@ export const beatSchema = z.object({
   draining: z.boolean(),
   /** Attempts started since the last acknowledged beat or pull. */
   started: z.array(startedPartSchema).max(256),
-  /** `list` form: every lease held. `digest` form: see heldDigest in shared/held.ts. */
+  /** `list` form: every lease held, else it is the digest. `digest` form: see heldDigest in shared/held.ts. */
   held: z.union([
     z.array(leasePartSchema.pick({ bundle: true, campaign: true, step: true, fences: true })).max(512),
     z.object({ count, digest: name }),
