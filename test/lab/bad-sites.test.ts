@@ -73,7 +73,8 @@ describe.skipIf(whyNoLab() !== null)('sites', () => {
     Object.fromEntries((await over(name, daemon)).map(({ step, state, reason }) => [step, reason ?? state]))
 
   const pilotWords = (...more: string[]) => {
-    const idle = ['--idle-after', '1s', '--idle-before', '60s', '--payload-grace', '1s']
+    // Longer than a busy machine needs from one grant to the next: who leaves too soon leaves work that nobody does.
+    const idle = ['--idle-after', '4s', '--idle-before', '60s', '--payload-grace', '1s']
     return [
       ...programs.pilot,
       'run',

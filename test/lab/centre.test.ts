@@ -17,12 +17,14 @@ const exec = ['apptainer', '--quiet', 'exec', '--userns', '--containall']
 const echoServer = `require('node:net').createServer((socket) => socket.on('error', () => {}).pipe(socket)).listen(Number(process.argv[1]),
   process.argv[2], function () { console.log('listening ' + this.address().port) })`
 
-/** Connects, says hello, prints what comes back; a refusal's code, or "silence" after 1.5 s. */
+/** Connects, says hello, prints what comes back; a refusal's code, or "silence" after so many milliseconds. */
 const echoClient = `const socket = require('node:net').connect(Number(process.argv[2]), process.argv[1])
   const end = (what) => { console.log(what); process.exit() }
   socket.on('connect', () => socket.write('hello')).on('data', (data) => end(String(data)))
   socket.on('error', (error) => end(error.code)).on('close', () => end('closed'))
-  setTimeout(() => end('silence'), 1500)`
+  setTimeout(() => end('silence'), Number(process.argv[3] ?? 60_000))`
+/** Where silence is expected. Elsewhere the client is patient: a busy machine may need long for an answer. */
+const SILENCE_MS = 1500
 
 describe.skipIf(whyNoLab() !== null)('lab', () => {
   let centre: Centre
@@ -34,8 +36,12 @@ describe.skipIf(whyNoLab() !== null)('lab', () => {
     await centre?.stop()
   })
 
-  const reach = async (from: 'edge' | 'n1' | 'n2' | 'outside', address: string, port: number) =>
-    await centre.check(from, ['node', '-e', echoClient, address, String(port)])
+  const reach = async (
+    from: 'edge' | 'n1' | 'n2' | 'outside',
+    address: string,
+    port: number,
+    ...patienceMs: number[]
+  ) => await centre.check(from, ['node', '-e', echoClient, address, String(port), ...patienceMs.map(String)])
 
   test('network - a node reaches the edge and nothing outside, whatever routes it makes itself', async () => {
     const outside = centre.spawn('outside', 'echo', ['node', '-e', echoServer, '7000', '0.0.0.0'])
@@ -53,7 +59,7 @@ describe.skipIf(whyNoLab() !== null)('lab', () => {
     ] as const
     for (const [host, to, via] of routes) await centre.check(host, ['ip', 'route', 'add', to, 'via', via])
     try {
-      expect(await reach('n2', addresses.outside, 7000)).toBe('silence')
+      expect(await reach('n2', addresses.outside, 7000, SILENCE_MS)).toBe('silence')
     } finally {
       for (const [host, to] of routes) await centre.check(host, ['ip', 'route', 'del', to])
     }
@@ -80,10 +86,9 @@ describe.skipIf(whyNoLab() !== null)('lab', () => {
     expect((await centre.run('n1', ['sh', '-c', 'exit 7'])).code).toBe(7)
     expect((await centre.run('n1', ['sh', '-c', 'kill -9 $$'])).code).toBe(137)
     const endless = ['sh', '-c', 'sleep 7654 & sleep 7654']
-    await expect(centre.run('n1', endless, { timeoutMs: 400 })).rejects.toThrow('took more than 400 ms')
-    expect(await centre.check('n1', ['sh', '-c', 'cat /proc/[0-9]*/cmdline | tr "\\0" " "'])).not.toContain(
-      'sleep 7654',
-    )
+    await expect(centre.run('n1', endless, { timeoutMs: 2000 })).rejects.toThrow('took more than 2000 ms')
+    const commands = () => centre.check('n1', ['sh', '-c', 'cat /proc/[0-9]*/cmdline | tr "\\0" " "'])
+    await expect.poll(commands).not.toContain('sleep 7654')
   })
 
   test('apptainer - alice runs a SIF and an unpacked folder on a node, in a job', async () => {
@@ -209,13 +214,13 @@ describe.skipIf(whyNoLab() !== null)('lab', () => {
       const echo = centre.spawn('outside', 'echo', ['node', '-e', echoServer, '7010', '127.0.0.1'])
       await echo.waitFor(/listening/)
       const link = await startLink(centre, 'outside', `${addresses.outside}:0`, '127.0.0.1:7010')
-      const ask = () => reach('edge', addresses.outside, link.port)
+      const ask = (...patienceMs: number[]) => reach('edge', addresses.outside, link.port, ...patienceMs)
       expect(await ask()).toBe('hello')
       expect(await link.state()).toMatchObject({ mode: 'open', accepted: 1, bytesUp: 5, bytesDown: 5 })
 
-      // The client waits for 1.5 s: a delay of 1 s each way is too long for it.
+      // The client waits for SILENCE_MS: a delay of 1 s each way is too long for it.
       await link.set({ delayMs: 1000 })
-      expect(await ask()).toBe('silence')
+      expect(await ask(SILENCE_MS)).toBe('silence')
       await link.set({ delayMs: 20 })
       expect(await ask()).toBe('hello')
 
@@ -231,9 +236,9 @@ describe.skipIf(whyNoLab() !== null)('lab', () => {
       await echo.waitFor(/listening/)
       const link = await startLink(centre, 'outside', `${addresses.outside}:0`, '127.0.0.1:7011')
       await link.set({ mode: 'half-open' })
-      expect(await reach('edge', addresses.outside, link.port)).toBe('silence')
-      const patient = echoClient.replace('1500', '60000').replace("socket.write('hello')", "socket.write('late')")
-      const client = centre.spawn('edge', 'client', ['node', '-e', patient, addresses.outside, String(link.port)])
+      expect(await reach('edge', addresses.outside, link.port, SILENCE_MS)).toBe('silence')
+      const late = echoClient.replace("socket.write('hello')", "socket.write('late')")
+      const client = centre.spawn('edge', 'client', ['node', '-e', late, addresses.outside, String(link.port)])
       while ((await link.state()).accepted < 2) await new Promise((done) => setTimeout(done, 50))
       expect(client.output).toBe('')
       await link.set({ mode: 'open' })
@@ -246,8 +251,7 @@ describe.skipIf(whyNoLab() !== null)('lab', () => {
       await echo.waitFor(/listening/)
       const link = await startLink(centre, 'outside', `${addresses.outside}:0`, '127.0.0.1:7012')
       await link.set({ mode: 'half-open' })
-      const patient = echoClient.replace('1500', '60000')
-      const client = centre.spawn('edge', 'client', ['node', '-e', patient, addresses.outside, String(link.port)])
+      const client = centre.spawn('edge', 'client', ['node', '-e', echoClient, addresses.outside, String(link.port)])
       while ((await link.state()).connections < 1) await new Promise((done) => setTimeout(done, 50))
       expect(await link.set({ mode: 'cut' })).toMatchObject({ connections: 0 })
       await client.waitFor(/ECONNRESET/)
@@ -258,7 +262,7 @@ describe.skipIf(whyNoLab() !== null)('lab', () => {
       const echo = centre.spawn('outside', 'echo', ['node', '-e', echoServer, '7013', '127.0.0.1'])
       await echo.waitFor(/listening/)
       const link = await startLink(centre, 'outside', `${addresses.outside}:0`, '127.0.0.1:7013')
-      // 40 kB at 20 kB/s: two seconds there, and back meanwhile; a client that waits 1.5 s sees only some of it.
+      // 40 kB at 20 kB/s: two seconds there, and back meanwhile.
       await link.set({ bytesPerSecond: 20_000 })
       const bulk = `let got = 0; const socket = require('node:net').connect(Number(process.argv[2]), process.argv[1])
         socket.on('connect', () => socket.write(Buffer.alloc(40000)))

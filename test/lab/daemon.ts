@@ -95,7 +95,7 @@ export class Daemon {
   }
 
   /** SIGTERM, and SIGKILL to it and all it started when it has not ended by then. */
-  async stop(graceMs = 10_000): Promise<number> {
+  async stop(graceMs = 60_000): Promise<number> {
     this.signal('SIGTERM')
     const timer = setTimeout(() => killTree(this.#child.pid!), graceMs)
     const code = await this.exited

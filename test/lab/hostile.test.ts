@@ -16,7 +16,8 @@ import { whyNoLab } from './roots.ts'
 
 const { busybox, pilot: nodeImage } = inside.images
 const scratch = '/tmp/h'
-const STAY_S = 100
+/** Of the victims, at most: they are cancelled when all was looked at. */
+const STAY_S = 400
 
 interface Step {
   image?: string
@@ -99,7 +100,7 @@ describe.skipIf(whyNoLab() !== null)('hostile payloads', () => {
     await centre.check('edge', ['chown', 'alice:', `${inside.home}/.apptainer`])
     const words = ['--idle-before', '3min', '--idle-after', '3min', '--payload-grace', '1s', '--host-runtime', 'false']
     const site = ['--shared-folders', `${inside.shared}/data`, '--stop-file', `${inside.shared}/data/STOP`]
-    const more = [...site, '--network', 'outgoing', '--scratch', scratch, '--cores', '8', '--stage-timeout', '3s']
+    const more = [...site, '--network', 'outgoing', '--scratch', scratch, '--cores', '8', '--stage-timeout', '15s']
     const argv = [...programs.pilot, 'run', '--credential', paths.pilotCredential, ...words, ...more]
     const env = {
       APPTAINER_BIND: '/shared',
@@ -193,7 +194,8 @@ describe.skipIf(whyNoLab() !== null)('hostile payloads', () => {
     )
     const hostPort = (await decoy.waitFor(/left (\d+)/))[1]!
     const leave = (name: string) => `tail -f /dev/null | node payload.mjs leave ${name}`
-    const victim = { image: nodeImage, input: program, env: { STAY_MS: String(STAY_S * 1000) } }
+    const resources = 'memory: 200MB, walltime: 10min'
+    const victim = { image: nodeImage, input: program, env: { STAY_MS: String(STAY_S * 1000) }, resources }
     await submit('victims', {
       near: { ...victim, run: leave('near') },
       sealed: { ...victim, run: leave('sealed'), network: 'none' },

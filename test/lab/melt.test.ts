@@ -206,7 +206,8 @@ describe.skipIf(whyNoLab() !== null)('melt', () => {
       .replace(',/shared,', `,/shared,/images,${inside.checkout},`)
     // The same scratch as that of the pilot before.
     await centre.check('n1', ['rm', '-f', '/tmp/indraft-alice/STOP'])
-    const env = { ...fromImage, INDRAFT_PILOT: pilotCommand, INDRAFT_IDLE_AFTER: '3s' }
+    // The merge has to come before the pilot leaves for want of work.
+    const env = { ...fromImage, INDRAFT_PILOT: pilotCommand, INDRAFT_IDLE_AFTER: '15s' }
     const job = await centre.sbatch(sbatchFile, slurmJob, { env })
     const ended = await centre.waitForJob(job)
     expect(ended, await pilotLog(job)).toMatchObject({ JobState: 'COMPLETED', ExitCode: '0:0' })

@@ -15,7 +15,7 @@ import { cancel, drain, endedJobs, resume, waitForNode } from './slurm.ts'
 const LONG = { timeout: 900_000 }
 const sbatchFile = readFileSync(join(checkout, 'deploy/slurm/pilot.sbatch'), 'utf8')
 /** The default drain grace, 20 s, is below the lab's KillWait and GraceTime. */
-const pilotWords = ['--idle-before', '2min', '--idle-after', '2s', '--payload-grace', '5s']
+const pilotWords = ['--idle-before', '2min', '--idle-after', '5s', '--payload-grace', '10s']
 
 describe.skipIf(whyNoLab() !== null)('site life', () => {
   let centre: Centre

@@ -29,7 +29,7 @@ export async function startLink(centre: Centre, on: Host, listen: string, target
   const tell = async (change: Partial<Link>): Promise<LinkState> => {
     const from = daemon.output.length
     daemon.stdin.write(`${JSON.stringify(change)}\n`)
-    return JSON.parse((await daemon.waitFor(/^(\{.*\})\n/m, 10_000, from))[1]!) as LinkState
+    return JSON.parse((await daemon.waitFor(/^(\{.*\})\n/m, 60_000, from))[1]!) as LinkState
   }
   return {
     port: (JSON.parse(first[1]!) as LinkState).port,
