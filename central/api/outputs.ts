@@ -1,6 +1,6 @@
 /** Handlers that give out files: outputs that the centre keeps, and logs, which sites send when somebody asks. */
 import { IndraftError } from '../../shared/errors.ts'
-import { type AttemptFiles, parseAttemptUrl, type StoredFile, storedFile } from '../../shared/files/attempt-files.ts'
+import { type AttemptFiles, isForeign } from '../../shared/files/attempt-files.ts'
 import type { AttemptRef, CampaignId } from '../../shared/ids.ts'
 import type { Result } from '../../shared/protocol/messages.ts'
 import type { CampaignStore } from '../campaigns/model.ts'
@@ -54,15 +54,13 @@ export function outputHandlers(parts: OutputParts): Pick<Handlers, 'taskLog' | '
       if (!output.url.startsWith('store:')) {
         throw new IndraftError('request.notFound', `the centre does not keep ${output.path}: it is at ${output.url}`)
       }
-      const file = await storedOutput(output.url)
+      const winner = task.winner
+      // What names another attempt's file would open it to who may not read that one.
+      const isOwn = winner !== null && !isForeign(winner, output)
+      const file = isOwn ? await attempts.find(winner, output.path) : null
       if (!file) throw new IndraftError('request.notFound', `${output.path} is no longer there`)
       return file
     },
-  }
-
-  async function storedOutput(url: string): Promise<StoredFile | null> {
-    const named = parseAttemptUrl(url.slice('store:'.length))
-    return named ? await storedFile(attempts.locate(named.attempt, named.path)) : null
   }
 }
 

@@ -5,6 +5,7 @@
 import { promisify } from 'node:util'
 import { inflateRaw } from 'node:zlib'
 import { failpoint } from '../../shared/failpoint.ts'
+import { isForeign } from '../../shared/files/attempt-files.ts'
 import type { Log } from '../../shared/log.ts'
 import { pack, unpack } from '../../shared/protocol/codec.ts'
 import type { Result, Verdict } from '../../shared/protocol/messages.ts'
@@ -94,6 +95,7 @@ export class Results {
     for (const [at, { campaign, step }] of results.entries()) {
       const place = await this.#plans.place(campaign)
       if (!place) continue
+      if (this.#isForeign(site, results[at]!, place.group)) continue
       const known = await this.#plans.readableStep(campaign, step)
       const list = byBase.get(place.base) ?? []
       list.push({ at, step: known?.step ?? null, group: place.group })
@@ -130,6 +132,17 @@ export class Results {
       const verdict = verdicts[at]!
       return verdict === null ? [] : [{ campaign, step, index, fences, verdict }]
     })
+  }
+
+  /** Whether a result names a file of another attempt: by its verdict that file would be given to this one's readers. */
+  #isForeign(site: string, result: Result, group: string): boolean {
+    const foreign = result.outputs.find((output) => isForeign(result, output))
+    if (!foreign) return false
+    this.#events.onVerdict?.('refused', result.end, group)
+    const { campaign, step, index, fences } = result
+    const task = `${campaign}/${step}/${index}`
+    this.#log.warn({ site, task, attempt: fences.join('.'), output: foreign.url }, 'output.foreign')
+    return true
   }
 
   /** Of steps that the site's policy refused: which sites may run them. */

@@ -7,6 +7,7 @@ import { link, mkdir, rename, stat, unlink } from 'node:fs/promises'
 import { dirname, join, normalize } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { failpoint } from '../../shared/failpoint.ts'
+import { isForeign } from '../../shared/files/attempt-files.ts'
 import type { Log } from '../../shared/log.ts'
 import type { OutputRecord, Result } from '../../shared/protocol/messages.ts'
 
@@ -14,11 +15,11 @@ import type { OutputRecord, Result } from '../../shared/protocol/messages.ts'
 const isLog = (path: string) => path.startsWith('.log/')
 
 /** Where the centre keeps an attempt's file; null where it lies elsewhere. @throws RangeError outside the folder */
-export function storedFilePath(outputsDir: string, url: string): string | null {
+function storedFilePath(outputsDir: string, url: string): string | null {
   return url.startsWith('store:') ? within(join(outputsDir, 'attempt'), url.slice('store:'.length)) : null
 }
 
-export function publishedPath(outputsDir: string, result: Pick<Result, 'campaign' | 'step' | 'index'>, path: string) {
+function publishedPath(outputsDir: string, result: Pick<Result, 'campaign' | 'step' | 'index'>, path: string) {
   return within(join(outputsDir, 'published', result.campaign, result.step, String(result.index)), path)
 }
 
@@ -36,6 +37,11 @@ export async function publishOutputs(outputsDir: string, result: Result, log: Lo
   const folders: string[] = []
   for (const output of result.outputs) {
     if (isLog(output.path)) continue
+    if (isForeign(result, output)) {
+      // Of a result that was taken before such ones were refused.
+      log.error({ task: `${result.campaign}/${result.step}/${result.index}`, output: output.url }, 'output.foreign')
+      continue
+    }
     const stored = storedFilePath(outputsDir, output.url)
     if (stored) {
       const published = publishedPath(outputsDir, result, output.path)
@@ -71,6 +77,7 @@ export async function isKept(
   output: OutputRecord,
   isPublished: boolean,
 ): Promise<boolean> {
+  if (isForeign(result, output)) return false
   const stored = storedFilePath(outputsDir, output.url)
   if (stored === null) return true
   const named = isPublished && !isLog(output.path)

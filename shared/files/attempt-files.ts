@@ -8,7 +8,7 @@ import { createReadStream } from 'node:fs'
 import { type FileHandle, link, lstat, mkdir, open, readdir, rm, rmdir, stat, unlink } from 'node:fs/promises'
 import { dirname, join, sep } from 'node:path'
 import type { Readable } from 'node:stream'
-import { IndraftError } from '../errors.ts'
+import { IndraftError, isIndraftError } from '../errors.ts'
 import type { AttemptName } from './capability.ts'
 import { checksumFile, sameChecksum, startChecksum } from './checksum.ts'
 import { syncFolder } from './durable.ts'
@@ -64,6 +64,20 @@ export function parseAttemptUrl(path: string): { attempt: AttemptName; path: str
   if (!match) return undefined
   const [, campaign, step, index, fences, rest] = match as unknown as [string, string, string, string, string, string]
   return { attempt: { campaign, step, index: Number(index), fences: fences.split('.').map(Number) }, path: rest }
+}
+
+/**
+ * Whether an output at the dispatcher is not this attempt's own, whatever its record says: an attempt speaks for no
+ * other's files, nor for what lies outside its folder.
+ */
+export function isForeign(attempt: AttemptName, { path, url }: { path: string; url: string }): boolean {
+  if (!url.startsWith('store:')) return false
+  try {
+    return url !== `store:${attemptFolder(attempt)}/${safeParts(path).join('/')}`
+  } catch (error) {
+    if (isIndraftError(error, 'request.invalid')) return true
+    throw error
+  }
 }
 
 export class AttemptFiles {

@@ -1,6 +1,7 @@
 /** What central remembers for relays that lost their journal: which accepted outputs a relay names, by site. */
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest'
 import { NAMED_KEPT } from '../../central/leases/named.ts'
+import { attemptPath } from '../../shared/ids.ts'
 import type { Result } from '../../shared/protocol/messages.ts'
 import { EXIT_3, TestHolder } from './store-holder.ts'
 import { GROUP, openStoreLab, planOf, type StoreLab, startRedisForTests } from './store-lab.ts'
@@ -37,7 +38,7 @@ async function byRelay(size: number) {
 test('named - a success with a file that its relay names is told to its own site, others are not', async () => {
   const { id, holder, results } = await byRelay(4)
   const [named, failed, direct, stored] = results as [Result, Result, Result, Result]
-  const kept = { ...stored, outputs: [{ ...stored.outputs[0]!, url: `store:${id}/a/3/1.7/out.txt` }] }
+  const kept = { ...stored, outputs: [{ ...stored.outputs[0]!, url: `store:${attemptPath(stored as never)}/out.txt` }] }
   const plain = { ...direct, fences: direct.fences.slice(0, 1) }
   await holder.verdicts([named, { ...failed, ...EXIT_3, outputs: [] }, plain, kept])
   const { index, fences, outputs } = named
