@@ -447,6 +447,48 @@ describe('leaving', () => {
     await start({ name: 'pilot1' })
     expect(await until(() => script.results.find(({ exitCode }) => exitCode === 4))).toMatchObject({ pilot: 'pilot1' })
   })
+
+  test('leaving - what is granted while the bye is under way starts no more, and goes back', async () => {
+    const said = Promise.withResolvers<void>()
+    const [pull, bye] = [script.onPull.bind(script), script.onBye.bind(script)]
+    script.onPull = async (peer, message) => {
+      await said.promise
+      return await pull(peer, message)
+    }
+    script.onBye = async (peer, message) => {
+      give(sh('sleep 600'), '0')
+      said.resolve()
+      await until(() => lines.some(({ msg }) => msg === 'work.granted'))
+      // What starts says so within the same turn of the loop.
+      return await bye(peer, message)
+    }
+    const pilot = await start({ idleBefore: '300ms' })
+    expect(await pilot.finished).toBe(300)
+    const history = lines.map(({ msg }) => msg)
+    expect(history).toContain('attempt.givenBack')
+    expect(history).not.toContain('attempt.fetching')
+  })
+
+  test('leaving - one whose results the dispatcher refuses for good lets its payloads end, then leaves; they wait for the next', async () => {
+    const report = script.onReport.bind(script)
+    script.onReport = async () => {
+      throw new IndraftError('message.garbled')
+    }
+    const pilot = await start()
+    give({ ...waits('exit 6'), needs: { ...makeTemplate().needs, memoryBytes: 2 ** 26 } }, '1')
+    await until(() => script.beats.some(({ usage }) => usage.length === 1))
+    give(sh('exit 4'), '0')
+    await until(() => lines.some(({ msg }) => msg === 'session.refused'))
+    expect(script.byes).toEqual([])
+    writeFileSync(flag(), '')
+    expect(await pilot.finished).toBe(600)
+    expect(script.byes).toMatchObject([{ code: 600, reason: expect.stringContaining('message.garbled') }])
+    script.onReport = report
+    script.session = 's2'
+    await start()
+    await until(() => script.results.length === 2)
+    expect(script.results.map(({ exitCode }) => exitCode).sort()).toEqual([4, 6])
+  })
 })
 
 describe('trouble', () => {
