@@ -40,7 +40,11 @@ export async function checkPilotCredential(
       const advice = 'on the edge: indraft-pilot doctor --edge --relay-state DIR says why'
       checks.push(warn('work', 'the relay did not hear from the centre', advice))
     }
-    if (nowMs !== undefined) checks.push(checkClock('clock against the relay', nowMs - (Date.now() - tookMs / 2)))
+    if (nowMs !== undefined) {
+      // The clock was read some time between the two ends of asking.
+      const aheadMs = nowMs - (Date.now() - tookMs / 2)
+      checks.push(checkClock('clock against the relay', aheadMs, tookMs / 2))
+    }
   } catch (error) {
     checks.push(unreachable('relay answers', url, error, PILOT_ADVICE))
   }

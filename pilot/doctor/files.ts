@@ -60,9 +60,12 @@ export async function checkFolder(name: string, folder: string, shared: boolean)
   }
 }
 
-/** @param aheadMs how far the other clock is ahead of ours */
-export function checkClock(name: string, aheadMs: number): Check {
-  const apartMs = Math.abs(aheadMs)
+/**
+ * @param aheadMs how far the other clock is ahead of ours
+ * @param uncertainMs how much of that may be the time that asking took
+ */
+export function checkClock(name: string, aheadMs: number, uncertainMs = 0): Check {
+  const apartMs = Math.max(0, Math.abs(aheadMs) - uncertainMs)
   const found =
     apartMs < 1000
       ? 'within a second'

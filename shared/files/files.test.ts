@@ -27,7 +27,8 @@ let requests: string[]
 let fetchedBytes: number
 /** Of the server, for what is put. */
 let limitBytes: number
-const LINGER_MS = 500
+/** Longer than a pause of the machine: who is cut off before the refusal is read sends again. */
+const LINGER_MS = 3000
 
 beforeEach(async () => {
   folder = mkdtempSync(join(tmpdir(), 'indraft-files-'))
@@ -96,7 +97,7 @@ function breakOnceFetched(response: ServerResponse, added: number): void {
   }, 5)
 }
 
-const held = () => ({ capability: makeCapability(key, capability), giveUpAfterMs: 5000 })
+const held = () => ({ capability: makeCapability(key, capability), giveUpAfterMs: 30_000 })
 const address = (path: string) => base + fileAddress.attempt(`c1/sim/7/11.22/${path}`)
 
 async function put(content: Uint8Array | string, path = 'out/a file%.txt') {
