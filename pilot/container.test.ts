@@ -103,19 +103,18 @@ describe('probing', () => {
   })
 
   test.each([
-    ['is asked for its version', '', 'sleep 60 & sleep 60'],
+    ['is asked for its version', '', 'sleep 600 & sleep 600'],
     [
       'starts, and a child of it keeps its output open',
       '[ "$1" = --version ] && exit 0; (setsid sleep 5 &)',
-      'sleep 60',
+      'sleep 600',
     ],
   ])('container - one that hangs when it %s ends the test in time', async (_, before, after) => {
     const path = join(site.folder, 'hanging')
     writeFileSync(path, `#!/bin/sh\n${before}\n${after}\n`, { mode: 0o755 })
     const limits = { tryMs: 300, testMs: 700 }
     expect(await probe(path, { limits })).toBeNull()
-    const left = await execa('pgrep', ['-f', path], { reject: false })
-    expect(left.stdout).toBe('')
+    await expect.poll(async () => (await execa('pgrep', ['-f', path], { reject: false })).stdout).toBe('')
   })
 
   test('container - a child that keeps the output open does not make a good one bad', async () => {

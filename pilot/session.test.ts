@@ -96,7 +96,7 @@ async function until<T>(look: () => T | undefined | false | null): Promise<T> {
 
 describe('work', () => {
   test('session - runs a bundle, reports every task, holds nothing, leaves when there is no more', async () => {
-    const pilot = await start({ idleAfter: '300ms' })
+    const pilot = await start({ idleAfter: '2s' })
     give(sh('echo $INDRAFT_INDEX'), '0-4')
     await until(() => script.results.length === 5)
     expect(script.results.map(({ index, end }) => `${index} ${end}`).sort()).toEqual(
@@ -339,7 +339,7 @@ describe('leaving', () => {
     const { clock, jump } = jumpingClock()
     const pilot = await start({ noticeTime: '10min' }, { clock })
     const needs = { ...makeTemplate().needs, walltimeMs: 3_600_000 }
-    give({ ...waits('[ $INDRAFT_INDEX = 0 ] || exec sleep 30'), needs }, '0-1')
+    give({ ...waits('[ $INDRAFT_INDEX = 0 ] || exec sleep 600'), needs }, '0-1')
     await until(() => script.beats.some(({ usage }) => usage.length === 2))
     const left = pilot.stop('SIGUSR1')
     writeFileSync(flag(), '')
@@ -511,12 +511,14 @@ describe('trouble', () => {
     await start({}, { clock })
     // Its walltime is less than the standstill, and more than this test takes.
     give({ ...waits(), needs: { ...makeTemplate().needs, walltimeMs: 60_000 } }, '0')
-    await until(() => script.beats.some(({ usage }) => usage.length === 1))
+    // The limits count by now: this one has met its own.
+    give({ ...sh('exec sleep 600'), needs: { ...makeTemplate().needs, walltimeMs: 300 } }, '1')
+    expect((await until(() => script.results[0])).reason).toBe('payload.walltime')
     jump(120_000)
     await until(() => lines.some(({ msg }) => msg === 'pilot.suspended'))
     await until(() => script.beats.at(-1)!.counters.suspended! >= 1)
     writeFileSync(flag(), '')
-    expect((await until(() => script.results[0])).end).toBe('done')
+    expect(await until(() => script.results[1])).toMatchObject({ index: 0, end: 'done' })
   })
 
   test('trouble - an idle pilot that stood still does not take its own silence for the dispatcher’s', async () => {
