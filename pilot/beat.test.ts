@@ -49,7 +49,7 @@ test('beat - no list of what is held lacks anything, and every start is said, ho
     script.ready.push({ grants: made.map(({ grant }) => grant), templates: [made[0]!.template] })
     grants.push(...made.map(({ grant }) => grant))
   }
-  const until = (look: () => void) => vi.waitFor(look, { timeout: 15_000, interval: 10 })
+  const until = (look: () => void) => vi.waitFor(look, { timeout: 30_000, interval: 10 })
   await until(() => expect(script.pulls.at(-1)!.processed).toBeGreaterThanOrEqual(MANY / 100))
   begun.resolve()
   await until(() => expect(script.beats.at(-1)?.counters.tasks_failed).toBe(MANY))

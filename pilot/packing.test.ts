@@ -52,7 +52,7 @@ async function start(
   })
   const settings = {
     ...{ credential, scratch: join(site.folder, 'scratch'), name: 'pilot1', node: 'node1', cores: 4 },
-    ...{ memory: '4GiB', containerRuntime: 'none', watchEvery: '100ms', payloadGrace: '300ms', drainGrace: '4s' },
+    ...{ memory: '4GiB', containerRuntime: 'none', watchEvery: '100ms', payloadGrace: '300ms', drainGrace: '60s' },
     ...{ cvmfs: join(site.folder, 'cvmfs'), ...args },
   }
   const batch = readBatchEnvironment({ PATH, ...env })

@@ -180,7 +180,7 @@ test('watch - neither time nor memory is the payload’s before its own program 
   /** Long enough that everything known by now was looked at. */
   const looked = async () => {
     const before = scans
-    await vi.waitFor(() => expect(scans).toBeGreaterThan(before + 1))
+    await vi.waitFor(() => expect(scans).toBeGreaterThan(before + 1), 30_000)
   }
   const small = start('small', 100)
   const large = start('large', 200)
