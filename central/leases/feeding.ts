@@ -11,7 +11,7 @@ import type { Mark } from './mark.ts'
 import type { MatchIndex } from './match-index.ts'
 import type { KnownCampaign, Plans, StoredStep } from './plans.ts'
 import { readCounts } from './read.ts'
-import type { Scripts } from './scripts.ts'
+import type { ScriptArgs, Scripts } from './scripts.ts'
 
 /** Tasks that one release script makes ready: bounded, so that no script holds Redis for long. Even. */
 const RELEASE_TASKS = 262_144
@@ -30,6 +30,8 @@ export class Feeder {
   readonly #mark: Mark
   readonly #manifests: ManifestWriter
   readonly #log: Log
+  /** `campaign|step` -> where its due retries are looked at next, while those before have full queues. */
+  readonly #retriesFrom = new Map<string, number>()
 
   constructor(parts: {
     scripts: Scripts
@@ -47,7 +49,7 @@ export class Feeder {
     this.#log = parts.log
   }
 
-  /** Fills a step's queue up to its window, and bundles its due retries. Nothing new while the store is full. */
+  /** Fills a step's queues up to their window, due retries first. Nothing new while the store is full. */
   async feed(campaign: string, stepName: string): Promise<void> {
     const known = await this.#plans.step(campaign, stepName)
     if (!known || (await this.#mark.isFull())) return
@@ -61,11 +63,21 @@ export class Feeder {
     const wallCount = Number(walls[1] ?? 0)
     const mean = wallCount > 0 ? Number(walls[0]) / wallCount : null
     const size = chooseBundleSize(mean, counts.queued, slots, step.rowBytesMax)
-    const args = { campaign, step: stepName, class: step.matchClass, size }
-    await this.#scripts.run('feed-retries', base, args)
-    failpoint('retries.fed')
     const window = Math.min(WINDOW.most, Math.max(WINDOW.least, Math.ceil((2 * slots) / size)))
-    await this.#scripts.run('feed', base, { ...args, window })
+    const args = { campaign, step: stepName, class: step.matchClass, size, window }
+    await this.#feedRetries(base, args)
+    failpoint('retries.fed')
+    await this.#scripts.run('feed', base, args)
+  }
+
+  async #feedRetries(base: string, args: { campaign: string; step: string } & ScriptArgs): Promise<void> {
+    const name = `${args.campaign}|${args.step}`
+    const answer = await this.#scripts.run<{ outcome: number; from?: number }>('feed-retries', base, {
+      ...args,
+      from: this.#retriesFrom.get(name) ?? 0,
+    })
+    if (answer.from) this.#retriesFrom.set(name, answer.from)
+    else this.#retriesFrom.delete(name)
   }
 
   /** Looks at every step of a campaign and does what is due. Returns false where the campaign is over. */

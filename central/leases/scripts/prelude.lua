@@ -327,17 +327,40 @@ local function remember(c, fence, site, list)
   redis.call('HSET', key('past', c), fence, site .. '|' .. format(spansOf(all)))
 end
 
+-- Which bundle of a step each task is in, by first index: read once a call, for it is as long as there are bundles.
+-- Meanwhile bundles may lose tasks and close; a script that makes new ones must not look for tasks.
+local bundled = {}
+local function bundledSpans(c, s)
+  local step = c .. '|' .. s
+  if not bundled[step] then
+    local list = {}
+    for _, b in ipairs(redis.call('SMEMBERS', key('bundles', c, s))) do
+      for _, span in ipairs(parse(redis.call('HGET', key('bundle', b), 'remaining') or '')) do
+        list[#list + 1] = { span[1], span[2], b }
+      end
+    end
+    table.sort(list, function(one, other) return one[1] < other[1] end)
+    bundled[step] = list
+  end
+  return bundled[step]
+end
+
 -- The live bundle that has a task: by the hint in its record, else by looking through the step's bundles.
 local function locateBundle(c, s, index, record)
-  if record and record.bundle then
-    local bundle = readBundle(record.bundle)
-    if bundle and bundle.campaign == c and bundle.step == s and contains(bundle.spans, index) then return bundle end
-  end
-  for _, b in ipairs(redis.call('SMEMBERS', key('bundles', c, s))) do
+  local function holding(b)
     local bundle = readBundle(b)
-    if bundle and contains(bundle.spans, index) then return bundle end
+    if bundle and bundle.campaign == c and bundle.step == s and contains(bundle.spans, index) then return bundle end
+    return nil
   end
-  return nil
+  local hinted = record and record.bundle and holding(record.bundle)
+  if hinted then return hinted end
+  local list = bundledSpans(c, s)
+  local low, high = 1, #list
+  while low < high do
+    local middle = math.ceil((low + high) / 2)
+    if list[middle][1] <= index then low = middle else high = middle - 1 end
+  end
+  return list[low] and contains({ list[low] }, index) and holding(list[low][3]) or nil
 end
 
 -- Queued tasks that no attempt was charged for go back to where they are bundled from, by no other way than this.

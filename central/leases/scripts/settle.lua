@@ -8,17 +8,24 @@ local c, s = args.campaign, args.step
 local released = redis.call('HGET', key('step', c, s), 'released')
 if args.mode == 'skip' then
   if released == '1' or released == 'reopening' then return answer({ outcome = 2 }) end
-  redis.call('HSET', key('step', c, s), 'released', 'skipped')
+  if released ~= 'skipped' then redis.call('HSET', key('step', c, s), 'released', 'skipped') end
 elseif redis.call('HGET', key('campaign', c), 'desired') ~= 'cancelled' then
   return answer({ outcome = 2 })
 end
 local to = args.mode == 'skip' and 'skipped' or 'cancelled'
 
+-- Asked again with every look at an open campaign: where nothing is left to be ended, this is all it costs.
+local states = args.mode == 'skip' and { blocked = true } or { blocked = true, queued = true, held = true }
+local left = 0
+for state in pairs(states) do left = left + tonumber(redis.call('HGET', key('counts', c, s), state) or 0) end
+if left == 0 then return answer({ outcome = 1, more = false, cursor = args.size }) end
+
 if args.mode == 'cancel' and args.cursor == 0 then
   local budget = 200
   for _, b in ipairs(redis.call('SMEMBERS', key('bundles', c, s))) do
-    local record = readBundle(b)
-    if record and record.state == 'queued' then
+    -- Most may be leased, and those are not ended here.
+    if redis.call('HGET', key('bundle', b), 'state') == 'queued' then
+      local record = readBundle(b)
       move(c, s, indices(record.spans), { queued = true }, 'cancelled')
       closeBundle(record)
       budget = budget - 1
@@ -71,11 +78,12 @@ if from < upTo then
     end
     map[string.char(byte)] = string.char((turns[high] or high) * 16 + (turns[low] or low))
   end
-  redis.call('SETRANGE', key('state', c, s), from, (string.gsub(bytes, '.', map)))
-  recount(c, s, moves, to)
+  if next(moves) then
+    redis.call('SETRANGE', key('state', c, s), from, (string.gsub(bytes, '.', map)))
+    recount(c, s, moves, to)
+  end
 end
 if not more and args.size % 2 == 1 then
-  local states = args.mode == 'skip' and { blocked = true } or { blocked = true, queued = true, held = true }
   move(c, s, { args.size - 1 }, states, to)
 end
 return answer({ outcome = 1, more = more, cursor = upTo * 2 })

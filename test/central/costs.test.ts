@@ -1,0 +1,153 @@
+/** What the store's work costs, counted in what Redis was asked: in proportion to what is done, not to what is there. */
+import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from 'vitest'
+import { groupBase } from '../../central/leases/keys.ts'
+import { Scripts } from '../../central/leases/scripts.ts'
+import type { StepName } from '../../shared/ids.ts'
+import { pack } from '../../shared/protocol/codec.ts'
+import { EXIT_3, TestHolder } from './store-holder.ts'
+import { GROUP, openStoreLab, planOf, type StoreLab, startRedisForTests } from './store-lab.ts'
+
+let redis: { url: string; stop(): Promise<void> }
+let lab: StoreLab
+beforeAll(async () => {
+  redis = await startRedisForTests()
+})
+afterAll(() => redis.stop())
+beforeEach(async () => {
+  lab = await openStoreLab(redis.url, { timeScale: 1 })
+})
+afterEach(() => lab.end())
+
+const WRITING = ['set', 'setrange', 'bitfield', 'hset', 'hincrby', 'hdel', 'sadd', 'srem', 'zadd', 'zrem', 'del']
+const NO_RETRIES = { payload: 0, infrastructure: 0, holdExitCodes: [], exhausted: 'failed' as const }
+
+const clean = async () => expect(await lab.store.verify()).toEqual([])
+const counts = async (id: string) => {
+  const { steps } = (await lab.store.find(id, [GROUP]))!
+  const some = (all: object) => Object.fromEntries(Object.entries(all).filter(([, n]) => n > 0))
+  return Object.fromEntries(steps.map((step) => [step.name, some(step.counts)]))
+}
+
+/** What Redis was asked meanwhile, by scripts too: each command with its key. */
+async function askedFor(run: () => Promise<unknown>): Promise<{ command: string; key: string }[]> {
+  const asked: { command: string; key: string }[] = []
+  const monitor = await lab.redis.monitor()
+  const isOver = new Promise<void>((resolve) => {
+    monitor.on('monitor', (_time: string, [command = '', key = '']: string[]) => {
+      if (key === 'asked for all of it') resolve()
+      else asked.push({ command: command.toLowerCase(), key })
+    })
+  })
+  try {
+    await run()
+    await lab.redis.echo('asked for all of it')
+    await isOver
+    return asked
+  } finally {
+    monitor.disconnect()
+  }
+}
+
+/** Pulls until so many tasks are in hand, with the background work between pulls. */
+async function pullAll(holder: TestHolder, tasks: number): Promise<void> {
+  await vi.waitFor(async () => {
+    await lab.settle()
+    await holder.pull(tasks - holder.leases.size)
+    expect(holder.leases.size).toBe(tasks)
+  }, 60_000)
+}
+
+test('skipped steps - once they are, looking at them again writes nothing', async () => {
+  const after = [{ step: 'a' as StepName, accept: 1 }]
+  const plan = planOf('skipped', { a: { retries: NO_RETRIES }, b: { size: 5, after }, open: {} })
+  await lab.store.create(plan)
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  await pullAll(pilot, 2)
+  const failing = [...pilot.leases.values()].find(({ step }) => step === 'a')!
+  expect(await pilot.verdicts(pilot.results(failing, EXIT_3))).toEqual(['accepted'])
+  await lab.settle()
+  expect(await counts(plan.id)).toEqual({ a: { failed: 1 }, b: { skipped: 5 }, open: { assigned: 1 } })
+
+  const asked = await askedFor(() => lab.settle())
+  const written = asked.filter(({ command, key }) => WRITING.includes(command) && key.includes(plan.id))
+  expect(written).toEqual([])
+  await clean()
+})
+
+test('cancelled campaigns - what still runs is neither written nor read with every look', async () => {
+  const plan = planOf('cancelled', { a: { size: 9 } })
+  await lab.store.create(plan)
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  await pullAll(pilot, 3)
+  await pilot.startAll()
+  await lab.store.setDesired(plan.id, 'cancelled')
+  await lab.settle()
+  expect(await counts(plan.id)).toEqual({ a: { running: 3, cancelled: 6 } })
+
+  const asked = await askedFor(() => lab.settle())
+  const written = asked.filter(({ command, key }) => WRITING.includes(command) && key.includes(plan.id))
+  expect(written).toEqual([])
+  expect(asked.filter(({ command, key }) => command === 'hgetall' && key.includes(':bundle:'))).toEqual([])
+  await clean()
+})
+
+test('late results - the bundles that their tasks went to are looked through once, however many results come', async () => {
+  const [open, late] = [400, 40]
+  const plan = planOf('late', { a: { size: open } })
+  await lab.store.create(plan)
+  const facts = { cores: 1000 }
+  const slow = await new TestHolder(lab.dispatcher, { name: 'slow', role: 'relay', facts }).hello()
+  await pullAll(slow, late)
+  const old = [...slow.leases.values()]
+  const results = slow.allResults()
+  await slow.pull(0, { returned: old })
+  expect(await counts(plan.id)).toEqual({ a: { queued: open } })
+  const quick = await new TestHolder(lab.dispatcher, { name: 'quick', role: 'relay', facts }).hello()
+  await pullAll(quick, open)
+
+  const asked = await askedFor(async () => {
+    expect(await slow.verdicts(results)).toEqual(Array(late).fill('accepted'))
+  })
+  const looks = asked.filter(({ key }) => key.includes(':bundle:'))
+  expect(looks.length).toBeLessThan(open + late * 10)
+  expect(await counts(plan.id)).toEqual({ a: { assigned: open - late, done: late } })
+  await clean()
+})
+
+test('retries - no more of them are bundled than the queue is to hold, and all come to be', async () => {
+  const size = 150
+  const plan = planOf('again', { a: { size, retries: NO_RETRIES } })
+  await lab.store.create(plan)
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  await pullAll(pilot, size)
+  await pilot.verdicts(pilot.allResults(EXIT_3))
+  expect(await lab.store.retry(plan.id, { states: ['failed'], request: 'once' })).toEqual({ tasks: size })
+  await lab.settle()
+  // Eight slots: the least that a queue holds.
+  expect(await lab.redis.scard(`${groupBase(GROUP)}:bundles:${plan.id}:a`)).toBe(64)
+  await clean()
+  await pullAll(pilot, size)
+  expect(await counts(plan.id)).toEqual({ a: { assigned: size } })
+  await clean()
+})
+
+test('retries - behind thousands whose queue is full, one with another queue is come to', async () => {
+  const [base, avoiding] = [groupBase(GROUP), 2000]
+  const record = pack({ attempts: 1, payload: 1, infrastructure: 0, fences: '1', avoid: 'ALPHA', until: 8e15 })
+  for (let index = 0; index < avoiding; index++) {
+    await lab.redis.hset(`${base}:tasks:c1:a`, String(index), Buffer.from(record))
+    await lab.redis.zadd(`${base}:retry:c1:a`, 1, String(index))
+  }
+  await lab.redis.zadd(`${base}:retry:c1:a`, 2, String(avoiding))
+  const scripts = new Scripts(lab.redis)
+  const feed = (from: number) =>
+    scripts.run<{ outcome: number; bundles: number; from: number }>('feed-retries', base, {
+      ...{ campaign: 'c1', step: 'a', class: 'k', size: 1, window: 64 },
+      from,
+    })
+  expect(await feed(0)).toMatchObject({ bundles: 64, from: 936 })
+  expect(await feed(936)).toMatchObject({ bundles: 0, from: 1936 })
+  expect(await feed(1936)).toMatchObject({ bundles: 1, from: 0 })
+  expect(await lab.redis.zcard(`${base}:queue:c1|a|k|`)).toBe(1)
+  expect(await lab.redis.zcard(`${base}:retry:c1:a`)).toBe(avoiding - 64)
+})
