@@ -9,10 +9,11 @@ import { type ErrorCode, IndraftError } from '../shared/errors.ts'
 import { formatBytes } from '../shared/quantity.ts'
 import type { AttemptFolder } from './attempt-folder.ts'
 import type { Runtime } from './container.ts'
+import { folderBytes, MEASURE_AT_MOST_MS } from './folder-bytes.ts'
 import type { ImageDigests } from './image-digest.ts'
 import type { ImageStore } from './images.ts'
 import { blameOf, type OomCounts, type OomKills } from './oom.ts'
-import { folderBytes, MEASURE_AT_MOST_MS, type Watcher } from './watch.ts'
+import type { Watcher } from './watch.ts'
 import type { WrapperStatus } from './wrapper.ts'
 
 export interface Exit {

@@ -6,21 +6,18 @@
  *   http:, https:   fetched by the dispatcher's file server, which caches
  *   store:          an attempt's files at the dispatcher
  */
-import { constants, createWriteStream } from 'node:fs'
-import { copyFile, lstat, mkdir, open, readFile, readlink, realpath, rename, rm } from 'node:fs/promises'
-import { basename, dirname, join, resolve } from 'node:path'
-import { pipeline } from 'node:stream/promises'
+import { lstat, mkdir, readFile, rename, rm } from 'node:fs/promises'
+import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { fileURLToPath, pathToFileURL } from 'node:url'
 import { type ErrorCode, IndraftError, isIndraftError } from '../shared/errors.ts'
-import { checksumFile, sameChecksum } from '../shared/files/checksum.ts'
 import { type FileClient, fileAddress } from '../shared/files/client.ts'
 import { type AttemptRef, attemptPath } from '../shared/ids.ts'
 import { check, unpack } from '../shared/protocol/codec.ts'
 import type { OutputRecord } from '../shared/protocol/messages.ts'
 import { type Manifest, manifestSchema } from '../shared/protocol/work.ts'
 import type { FileServer } from './access.ts'
-import { enforceFolder, enforceWrite, type SitePolicy } from './policy.ts'
+import type { SitePolicy } from './policy.ts'
+import { dropShared, fetchShared, storeShared } from './shared-files.ts'
 
 const TRANSFERS_AT_ONCE = 4
 /** Between two looks for a new credential. */
@@ -35,7 +32,7 @@ export interface Transfer {
   policy: SitePolicy
   /** The pilot's folders and credential: never an input, never overwritten. */
   own: readonly string[]
-  /** Most bytes that one input may have. */
+  /** Most bytes that its inputs may have together. */
   maxBytes: number
 }
 
@@ -43,6 +40,7 @@ export interface OutputFile {
   attempt: AttemptRef
   /** As the template names it. */
   path: string
+  /** Leads to the same file for as long as it takes; see held.ts. */
   location: string
   sizeBytes: number
   /** `sha256:...`. */
@@ -53,6 +51,8 @@ interface Driver {
   fetch(url: string, target: string, checksum: string | null, transfer: Transfer): Promise<void>
   /** @returns the URL to report */
   store?(file: OutputFile, url: string | null, transfer: Transfer): Promise<string>
+  /** Where what was stored of an attempt that failed would stay for ever. */
+  drop?(stored: string): Promise<void>
 }
 
 const throughServer: Driver = {
@@ -60,7 +60,7 @@ const throughServer: Driver = {
 }
 
 export const DRIVERS: Readonly<Record<string, Driver>> = {
-  'file:': { fetch: fetchShared, store: storeShared },
+  'file:': { fetch: fetchShared, store: storeShared, drop: dropShared },
   'http:': throughServer,
   'https:': throughServer,
   'store:': {
@@ -70,7 +70,9 @@ export const DRIVERS: Readonly<Record<string, Driver>> = {
       const address = fileAddress.attempt(`${attemptPath(file.attempt)}/${file.path}`)
       const put = (client: FileClient, url: string) =>
         client.putFile(url + address, file.location, file.checksum, transfer)
-      return (await atServer(transfer, put)).url
+      const { url, sizeBytes } = await atServer(transfer, put)
+      if (sizeBytes === file.sizeBytes) return url
+      throw new IndraftError('file.checksum', `promised ${file.sizeBytes} bytes, the server has ${sizeBytes}`)
     },
   },
 }
@@ -104,27 +106,53 @@ export async function fetchInput(
  * @throws as fetchInput
  */
 export async function fetchWinner(
-  entry: Pick<Manifest['entries'][number], 'url' | 'written' | 'checksum'>,
+  entry: Pick<Manifest['entries'][number], 'url' | 'written' | 'checksum' | 'sizeBytes'>,
   target: string,
   transfer: Transfer,
 ): Promise<void> {
-  if (entry.written !== undefined) {
-    try {
-      return await fetchInput(entry.written, target, entry.checksum, transfer)
-    } catch (error) {
-      if (!isIndraftError(error, 'stage.inputMissing')) throw error
+  const within = { ...transfer, maxBytes: entry.sizeBytes }
+  try {
+    if (entry.written !== undefined) {
+      try {
+        return await fetchInput(entry.written, target, entry.checksum, within)
+      } catch (error) {
+        if (!isIndraftError(error, 'stage.inputMissing')) throw error
+      }
     }
+    await fetchInput(entry.url, target, entry.checksum, within)
+  } catch (error) {
+    if (!isIndraftError(error, 'payload.scratch')) throw error
+    throw new IndraftError('stage.inputChecksum', `more than its ${entry.sizeBytes} bytes: ${error.message}`, {
+      cause: error,
+    })
   }
-  await fetchInput(entry.url, target, entry.checksum, transfer)
 }
 
-/** Several transfers, a few at a time. @throws what the first that fails throws */
-export async function transferAll<T>(items: readonly T[], act: (item: T, i: number) => Promise<void>): Promise<void> {
+/**
+ * Several transfers, a few at a time. When one fails the others are ended, and it rejects when none is under way any more.
+ * @param act is given a transfer that ends with the others @throws what the first that fails throws
+ */
+export async function transferAll<T>(
+  items: readonly T[],
+  transfer: Transfer,
+  act: (item: T, i: number, transfer: Transfer) => Promise<void>,
+): Promise<void> {
+  const failed = new AbortController()
+  const together = { ...transfer, signal: AbortSignal.any([transfer.signal, failed.signal]) }
+  const errors: unknown[] = []
   let next = 0
   const worker = async () => {
-    for (let i = next++; i < items.length; i = next++) await act(items[i]!, i)
+    for (let i = next++; i < items.length && errors.length === 0; i = next++) {
+      try {
+        await act(items[i]!, i, together)
+      } catch (error) {
+        errors.push(error)
+        failed.abort()
+      }
+    }
   }
   await Promise.all(Array.from({ length: Math.min(TRANSFERS_AT_ONCE, items.length) }, worker))
+  if (errors.length > 0) throw errors[0]
 }
 
 /** @throws IndraftError stage.outFailed | policy.refused */
@@ -139,6 +167,13 @@ export async function storeOutput(file: OutputFile, url: string | null, transfer
   }
 }
 
+/** Takes back what was stored of an attempt that failed after all, where that is to be done here. Never throws. */
+export async function dropOutput({ url }: OutputRecord): Promise<void> {
+  await driverFor(url, 'stage.outFailed')
+    .drop?.(url)
+    .catch(() => {})
+}
+
 /** The manifest of an earlier step's winners. Kept in `folder` by its digest: tasks of one step share it. */
 export async function fetchManifest(digest: string, folder: string, transfer: Transfer): Promise<Manifest> {
   const kept = join(folder, digest.replace(/[^a-z0-9]/g, '-'))
@@ -147,13 +182,14 @@ export async function fetchManifest(digest: string, folder: string, transfer: Tr
   try {
     if (!(await isFile(kept))) {
       await mkdir(folder, { recursive: true, mode: 0o700 })
-      await fetchFrom(transfer, fileAddress.blob(digest), mine, digest)
+      // It is the centre's, and no part of the task's scratch.
+      await fetchFrom({ ...transfer, maxBytes: Number.POSITIVE_INFINITY }, fileAddress.blob(digest), mine, digest)
       await rename(mine, kept)
     }
     const bytes = await readFile(kept)
     return check(manifestSchema, bytes[0] === 0x7b ? JSON.parse(bytes.toString()) : unpack(bytes), 'manifest')
   } catch (error) {
-    await rm(mine, { force: true })
+    for (const left of [mine, `${mine}.part`]) await rm(left, { force: true })
     throw stageError(error, 'in', `manifest ${digest}`)
   }
 }
@@ -193,53 +229,6 @@ async function fetchFrom(transfer: Transfer, address: string, target: string, ch
   const { capability, signal, giveUpAfterMs, maxBytes } = transfer
   const options = { capability, signal, giveUpAfterMs, checksum, maxBytes }
   await atServer(transfer, (client, url) => client.getToFile(url + address, target, options))
-}
-
-async function fetchShared(url: string, target: string, checksum: string | null, transfer: Transfer): Promise<void> {
-  const source = await realpath(fileURLToPath(url))
-  enforceFolder(transfer.policy, source, transfer.own)
-  const file = await open(source, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK)
-  try {
-    // What was opened, whatever was put into its place since the look.
-    enforceFolder(transfer.policy, await readlink(`/proc/self/fd/${file.fd}`), transfer.own)
-    const facts = await file.stat()
-    if (!facts.isFile()) throw new IndraftError('stage.inputMissing', `${source} is not a regular file`)
-    if (facts.size > transfer.maxBytes) throw new IndraftError('file.tooLarge', `${facts.size} bytes`)
-    const content = file.createReadStream({ autoClose: false })
-    await pipeline(content, createWriteStream(target), { signal: transfer.signal })
-  } finally {
-    await file.close()
-  }
-  if (checksum === null) return
-  const found = await checksumFile(target, checksum, transfer.signal)
-  if (!sameChecksum(found, checksum)) throw new IndraftError('file.checksum', `promised ${checksum}, found ${found}`)
-}
-
-/**
- * Under a name of this attempt's own beside the final one: whoever knows which attempt won gives it the final name.
- * Whole and on disk before it has even that name.
- */
-async function storeShared(file: OutputFile, url: string | null, transfer: Transfer): Promise<string> {
-  const final = resolve(fileURLToPath(url!))
-  await enforceWrite(transfer.policy, final, transfer.own)
-  await mkdir(dirname(final), { recursive: true })
-  await enforceWrite(transfer.policy, join(await realpath(dirname(final)), basename(final)), transfer.own)
-  const named = `${final}.attempt-${file.attempt.fences.join('-')}`
-  const temporary = `${named}.${process.pid}.tmp`
-  try {
-    await copyFile(file.location, temporary)
-    const written = await open(temporary, 'r+')
-    try {
-      await written.sync()
-    } finally {
-      await written.close()
-    }
-    await rename(temporary, named)
-  } catch (error) {
-    await rm(temporary, { force: true })
-    throw error
-  }
-  return pathToFileURL(named).href
 }
 
 /** What a failed transfer is called in a result. */

@@ -2,11 +2,12 @@
  * What an attempt needs before it starts, brought into its working folder: files by URL, and the winners' outputs of
  * earlier steps, one under a name or all of them in a folder, with a list of their names where the step wants one.
  */
-import { mkdir, writeFile } from 'node:fs/promises'
+import { lstat, mkdir, writeFile } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { IndraftError } from '../shared/errors.ts'
 import { expand, type Values } from '../shared/expand.ts'
 import type { BundleBody, TemplateBody } from '../shared/protocol/work.ts'
+import { formatBytes } from '../shared/quantity.ts'
 import { inside, insideWork } from './attempt-folder.ts'
 import { fetchInput, fetchManifest, fetchWinner, type Transfer, transferAll } from './drivers.ts'
 
@@ -21,14 +22,19 @@ export interface StageIn {
   transfer: Transfer
 }
 
-/** @throws IndraftError as fetchInput; campaign.invalid for a path that leaves the folder */
+/**
+ * All together have the task's scratch space and no more: a node is not filled by what it is only about to watch.
+ * @throws IndraftError as fetchInput; campaign.invalid for a path that leaves the folder
+ */
 export async function fetchInputs({ inputs, manifests, values, work, blobsFolder, transfer }: StageIn): Promise<void> {
+  let leftBytes = transfer.maxBytes
   for (const [position, input] of inputs.entries()) {
     const path = expand(input.path, values)
     const isFolder = path.endsWith('/')
     const target = join(work, insideWork(isFolder ? path.slice(0, -1) : path, 'campaign.invalid'))
     if (input.url !== null) {
-      await fetchInput(expand(input.url, values), target, input.checksum, transfer)
+      await fetchInput(expand(input.url, values), target, input.checksum, { ...transfer, maxBytes: leftBytes })
+      leftBytes -= (await lstat(target)).size
       continue
     }
     const digest = manifests[String(position)]
@@ -42,7 +48,14 @@ export async function fetchInputs({ inputs, manifests, values, work, blobsFolder
     const names = entries.map((entry) =>
       isFolder ? `${path}${entry.index}/${inside(entry.output, 'stage.inputMissing')}` : path,
     )
-    await transferAll(entries, (entry, i) => fetchWinner(entry, join(work, names[i]!), transfer))
+    // Each is held to its size: what comes side by side cannot be more than this.
+    const bytes = entries.reduce((sum, { sizeBytes }) => sum + Math.max(0, sizeBytes), 0)
+    if (bytes > leftBytes) {
+      const room = `the task has ${formatBytes(leftBytes)} of scratch left`
+      throw new IndraftError('payload.scratch', `the outputs of step ${input.from} have ${formatBytes(bytes)}; ${room}`)
+    }
+    leftBytes -= bytes
+    await transferAll(entries, transfer, (entry, i, together) => fetchWinner(entry, join(work, names[i]!), together))
     if (input.list === null) continue
     const list = join(work, insideWork(expand(input.list, values), 'campaign.invalid'))
     await mkdir(dirname(list), { recursive: true })

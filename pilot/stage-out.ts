@@ -2,9 +2,9 @@
  * What an attempt leaves, stored under its own path: the outputs that its step names, all or none of which count, and
  * its logs, of which any may get lost without changing how the task ended.
  */
-import { lstat, realpath } from 'node:fs/promises'
+import { lstat } from 'node:fs/promises'
 import { join } from 'node:path'
-import { IndraftError } from '../shared/errors.ts'
+import { IndraftError, isIndraftError } from '../shared/errors.ts'
 import { expand, type Values } from '../shared/expand.ts'
 import { checksumFile } from '../shared/files/checksum.ts'
 import type { AttemptRef } from '../shared/ids.ts'
@@ -12,7 +12,8 @@ import type { Log } from '../shared/log.ts'
 import type { OutputRecord } from '../shared/protocol/messages.ts'
 import type { TemplateBody } from '../shared/protocol/work.ts'
 import { type AttemptFolder, insideWork, LOG_FOLDER } from './attempt-folder.ts'
-import { storeOutput, type Transfer, transferAll } from './drivers.ts'
+import { dropOutput, storeOutput, type Transfer, transferAll } from './drivers.ts'
+import { type Held, holdFile } from './held.ts'
 
 export type WantedOutput = TemplateBody['outputs'][number]
 
@@ -25,7 +26,10 @@ export function wantedOutputs(outputs: readonly WantedOutput[], values: Values):
   }))
 }
 
-/** @throws IndraftError payload.outputMissing | payload.outputRefused | stage.outFailed | policy.refused */
+/**
+ * All of them, or none: where one cannot be stored, or the attempt ends meanwhile, those that would stay are taken back.
+ * @throws IndraftError payload.outputMissing | payload.outputRefused | stage.outFailed | policy.refused
+ */
 export async function storeOutputs(
   attempt: AttemptRef,
   wanted: readonly WantedOutput[],
@@ -33,19 +37,56 @@ export async function storeOutputs(
   transfer: Transfer,
 ): Promise<OutputRecord[]> {
   const work = await folder.realWork()
-  const present: { path: string; url: string | null; location: string; sizeBytes: number }[] = []
-  for (const { path, url, optional } of wanted) {
-    const location = join(work, path)
-    const sizeBytes = await sizeOf(location, path)
-    if (sizeBytes !== null) present.push({ path, url, location, sizeBytes })
-    else if (!optional) throw new IndraftError('payload.outputMissing', path)
+  const present: WantedOutput[] = []
+  // All are looked at before the first is stored.
+  for (const output of wanted) {
+    const held = await holdOutput(work, output.path)
+    await held?.handle.close()
+    if (held) present.push(output)
+    else if (!output.optional) throw new IndraftError('payload.outputMissing', output.path)
   }
   const records: OutputRecord[] = []
-  await transferAll(present, async ({ path, url, location, sizeBytes }, i) => {
-    const checksum = await checksumFile(location, 'sha256', transfer.signal)
-    records[i] = await storeOutput({ attempt, path, location, sizeBytes, checksum }, url, transfer)
-  })
+  try {
+    await transferAll(present, transfer, async ({ path, url }, i, together) => {
+      const held = await holdOutput(work, path)
+      if (!held) throw new IndraftError('payload.outputMissing', `${path} was removed before it could be stored`)
+      try {
+        records[i] = await storeHeld(attempt, path, held, url, together)
+      } finally {
+        await held.handle.close()
+      }
+    })
+    if (transfer.signal.aborted) throw new IndraftError('link.closed', 'the attempt was ended')
+  } catch (error) {
+    // Those that were not stored left holes, which are passed over.
+    for (const record of records.filter(() => true)) await dropOutput(record)
+    throw error
+  }
   return records
+}
+
+async function storeHeld(
+  attempt: AttemptRef,
+  path: string,
+  { handle, location }: Held,
+  url: string | null,
+  transfer: Transfer,
+): Promise<OutputRecord> {
+  const { size, ctimeNs } = await handle.stat({ bigint: true })
+  try {
+    const checksum = await checksumFile(location, 'sha256', transfer.signal)
+    return await storeOutput({ attempt, path, location, sizeBytes: Number(size), checksum }, url, transfer)
+  } catch (error) {
+    const causes = [error, (error as Error).cause] as NodeJS.ErrnoException[]
+    // Read twice, with other content: its own doing where it was written meanwhile, else the node's.
+    const isOther = causes.some((cause) => isIndraftError(cause, 'file.checksum'))
+    if (isOther && (await handle.stat({ bigint: true })).ctimeNs !== ctimeNs) {
+      throw new IndraftError('payload.outputRefused', `${path} was changed while it was stored`, { cause: error })
+    }
+    const isLocked = causes.some((cause) => cause?.path === location && LOCKED.includes(cause.code ?? ''))
+    if (isLocked) throw new IndraftError('payload.outputRefused', `${path} was locked while it was stored`)
+    throw error
+  }
 }
 
 /** Those that are not empty. @returns the ones that were stored; what goes wrong is logged */
@@ -71,21 +112,34 @@ export async function storeLogs(
   return stored
 }
 
+/** How a system says that a file, or a folder above it, keeps its own user out. */
+const LOCKED = ['EACCES', 'EPERM']
+
 /**
- * Size of an output; null where it is not there.
- * @throws IndraftError payload.outputRefused for anything but a regular file reached without a symbolic link
+ * An output, to be closed; null where it is not there.
+ * @param work as AttemptFolder.realWork gives it
+ * @throws IndraftError payload.outputRefused for anything but a regular file that can be read without following a link
  */
-async function sizeOf(location: string, path: string): Promise<number | null> {
+async function holdOutput(work: string, path: string): Promise<Held | null> {
+  const refuse = (why: string): never => {
+    throw new IndraftError('payload.outputRefused', `${path} ${why}`)
+  }
+  const location = join(work, path)
+  const held = await holdFile(location).catch((error: NodeJS.ErrnoException) => {
+    const code = error.code ?? ''
+    if (['ENOENT', 'ENOTDIR'].includes(code)) return null
+    if (code === 'ELOOP') return refuse('is a symbolic link')
+    if (['ENXIO', 'ENODEV'].includes(code)) return refuse('is not a regular file')
+    if (LOCKED.includes(code)) return refuse('cannot be read: its mode, or that of a folder above it, forbids it')
+    throw error
+  })
+  if (held === null) return null
   try {
-    const facts = await lstat(location)
-    if (facts.isSymbolicLink()) throw new IndraftError('payload.outputRefused', `${path} is a symbolic link`)
-    if (!facts.isFile()) throw new IndraftError('payload.outputRefused', `${path} is not a regular file`)
-    if ((await realpath(location)) !== location) {
-      throw new IndraftError('payload.outputRefused', `${path} lies behind a symbolic link`)
-    }
-    return facts.size
+    if (!(await held.handle.stat()).isFile()) refuse('is not a regular file')
+    if (held.real !== location) refuse('lies behind a symbolic link, or was moved')
+    return held
   } catch (error) {
-    if (['ENOENT', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? '')) return null
+    await held.handle.close()
     throw error
   }
 }

@@ -12,10 +12,10 @@ import type { Clock } from '../shared/clock.ts'
 import { IndraftError } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
 import { formatDuration } from '../shared/quantity.ts'
+import { folderBytes, MEASURE_AT_MOST_MS } from './folder-bytes.ts'
 import { isDoneWithin } from './hanging.ts'
 import { removeFolder } from './home.ts'
 import type { ImageRefusal } from './sif.ts'
-import { folderBytes, MEASURE_AT_MOST_MS } from './watch.ts'
 
 export interface Unpacker {
   binary: string

@@ -69,7 +69,7 @@ export const siteRuleSchema = z
 export const resourcesSchema = z.strictObject({
   cores: whole(1, 100_000).optional().describe('Processor cores per task. Default 1.'),
   memory: size('64TiB').optional().describe('Memory per task. Default 1GiB.'),
-  scratch: size('1024TiB').optional().describe('Disk space in the task folder. Default none.'),
+  scratch: size('1024TiB').optional().describe('Disk space in the task folder, inputs included. Default none.'),
   walltime: duration('366d').optional().describe('The longest a task may run. Default 1h.'),
   gpus: whole(0, 1000).optional().describe('GPUs per task. Default 0.'),
   gpu_memory: size('64TiB').optional().describe('Memory of each GPU.'),
