@@ -134,6 +134,7 @@ describe('what the job was given', () => {
   test.each<[string, Partial<GpuEnvironment>, number[]]>([
     ['all where nothing is said', {}, [0, 1, 2, 3]],
     ['by number', { cudaVisible: '2,0' }, [2, 0]],
+    ['by number, with an empty name', { cudaVisible: '0,' }, [0]],
     ['by UUID', { cudaVisible: 'GPU-33333333-aaaa-bbbb-cccc-000000000002' }, [2]],
     ['by the beginning of a UUID', { cudaVisible: 'GPU-4444' }, [3]],
     ['none where the variable is empty', { cudaVisible: '' }, []],

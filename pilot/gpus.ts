@@ -134,7 +134,9 @@ export function narrow(listing: Listing, env: GpuEnvironment): Gpus {
   const visible = vendor === 'nvidia' ? env.cudaVisible : env.rocrVisible
   if (visible !== null) {
     if (NOTHING_VISIBLE.has(visible.trim())) return plain([])
-    return plain(visible.split(',').flatMap((name) => named(listing, name.trim())))
+    const names = visible.split(',').map((name) => name.trim())
+    // `0,` names one: an empty name would be the beginning of every UUID.
+    return plain(names.filter((name) => name !== '').flatMap((name) => named(listing, name)))
   }
   const numbers = env.slurmGpus?.match(/\d+/g)?.map(Number) ?? null
   // As many as Slurm gave: a device cgroup hides the others, and numbers what is left from 0.
