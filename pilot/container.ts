@@ -150,8 +150,13 @@ function gpuVariables(gpus: GpuShare | null | undefined): Record<string, string>
   return { CUDA_VISIBLE_DEVICES: ids('nvidia'), ROCR_VISIBLE_DEVICES: ids('amd') }
 }
 
-/** Of util-linux; by path, because a payload's PATH is its own. */
+/** By path, because a payload's PATH is its own. */
 export const TASKSET = '/usr/bin/taskset'
+const ENV = '/usr/bin/env'
+
+/** What makes the C library load or read what the payload names, in any program that is started with it. */
+const STEERS_PROGRAMS =
+  /^(LD_|GLIBC_TUNABLES$|GCONV_PATH$|GETCONF_DIR$|HOSTALIASES$|LOCALDOMAIN$|LOCPATH$|MALLOC_|MUSL_|NIS_PATH$|NLSPATH$|RES_OPTIONS$|RESOLV_|TZDIR$)/
 
 function spawn(file: string, args: readonly string[], env: Record<string, string>, launch: Launch): Started {
   // It becomes the program: the process is the same.
@@ -193,8 +198,11 @@ export function hostRuntime(path: string, offline: Offline | null = null): Runti
     unpacked: null,
     start: (launch) => {
       const wrapper = ['/bin/sh', join(launch.control, WRAPPER_NAME), join(launch.control, STATUS_NAME)]
-      const [file, ...args] = [...(isOffline(launch) ? (offline?.words ?? []) : []), ...wrapper, ...launch.argv]
-      return spawn(file!, args, { PATH: path, ...launch.env, ...gpuVariables(launch.gpus), ...launch.marker }, launch)
+      const command = [...wrapper, ...launch.argv]
+      const env = { PATH: path, ...launch.env, ...gpuVariables(launch.gpus), ...launch.marker }
+      const start = isOffline(launch) && offline ? goOffline(offline, command, env) : { words: command, env }
+      const [file, ...args] = start.words
+      return spawn(file!, args, start.env, launch)
     },
     sealing: (launch) => ({
       network: offline !== null && isOffline(launch) ? 'own' : 'shared',
@@ -204,6 +212,17 @@ export function hostRuntime(path: string, offline: Offline | null = null): Runti
     view: ({ work, temporary }) => ({ work, temporary }),
     explain: (said) => ({ reason: 'node.fault', detail: said }),
   }
+}
+
+/**
+ * Its words, and its environment without what could run the payload's own code before it is in there; that is put back
+ * behind it, as it stands, by `env`.
+ */
+function goOffline({ words }: Offline, command: readonly string[], env: Readonly<Record<string, string>>) {
+  const steers = Object.entries(env).filter(([name]) => STEERS_PROGRAMS.test(name))
+  const back = steers.length > 0 ? [ENV, ...steers.map(([name, value]) => `${name}=${value}`)] : []
+  const ahead = Object.fromEntries(Object.entries(env).filter(([name]) => !STEERS_PROGRAMS.test(name)))
+  return { words: [...words, ...back, ...command], env: ahead }
 }
 
 export interface ContainerOptions {

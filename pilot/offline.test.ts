@@ -72,6 +72,22 @@ test('offline - a host payload without network has a loopback of its own and not
   expect(traced.filter(({ event }) => event === 'started').map(({ network }) => network)).toEqual(['own', 'shared'])
 })
 
+test('offline - no variable of a payload runs anything before it is in there, and all of them reach it', async (context) => {
+  if (typeof offline === 'string') return context.skip(`this machine makes no such namespace: ${offline}`)
+  // The loader says which programs it was told this with.
+  const env = { LD_DEBUG: 'files', LD_DEBUG_OUTPUT: './loaded', LD_LIBRARY_PATH: './a b;$$(touch evaluated);*' }
+  const command = ['sh', '-c', 'printf "%s\\n" "$LD_LIBRARY_PATH"; ls; cat loaded.*']
+  const runtimes = [hostRuntime(PATH, offline)]
+  const result = await site.attempt({ command, env, logBytes: 2 ** 20 }, {}, { runtimes }).run()
+  expect(result).toMatchObject({ end: 'done', reason: null })
+  const said = (await site.stored(result, '.log/stdout'))!
+  expect(said.split('\n')[0]).toBe('./a b;$(touch evaluated);*')
+  expect(said).not.toMatch(/^evaluated$/m)
+  const programs = [...said.matchAll(/initialize program: (\S+)/g)].map(([, program]) => program)
+  expect(programs).toContain('/bin/sh')
+  expect(programs.filter((program) => /nsenter|taskset/.test(program!))).toEqual([])
+})
+
 test('offline - what is started there by an ordinary user has no privilege in it', async (context) => {
   if (typeof offline === 'string') return context.skip(`this machine makes no such namespace: ${offline}`)
   const { stdout } = await execa(offline.words[0]!, [
