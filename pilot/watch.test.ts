@@ -1,10 +1,7 @@
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
-import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
+import { beforeEach, describe, expect, test, vi } from 'vitest'
 import { silentLog } from '../shared/log.ts'
 import { Membership, type ProcessFacts, type ProcessSource, parseStat } from './processes.ts'
-import { folderBytes, Watcher } from './watch.ts'
+import { Watcher } from './watch.ts'
 import { parseStatus } from './wrapper.ts'
 
 const RUN = 'run-1'
@@ -213,24 +210,6 @@ test('watch - a stat line with an odd name is read', () => {
   expect(parseStat(`42 (a) b (c) ${rest}`, 4096)).toEqual({
     ...{ pid: 42, parent: 7, group: 8, session: 9, startTicks: 777 },
     ...{ cpuMs: 1000, rssBytes: 5 * 4096, isZombie: false },
-  })
-})
-
-describe('measuring folders', () => {
-  let folder: string
-  beforeEach(() => {
-    folder = mkdtempSync(join(tmpdir(), 'indraft-watch-'))
-    mkdirSync(join(folder, 'a', 'b'), { recursive: true })
-    for (let i = 0; i < 20; i++) writeFileSync(join(folder, 'a', 'b', `f${i}`), Buffer.alloc(8192, 1))
-  })
-  afterEach(() => rmSync(folder, { recursive: true, force: true }))
-
-  test('watch - adds up what lies below, stops beyond the limit, survives what is gone', async () => {
-    const all = await folderBytes([folder, join(folder, 'gone')], 1e9, 1000)
-    expect(all).toBeGreaterThanOrEqual(20 * 8192)
-    const some = await folderBytes([folder], 10_000, 1000)
-    expect(some).toBeLessThan(all)
-    expect(some).toBeGreaterThan(10_000)
   })
 })
 

@@ -8,12 +8,11 @@
  * process of an attempt that is over is ended at the next scan.
  */
 import { realpathSync } from 'node:fs'
-import { lstat, opendir } from 'node:fs/promises'
-import { join } from 'node:path'
 import type { Clock } from '../shared/clock.ts'
 import type { ErrorCode } from '../shared/errors.ts'
 import type { Log } from '../shared/log.ts'
 import { formatBytes, formatDuration } from '../shared/quantity.ts'
+import { folderBytes, MEASURE_AT_MOST_MS } from './folder-bytes.ts'
 import { Membership, type ProcessFacts, type ProcessSource } from './processes.ts'
 import { mappedSharedMemory, ownSharedMemory } from './shared-memory.ts'
 
@@ -56,7 +55,6 @@ export interface WatcherOptions {
   everyMs: number
 }
 
-export const MEASURE_AT_MOST_MS = 3000
 const MEASURE_EVERY_MS = 5000
 const KILL_REPEAT_MS = 200
 const UNKILLABLE_AFTER_MS = 10_000
@@ -351,24 +349,4 @@ function realPath(folder: string): string {
   } catch {
     return folder
   }
-}
-
-/** Bytes on disk below the folders: stops counting beyond `most`, and after `atMostMs`; then it is at least that. */
-export async function folderBytes(folders: readonly string[], most: number, atMostMs: number): Promise<number> {
-  const endMs = performance.now() + atMostMs
-  const open = [...folders]
-  let bytes = 0
-  for (let folder = open.pop(); folder !== undefined; folder = open.pop()) {
-    try {
-      for await (const entry of await opendir(folder)) {
-        const path = join(folder, entry.name)
-        if (entry.isDirectory()) open.push(path)
-        else bytes += (await lstat(path)).blocks * 512
-        if (bytes > most || performance.now() > endMs) return bytes
-      }
-    } catch {
-      // Removed while it was read.
-    }
-  }
-  return bytes
 }
