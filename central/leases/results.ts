@@ -25,6 +25,9 @@ const decompress = promisify(inflateRaw)
 /** Tasks whose results are compacted together. */
 export const BLOCK_TASKS = 256
 
+const LONGEST_MS = 366 * 24 * 3_600_000
+const MOST_CORES = 100_000
+
 /** A compacted block: index -> the winning result. */
 export type ResultBlock = Record<string, Result>
 
@@ -89,7 +92,8 @@ export class Results {
    * Verdicts in the order of the results. `site` is who the link proves to have sent them. One that cannot be judged now
    * (a blob of its campaign is gone) has no verdict, and is to be sent again: it must not hold up the others.
    */
-  async judge(site: string, results: Result[]): Promise<Verdict[]> {
+  async judge(site: string, reported: Result[]): Promise<Verdict[]> {
+    const results = reported.map((result) => plausible(site, result))
     const verdicts: (Verdict['verdict'] | null)[] = new Array(results.length).fill('refused')
     const byBase = new Map<string, Entry[]>()
     for (const [at, { campaign, step }] of results.entries()) {
@@ -259,6 +263,18 @@ export class Results {
 export function mustPublish(url: string, result: Pick<Result, 'fences'>): boolean {
   if (url.startsWith('store:')) return true
   return result.fences.length === 1 && url.startsWith('file://') && url.endsWith(`.attempt-${result.fences[0]}`)
+}
+
+/**
+ * From the site that sent it, whatever it says: a site blames no other. And with no time beyond what any attempt can take:
+ * times are added up, and a sum that ran over stays wrong.
+ */
+function plausible(site: string, result: Result): Result {
+  const atMost = (ms: number) => Math.min(ms, LONGEST_MS)
+  const cpuMs = Math.min(result.cpuMs, LONGEST_MS * MOST_CORES)
+  const { wallMs, stageInMs, stageOutMs } = result
+  const times = { wallMs: atMost(wallMs), cpuMs, stageInMs: atMost(stageInMs), stageOutMs: atMost(stageOutMs) }
+  return { ...result, ...times, site }
 }
 
 /** What failures are told apart by, beside their reason. */

@@ -29,11 +29,12 @@ end
 local function win(r, packed)
   local c, s = r.campaign, r.step
   redis.call('HSET', key('results', c, s), text(r.index), packed)
-  redis.call('HINCRBY', key('step', c, s), 'wallMs', text(r.wallMs))
-  redis.call('HINCRBY', key('step', c, s), 'wallCount', 1)
   if r.publish then redis.call('SADD', key('publish'), c .. '|' .. s .. '|' .. text(r.index)) end
   if r.named ~= '' then noteNamed(r) end
   if openTasks(c, s) == 0 then ended[#ended + 1] = c .. '|' .. s end
+  -- Last: what a site reported cannot keep the rest from being done, should the sum run over.
+  redis.call('HINCRBY', key('step', c, s), 'wallCount', 1)
+  redis.call('HINCRBY', key('step', c, s), 'wallMs', text(r.wallMs))
 end
 
 local function onCurrent(r, record, packed)

@@ -1,13 +1,15 @@
-/** A site reports what it likes of its own attempts; files of other attempts, and of other groups, it opens to nobody. */
+/**
+ * A site reports what it likes of its own attempts: it opens no other's files by it, and holds up nobody else's work.
+ */
 import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
-import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest'
+import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from 'vitest'
 import { outputHandlers } from '../../central/api/outputs.ts'
 import { AttemptFiles, attemptFolder } from '../../shared/files/attempt-files.ts'
 import { pack } from '../../shared/protocol/codec.ts'
 import type { OutputRecord, Result } from '../../shared/protocol/messages.ts'
 import { digestOf } from '../../shared/signing.ts'
-import { TestHolder } from './store-holder.ts'
+import { NODE_LOST, TestHolder } from './store-holder.ts'
 import { GROUP, openStoreLab, planOf, type StoreLab, startRedisForTests } from './store-lab.ts'
 
 let redis: { url: string; stop(): Promise<void> }
@@ -17,7 +19,7 @@ beforeAll(async () => {
 })
 afterAll(() => redis.stop())
 beforeEach(async () => {
-  lab = await openStoreLab(redis.url, { timeScale: 1 })
+  lab = await openStoreLab(redis.url, { timeScale: 0.06 })
 })
 afterEach(() => lab.end())
 
@@ -99,4 +101,46 @@ test('outputs - one that a centre of before took is neither published nor given 
   await expect(getOutput(mine.id, 'out.txt')).rejects.toMatchObject({ code: 'request.notFound' })
   expect(await getOutput(mine.id, 'kept.txt')).toMatchObject({ sizeBytes: SECRET.length })
   expect(await lab.store.verify()).toMatchObject([{ where: `${mine.id}/a/0 out.txt` }])
+})
+
+test('results - one that took longer than time itself holds up neither its own publishing nor what comes after it', async () => {
+  const plan = planOf('long', { a: { size: 3 } })
+  await lab.store.create(plan)
+  await lab.settle()
+  const holder = await new TestHolder(lab.dispatcher).hello()
+  await holder.pull(3)
+  const [first, second, third] = holder
+    .allResults()
+    .map((result) => ({ ...result, outputs: [keep(result, 'out.txt')] }))
+  const endless = { wallMs: 9e18, cpuMs: 1e300, stageInMs: 1e19, stageOutMs: 1e19 }
+  expect(await holder.verdicts([{ ...first!, ...endless }, second!])).toEqual(['accepted', 'accepted'])
+  expect(await holder.verdicts([{ ...third!, wallMs: 1e19 }])).toEqual(['accepted'])
+  await lab.settle()
+  for (const index of [0, 1, 2]) {
+    expect(existsSync(join(outputsDir(), 'published', plan.id, 'a', String(index), 'out.txt'))).toBe(true)
+  }
+  const yearMs = 366 * 24 * 3_600_000
+  const [attempt] = (await lab.store.task(plan.id, 'a', first!.index))!.history
+  expect(attempt).toMatchObject({ wallMs: yearMs, stageInMs: yearMs, stageOutMs: yearMs, cpuMs: yearMs * 100_000 })
+  const [step] = (await lab.store.find(plan.id, [GROUP]))!.steps
+  expect(step!.meanWallMs).toBeCloseTo((2 * yearMs + second!.wallMs) / 3, 0)
+  expect(await lab.store.verify()).toEqual([])
+})
+
+test.each(['x|y', 'BETA'])('results - a site that calls itself %s is avoided under its own name', async (site) => {
+  const plan = planOf('blame', { a: {} })
+  lab.sites.set('BETA', { labels: {}, state: 'enabled' })
+  await lab.store.create(plan)
+  await lab.settle()
+  const alpha = await new TestHolder(lab.dispatcher).hello()
+  await alpha.pull(1)
+  expect(await alpha.verdicts(alpha.allResults({ ...NODE_LOST, site }))).toEqual(['accepted'])
+  const { history, site: last } = (await lab.store.task(plan.id, 'a', 0))!
+  expect([last, history[0]!.site]).toEqual(['ALPHA', 'ALPHA'])
+  await vi.waitFor(async () => {
+    await lab.settle()
+    expect(await lab.redis.smembers(`indraft:{${GROUP}}:queues`)).toEqual([`${plan.id}|a|class0000001|ALPHA`])
+  }, 30_000)
+  const beta = await new TestHolder(lab.dispatcher, { site: 'BETA' }).hello()
+  await vi.waitFor(async () => expect((await beta.pull(1)).grants).toHaveLength(1), 30_000)
 })
