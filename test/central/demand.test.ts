@@ -11,7 +11,8 @@ beforeAll(async () => {
 })
 afterAll(() => redis.stop())
 beforeEach(async () => {
-  lab = await openStoreLab(redis.url)
+  // Nothing here waits for time to pass, and nobody is to be lost.
+  lab = await openStoreLab(redis.url, { timeScale: 1 })
 })
 afterEach(() => lab.end())
 

@@ -28,7 +28,7 @@ afterAll(() => redis.stop())
 beforeEach(async () => {
   failpoints = mkdtempSync(join(tmpdir(), 'indraft-half-way-'))
   enableFailpoints(failpoints)
-  lab = await openStoreLab(redis.url, { timeScale: 0.04 })
+  lab = await openStoreLab(redis.url, { timeScale: 0.06 })
   next = await lab.reopen()
 })
 afterEach(async () => {

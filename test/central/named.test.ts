@@ -13,7 +13,7 @@ beforeAll(async () => {
 })
 afterAll(() => redis.stop())
 beforeEach(async () => {
-  lab = await openStoreLab(redis.url, { timeScale: 0.04 })
+  lab = await openStoreLab(redis.url, { timeScale: 0.06 })
 })
 afterEach(() => lab.end())
 

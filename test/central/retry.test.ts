@@ -15,7 +15,8 @@ beforeAll(async () => {
 })
 afterAll(() => redis.stop())
 beforeEach(async () => {
-  lab = await openStoreLab(redis.url, { timeScale: 0.01 })
+  // A pilot is lost after 3.6 s: the centre forgives pauses of 3 s.
+  lab = await openStoreLab(redis.url, { timeScale: 0.06 })
   await lab.settle()
 })
 afterEach(() => lab.end())

@@ -57,7 +57,7 @@ export class TestHolder {
       incarnation: randomBytes(4).toString('hex'),
       software: 'test 1',
       nodes: () => [this.facts],
-      requestTimeoutMs: 2000,
+      requestTimeoutMs: 30_000,
     })
   }
 

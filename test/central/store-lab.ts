@@ -47,7 +47,7 @@ export async function startRedisForTests(): Promise<{ url: string; stop(): Promi
 
 export async function openStoreLab(
   url: string,
-  options: { timeScale?: number; clock?: Clock; replicas?: number } = {},
+  options: { timeScale: number; clock?: Clock; replicas?: number },
 ): Promise<StoreLab> {
   const folder = mkdtempSync(join(tmpdir(), 'indraft-store-'))
   const redis = new Redis(url)
@@ -59,9 +59,10 @@ export async function openStoreLab(
       redis: url,
       blobs: folderBlobs(join(folder, 'blobs')),
       signer: testSigner,
+      markKey: new Uint8Array(32),
       clock: options.clock ?? systemClock,
       log: silentLog,
-      timeScale: options.timeScale ?? 0.01,
+      timeScale: options.timeScale,
       replicas: options.replicas ?? 0,
       outputsDir: join(folder, 'outputs'),
       siteOf: async (name) => sites.get(name) ?? null,
