@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { execa } from 'execa'
-import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest'
 import { readRelayCredential } from '../../shared/credentials.ts'
 import { type CentralLab, startCentralLab } from './central-lab.ts'
 
@@ -60,7 +60,10 @@ describe('command - what it says and how it ends', () => {
     }
     expect(await json('campaign', 'submit', 'good.yaml')).toMatchObject({ created: true, tasks: 3 })
     expect(await json('campaign', 'list')).toMatchObject({ campaigns: [{ name: 'cli' }] })
-    expect(await json('campaign', 'show', 'cli')).toMatchObject({ counts: { queued: 3 } })
+    await vi.waitFor(
+      async () => expect(await json('campaign', 'show', 'cli')).toMatchObject({ counts: { queued: 3 } }),
+      60_000,
+    )
     expect((await json('campaign', 'tasks', 'cli', '--state', 'queued')).tasks).toHaveLength(3)
     expect(await json('campaign', 'pause', 'cli')).toMatchObject({ state: 'paused' })
     expect(await json('campaign', 'resume', 'cli')).toMatchObject({ state: 'running' })
