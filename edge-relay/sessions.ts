@@ -6,8 +6,10 @@
  * Knows nothing of work: dispatch.ts ends a session here first and then takes its work back.
  */
 import { randomUUID } from 'node:crypto'
+import { carriedIn, PILOT_TOTALS } from '../shared/carried-metrics.ts'
 import type { Clock } from '../shared/clock.ts'
 import { mustNextState, type PilotState, pilotTable } from '../shared/lifecycle.ts'
+import { firstFitting } from '../shared/protocol/fitting.ts'
 import type { LeasePart, Message, NodeFacts, OfferEntry, PilotSummary } from '../shared/protocol/messages.ts'
 import type { Journal, SessionRow } from './journal.ts'
 
@@ -28,6 +30,8 @@ export interface Session extends SessionRow {
 
 /** Ended sessions are kept for central's pilot list this long. */
 const KEEP_ENDED_MS = 3_600_000
+/** Of a beat. */
+const MOST_CHANGES = 200
 
 export class Sessions {
   readonly #journal: Journal
@@ -42,7 +46,7 @@ export class Sessions {
   constructor(journal: Journal, clock: Clock, kept: readonly SessionRow[]) {
     this.#journal = journal
     this.#clock = clock
-    this.#past = journal.meta<Record<string, number>>('pastCounters') ?? {}
+    this.#past = carriedIn(PILOT_TOTALS, journal.meta<Record<string, number>>('pastCounters') ?? {})
     for (const row of kept) {
       this.#byId.set(row.session, this.#live(row))
       this.#changed.add(row.session)
@@ -157,7 +161,7 @@ export class Sessions {
   forgetOld(): void {
     for (const session of this.#byId.values()) {
       if (isLive(session) || this.silentFor(session) < KEEP_ENDED_MS || this.#changed.has(session.session)) continue
-      for (const [name, value] of Object.entries(session.counters)) this.#past[name] = (this.#past[name] ?? 0) + value
+      addTotals(this.#past, session.counters)
       this.#journal.setMeta('pastCounters', this.#past)
       this.#journal.dropSession(session.session)
       this.#byId.delete(session.session)
@@ -167,9 +171,7 @@ export class Sessions {
   /** Totals of all pilots of this journal's incarnation. */
   counters(): Record<string, number> {
     const sum = { ...this.#past }
-    for (const { counters } of this.#byId.values()) {
-      for (const [name, value] of Object.entries(counters)) sum[name] = (sum[name] ?? 0) + value
-    }
+    for (const { counters } of this.#byId.values()) addTotals(sum, counters)
     return sum
   }
 
@@ -179,12 +181,16 @@ export class Sessions {
     return counts
   }
 
-  /** Up to `limit` pilots that changed since the last call; untold() puts them back when central did not hear. */
-  takeChanges(limit: number): { names: string[]; pilots: PilotSummary[] } {
-    const names = [...this.#changed].slice(0, limit)
-    for (const name of names) this.#changed.delete(name)
-    const sessions = names.map((name) => this.#byId.get(name)).filter((session) => session !== undefined)
-    return { names, pilots: sessions.map((session) => this.#summary(session)) }
+  /** Pilots that changed since the last call, as a beat carries them; untold() puts them back when central did not hear. */
+  takeChanges(mostBytes: number): { names: string[]; pilots: PilotSummary[] } {
+    const changed = [...this.#changed].slice(0, MOST_CHANGES).flatMap((name) => {
+      const session = this.#byId.get(name)
+      if (!session) this.#changed.delete(name)
+      return session ? [{ name, pilot: this.#summary(session) }] : []
+    })
+    const told = firstFitting(changed, mostBytes)
+    for (const { name } of told) this.#changed.delete(name)
+    return { names: told.map(({ name }) => name), pilots: told.map(({ pilot }) => pilot) }
   }
 
   untold(names: readonly string[]): void {
@@ -206,6 +212,13 @@ export class Sessions {
       upMs: Math.max(0, this.#clock.wallMs() - session.sinceMs),
       code: session.code,
     }
+  }
+}
+
+/** Nothing that one pilot says makes the sum no number any more, or longer than a beat. */
+function addTotals(sum: Record<string, number>, counters: Readonly<Record<string, number>>): void {
+  for (const [name, value] of Object.entries(carriedIn(PILOT_TOTALS, counters))) {
+    sum[name] = Math.min((sum[name] ?? 0) + value, Number.MAX_SAFE_INTEGER)
   }
 }
 

@@ -15,6 +15,7 @@ import { heldDigest, inventoryParts } from '../shared/held.ts'
 import { Holder, type HolderMemory } from '../shared/holder.ts'
 import type { Link } from '../shared/link.ts'
 import type { Log } from '../shared/log.ts'
+import { firstFitting } from '../shared/protocol/fitting.ts'
 import type { LeasePart, Message, NodeFacts, Order, Result, StartedPart, Verdict } from '../shared/protocol/messages.ts'
 import { formatRanges, parseRanges, uniteRanges } from '../shared/ranges.ts'
 import type { Buffer } from './buffer.ts'
@@ -32,8 +33,13 @@ import type { Sessions } from './sessions.ts'
 import type { Uploads } from './uploads.ts'
 
 const MOST_PARTS = 200
-const MOST_PILOTS_A_BEAT = 200
 const MOST_NODES = 32
+/** Of lists in a message, which may have 48 kB: the rest goes with the next. Of a hello, a pull, a beat. */
+const NODES_BYTES = 32 * 1024
+const OFFER_BYTES = 20 * 1024
+const RETURNED_BYTES = 18 * 1024
+const STARTED_BYTES = 20 * 1024
+const PILOTS_BYTES = 22 * 1024
 /** Whoever asks waits itself. */
 const DEMAND_TIMEOUT_MS = 3000
 /** Before the first welcome, and where central refuses in a way that repeating cannot mend soon. */
@@ -198,7 +204,7 @@ export class Upstream {
     while (outgoing.waiting > 0 && this.isUp && clock.monotonicMs() < endsAtMs) await clock.sleep(50)
     if (leave) {
       buffer.giveBack(() => true)
-      await this.#holder.bye({ code: 600, reason: 'relay drained', returned: buffer.returns(MOST_PARTS) })
+      await this.#holder.bye({ code: 600, reason: 'relay drained', returned: this.#returned() })
     }
     this.#stop.abort()
     this.#holder.stop()
@@ -277,15 +283,20 @@ export class Upstream {
   #nodes(): NodeFacts[] {
     const largest = new Map<string, NodeFacts>()
     for (const { facts } of this.#options.sessions.live()) largest.set(JSON.stringify(shapeOf(facts)), facts)
-    return [...largest.values()].sort((a, b) => b.cores - a.cores).slice(0, MOST_NODES)
+    const first = [...largest.values()].sort((a, b) => b.cores - a.cores).slice(0, MOST_NODES)
+    return firstFitting(first, NODES_BYTES)
+  }
+
+  #returned(): LeasePart[] {
+    return firstFitting(this.#options.buffer.returns(MOST_PARTS), RETURNED_BYTES)
   }
 
   async #pullOnce(): Promise<void> {
     const { buffer, sessions, clock, aheadMs } = this.#options
     // What came with a pull that was open when it began, what pilots gave back, and what a restart found.
     if (this.isDraining) buffer.giveBack(() => true)
-    const returned = buffer.returns(MOST_PARTS)
-    const offer =
+    const returned = this.#returned()
+    const wanted =
       this.isDraining || this.#options.isDiskFull()
         ? []
         : aggregateOffer({
@@ -294,6 +305,7 @@ export class Upstream {
             estimateMs: (lease) => buffer.steps.estimateMs(lease),
             aheadMs,
           })
+    const offer = firstFitting(wanted, OFFER_BYTES)
     if (offer.length === 0 && returned.length === 0) {
       await this.#demand.next()
       return
@@ -334,10 +346,8 @@ export class Upstream {
     const { sessions, clock, journal } = this.#options
     const { beatMs } = this.#holder.welcome!.timings
     const startMs = clock.monotonicMs()
-    const told = [...this.#started].slice(0, MOST_PARTS)
-    for (const [name] of told) this.#started.delete(name)
-    const started = told.map(([, part]) => part)
-    const { names, pilots } = sessions.takeChanges(MOST_PILOTS_A_BEAT)
+    const started = this.#takeStarted()
+    const { names, pilots } = sessions.takeChanges(PILOTS_BYTES)
     try {
       const held = this.#held()
       const reply = await this.#holder.beat({
@@ -365,6 +375,13 @@ export class Upstream {
     }
     const isMoreWaiting = this.#started.size > 0 && this.isUp
     await clock.sleep(isMoreWaiting ? beatMs / 10 : beatMs - (clock.monotonicMs() - startMs), this.#stop.signal)
+  }
+
+  /** What is told with this beat. */
+  #takeStarted(): StartedPart[] {
+    const first = firstFitting([...this.#started].slice(0, MOST_PARTS), STARTED_BYTES)
+    for (const [name] of first) this.#started.delete(name)
+    return first.map(([, part]) => part)
   }
 
   async #onOrder(order: Order): Promise<void> {

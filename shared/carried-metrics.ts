@@ -82,6 +82,13 @@ export interface Figure {
   value: number
 }
 
+/** Of a beat's figures those that a table knows and that can be added up: a peer may send anything. */
+export function carriedIn(table: CarriedTable, carried: Readonly<Record<string, number>>): Record<string, number> {
+  const names = Object.values<CarriedRow>(table).flatMap(({ from }) => Object.keys(from))
+  const known = names.filter((name) => Object.hasOwn(carried, name) && carried[name]! >= 0)
+  return Object.fromEntries(known.map((name) => [name, Math.min(carried[name]!, Number.MAX_SAFE_INTEGER)]))
+}
+
 /** What a beat's figures are, as metrics of this table. */
 export function figuresOf(table: CarriedTable, carried: Readonly<Record<string, number>>): Figure[] {
   return Object.entries<CarriedRow>(table).flatMap(([metric, { from, factor = 1 }]) =>
