@@ -187,8 +187,12 @@ export class Buffer {
     return fresh
   }
 
-  /** Tasks of a sub-lease go back into the buffer (or, when the lease is gone, nowhere). */
-  takeBack(part: SubLease, tasks: readonly Span[]): void {
+  /**
+   * Tasks of a sub-lease go back into the buffer: those that central still waits for, of a lease that is not gone.
+   * @param won their results are here: central waits for those
+   * @param unwanted nobody is to start them: they are given back to central
+   */
+  takeBack(part: SubLease, tasks: readonly Span[], won: readonly Span[], unwanted: readonly Span[]): void {
     const lease = part.lease
     const kept = intersectRanges(tasks, part.tasks)
     if (kept.length === 0) return
@@ -198,9 +202,14 @@ export class Buffer {
     this.#journal.putPast({ fence: part.fence, bundle, above: fences[0]!, tasks: formatRanges(past) })
     this.#shrink(part, kept)
     if (lease.gone) lease.open = subtractRanges(lease.open, kept)
-    else lease.free = uniteRanges(lease.free, kept)
+    else {
+      const left = subtractRanges(intersectRanges(kept, lease.open), won)
+      lease.free = uniteRanges(lease.free, subtractRanges(left, unwanted))
+      lease.back = uniteRanges(lease.back, intersectRanges(left, unwanted))
+    }
     this.#save(lease)
     this.onFreed()
+    if (lease.back.length > 0) this.onBack()
   }
 
   /**
@@ -217,6 +226,8 @@ export class Buffer {
   /** A task of a sub-lease ended; it stays open until central has the result. */
   endTask(part: SubLease, index: number): void {
     this.#shrink(part, [[index, index]])
+    // Central may have had another attempt's result before.
+    if (part.lease.open.length === 0) this.#save(part.lease)
   }
 
   /** Whether this sub-lease still covers the attempt. */

@@ -5,6 +5,7 @@
 import type { AttemptRef } from '../shared/ids.ts'
 import { attemptPath } from '../shared/ids.ts'
 import type { Order } from '../shared/protocol/messages.ts'
+import { rangesOf, type Span } from '../shared/ranges.ts'
 import type { Buffer } from './buffer.ts'
 import type { Journal, JournalContent } from './journal.ts'
 import { OWN_HOP, type SubLease } from './lease.ts'
@@ -22,11 +23,13 @@ export class Cancels {
     for (const { kind, name, body } of kept) if (kind === 'cancel') this.#wanted.set(name, body as Cancel)
   }
 
+  /** Central repeats an order for as long as it means it. */
   add(order: Cancel): void {
     const name = order.kind === 'campaign.cancel' ? order.campaign : attemptPath(order.attempt)
-    if (this.#wanted.has(name)) return
-    this.#wanted.set(name, order)
-    this.#journal.putPending('cancel', name, order)
+    if (!this.#wanted.has(name)) {
+      this.#wanted.set(name, order)
+      this.#journal.putPending('cancel', name, order)
+    }
     if (order.kind === 'campaign.cancel') this.#buffer.giveBack((lease) => lease.campaign === order.campaign)
     else this.#buffer.giveBackTask(order.attempt)
   }
@@ -34,6 +37,15 @@ export class Cancels {
   /** @returns whether nothing of the campaign is to be started */
   isCampaignCancelled(campaign: string): boolean {
     return this.#wanted.has(campaign)
+  }
+
+  /** Tasks of a part that nobody is to start. */
+  unwantedOf(part: SubLease): readonly Span[] {
+    if (this.isCampaignCancelled(part.lease.campaign)) return part.tasks
+    const attempts = [...this.#wanted.values()].flatMap((order) =>
+      order.kind === 'attempt.cancel' ? [order.attempt] : [],
+    )
+    return rangesOf(attempts.filter((attempt) => concerns(this.#buffer, part, attempt)).map(({ index }) => index))
   }
 
   /** Orders for a pilot that holds these. */

@@ -7,6 +7,7 @@
  * first and then its work comes back. Results are never judged by anything but the relay's own fence, and every one of
  * them goes up: whether a late one counts is central's to say. Failed tasks are never tried again here.
  */
+import { carriedIn, PILOT_TOTALS } from '../shared/carried-metrics.ts'
 import type { Clock } from '../shared/clock.ts'
 import type { Dispatcher } from '../shared/dispatcher.ts'
 import { IndraftError } from '../shared/errors.ts'
@@ -22,6 +23,7 @@ import type {
   Verdict,
 } from '../shared/protocol/messages.ts'
 import { formatRanges, parseRanges } from '../shared/ranges.ts'
+import { isProven, proveMark } from '../shared/store-mark.ts'
 import { type Timings, timingsFor } from '../shared/timings.ts'
 import type { Buffer } from './buffer.ts'
 import type { Cancels } from './cancels.ts'
@@ -32,6 +34,7 @@ import { Holding } from './holding.ts'
 import type { Journal, JournalContent } from './journal.ts'
 import { type Lease, OWN_HOP, type SubLease, subLeasePart } from './lease.ts'
 import type { Outgoing } from './outgoing.ts'
+import type { Publications } from './publications.ts'
 import { Pulls } from './pulls.ts'
 import type { Session, Sessions } from './sessions.ts'
 
@@ -45,6 +48,7 @@ export interface DispatchOptions {
   sessions: Sessions
   outgoing: Outgoing
   cancels: Cancels
+  publications: Publications
   replies: JournalContent['replies']
   log: Log
   clock: Clock
@@ -110,7 +114,7 @@ export class RelayDispatcher implements Dispatcher {
   async onHello(peer: Peer, hello: Message<'hello'>): Promise<ReplyTo<'hello'>> {
     const { sessions, journal, log, site } = this.#options
     this.#checkSite(peer)
-    journal.noteSeen(hello.seen)
+    this.#noteSeen(hello.seen, hello.holder)
     const facts = hello.nodes[0]
     if (hello.role !== 'pilot')
       throw new IndraftError('message.invalid', 'a relay serves pilots only', { path: 'role' })
@@ -145,7 +149,7 @@ export class RelayDispatcher implements Dispatcher {
   }
 
   #takeIn(session: Session, { seen, processed, finished, returned }: Message<'pull'>): Verdict[] {
-    this.#options.journal.noteSeen(seen)
+    this.#noteSeen(seen, session.holder)
     this.#holding.heardUpTo(session, processed)
     const verdicts = finished.map((result) => this.#endings.accept(result, session))
     for (const part of returned) this.#endings.takeReturned(session, part)
@@ -176,7 +180,7 @@ export class RelayDispatcher implements Dispatcher {
   async onBeat(peer: Peer, beat: Message<'beat'>): Promise<ReplyTo<'beat'>> {
     const { sessions, buffer, cancels, journal } = this.#options
     const session = this.#session(peer, beat.session)
-    journal.noteSeen(beat.seen)
+    this.#noteSeen(beat.seen, session.holder)
     this.#holding.heardUpTo(session, beat.processed)
     if (beat.draining && session.state === 'active') sessions.move(session, 'pilot.draining')
     for (const part of beat.started) this.#noteStarted(session, part)
@@ -210,7 +214,7 @@ export class RelayDispatcher implements Dispatcher {
     let coresBusy = 0
     for (const { attempt } of beat.usage) coresBusy += this.#subLease(attempt.fences)?.lease.needs.cores ?? 1
     const running = beat.usage.length
-    session.counters = beat.counters
+    session.counters = carriedIn(PILOT_TOTALS, beat.counters)
     if (running === session.running && coresBusy === session.coresBusy) return
     session.running = running
     session.coresBusy = coresBusy
@@ -321,7 +325,15 @@ export class RelayDispatcher implements Dispatcher {
    * sequence, so a pilot that has seen more of them shows that the disk went back.
    */
   #mark(): StoreMark {
-    const { incarnation: epoch, sequence } = this.#options.journal
-    return { epoch, sequence }
+    const { journal, capabilityKey } = this.#options
+    return proveMark(capabilityKey, { epoch: journal.incarnation, sequence: journal.sequence })
+  }
+
+  /** What a pilot made up itself is no sign of anything. */
+  #noteSeen(seen: StoreMark | null, pilot: string): void {
+    const { journal, capabilityKey, log } = this.#options
+    if (seen?.epoch !== journal.incarnation) return
+    if (isProven(capabilityKey, seen)) journal.noteSeen(seen)
+    else log.warn({ pilot, seen }, 'journal.markUnproven')
   }
 }

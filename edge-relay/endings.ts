@@ -1,16 +1,18 @@
 /**
  * How attempts and sub-leases end: by a result that a pilot hands in, given back, or without their pilot. What was not
- * started waits in the buffer again; what was started is reported as lost, because only central may decide to run it
- * again and charge the try. Changes memory and journal; who answers waits for the commit.
+ * started waits in the buffer again, unless central wants it ended or another attempt of it succeeded; what was started
+ * is reported as lost, because only central may decide to run it again and charge the try. Changes memory and journal;
+ * who answers waits for the commit.
  */
 import type { Log } from '../shared/log.ts'
 import type { LeasePart, Result, Verdict } from '../shared/protocol/messages.ts'
-import { formatRanges, indices, parseRanges } from '../shared/ranges.ts'
+import { formatRanges, indices, intersectRanges, parseRanges, rangesOf, type Span } from '../shared/ranges.ts'
 import type { Buffer } from './buffer.ts'
 import type { Cancels } from './cancels.ts'
 import { judge } from './judging.ts'
 import { OWN_HOP, type SubLease, subLeasePart } from './lease.ts'
 import type { Outgoing } from './outgoing.ts'
+import type { Publications } from './publications.ts'
 import { endedHere } from './results.ts'
 import type { Session, Sessions } from './sessions.ts'
 
@@ -20,6 +22,7 @@ export interface EndingsOptions {
   sessions: Sessions
   outgoing: Outgoing
   cancels: Cancels
+  publications: Publications
   log: Log
   onVerdict: (verdict: Verdict['verdict'], end: Result['end']) => void
 }
@@ -57,7 +60,16 @@ export class Endings {
     const own = returned.fences[OWN_HOP]
     const part = own === undefined ? undefined : buffer.subLease(own)
     if (part?.session !== session.session) return
-    buffer.takeBack(part, parseRanges(returned.tasks))
+    this.#takeBack(part, parseRanges(returned.tasks))
+  }
+
+  /** Only what is still to be started here may be given out again, under a fence that no order names. */
+  #takeBack(part: SubLease, tasks: readonly Span[]): void {
+    const { buffer, outgoing, cancels } = this.#options
+    const { campaign, step, fences } = subLeasePart(part)
+    const own = [...indices(intersectRanges(tasks, part.tasks))]
+    const won = own.filter((index) => outgoing.isWonByOther({ campaign, step, index, fences }))
+    buffer.takeBack(part, tasks, rangesOf(won), cancels.unwantedOf(part))
   }
 
   /** A sub-lease ends without its holder. */
@@ -72,6 +84,6 @@ export class Endings {
     const where = { site, node: session?.facts.node ?? 'unknown', pilot: session?.holder ?? 'unknown' }
     const lease = subLeasePart(part)
     for (const index of started) this.accept(endedHere({ ...lease, index }, 'node.lost', why, where), null)
-    buffer.takeBack(part, part.tasks)
+    this.#takeBack(part, part.tasks)
   }
 }

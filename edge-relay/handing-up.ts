@@ -3,11 +3,12 @@
  * journal, its lease loses the task, its files get their names. What central did not judge goes again.
  */
 import type { Clock } from '../shared/clock.ts'
-import { isIndraftError } from '../shared/errors.ts'
+import type { IndraftError } from '../shared/errors.ts'
 import { failpoint } from '../shared/failpoint.ts'
 import type { Holder } from '../shared/holder.ts'
 import { attemptPath } from '../shared/ids.ts'
 import type { Log } from '../shared/log.ts'
+import { insteadOf, isOfTheMessage } from '../shared/no-result.ts'
 import type { Message, Result, Verdict } from '../shared/protocol/messages.ts'
 import type { Buffer } from './buffer.ts'
 import type { Journal } from './journal.ts'
@@ -54,7 +55,8 @@ export class HandingUp {
     try {
       reply = await holder.report(results)
     } catch (error) {
-      if (!isIndraftError(error, 'message.tooLarge') || results.length < 2) throw error
+      if (!isOfTheMessage(error)) throw error
+      if (results.length === 1) return await this.#tellInstead(results[0]!, error)
       const half = Math.ceil(results.length / 2)
       await this.#report(results.slice(0, half))
       await this.#report(results.slice(half))
@@ -73,6 +75,18 @@ export class HandingUp {
       await clock.sleep(NOT_JUDGED_PAUSE_MS, stop)
     }
     await journal.committed()
+  }
+
+  /** One result that no message can carry, or that central does not understand, holds up no other. */
+  async #tellInstead(result: Result, error: IndraftError): Promise<void> {
+    const { outgoing, publications, clock, log, stop } = this.#options
+    log.error({ err: error, attempt: attemptPath(result), outputs: result.outputs.length }, 'result.notTaken')
+    if (outgoing.replace(result, insteadOf(result, error))) {
+      publications.onVerdict(result, 'stale')
+      return
+    }
+    outgoing.postpone(result)
+    await clock.sleep(NOT_JUDGED_PAUSE_MS, stop)
   }
 
   #settle(result: Result, verdict: Verdict['verdict']): void {

@@ -10,20 +10,27 @@ import type { Buffer } from './buffer.ts'
 import type { Cancels } from './cancels.ts'
 import { OWN_HOP } from './lease.ts'
 import type { Outgoing } from './outgoing.ts'
+import type { Publications } from './publications.ts'
 
 export interface JudgeParts {
   buffer: Buffer
   outgoing: Outgoing
   cancels: Cancels
+  publications: Publications
 }
 
-export function judge({ buffer, outgoing, cancels }: JudgeParts, result: Result): Verdict['verdict'] {
+export function judge({ buffer, outgoing, cancels, publications }: JudgeParts, result: Result): Verdict['verdict'] {
   if (!isSafeName(result.campaign) || !isSafeName(result.step)) return 'refused'
   const own = result.fences[OWN_HOP]
   const part = own === undefined ? undefined : buffer.subLease(own)
   const isOurs = part !== undefined && buffer.covers(part, result)
   if (isOurs) buffer.endTask(part, result.index)
-  if (outgoing.knows(result) || outgoing.isWonByOther(result)) return 'duplicate'
+  if (outgoing.knows(result)) return 'duplicate'
+  if (outgoing.isWonByOther(result)) {
+    // Central never hears of it, so nobody else tidies up after it.
+    publications.onVerdict(result, 'stale')
+    return 'duplicate'
+  }
   if (isOurs) {
     if (result.end === 'done') buffer.steps.observe(result)
     outgoing.add(result)

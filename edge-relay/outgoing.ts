@@ -15,6 +15,8 @@ const REMEMBERED = 20_000
 interface Waiting {
   end: Result['end']
   isReady: boolean
+  /** Central did not take what there was. */
+  isReplaced: boolean
   /** Until it is in the journal. */
   uncommitted: Result | null
 }
@@ -37,7 +39,7 @@ export class Outgoing {
   constructor(journal: Journal) {
     this.#journal = journal
     for (const { attempt, result } of journal.results()) {
-      this.#waiting.set(attempt, { end: result.end, isReady: false, uncommitted: null })
+      this.#waiting.set(attempt, { end: result.end, isReady: false, isReplaced: false, uncommitted: null })
       this.#noteWinner(result.end, attempt)
     }
   }
@@ -50,8 +52,8 @@ export class Outgoing {
   }
 
   /** Whether another attempt under the same lease of central succeeded: one success goes up, and nothing after it. */
-  isWonByOther(result: Result): boolean {
-    const attempt = attemptPath(result)
+  isWonByOther(one: Pick<Result, 'campaign' | 'step' | 'index' | 'fences'>): boolean {
+    const attempt = attemptPath(one)
     const winner = this.#winners.get(leaseTaskOf(attempt))
     return winner !== undefined && winner !== attempt
   }
@@ -80,7 +82,7 @@ export class Outgoing {
   add(result: Result): void {
     const attempt = attemptPath(result)
     if (this.#waiting.get(attempt)?.isReady) this.#ready--
-    const waiting: Waiting = { end: result.end, isReady: false, uncommitted: null }
+    const waiting: Waiting = { end: result.end, isReady: false, isReplaced: false, uncommitted: null }
     this.#waiting.set(attempt, waiting)
     this.#keep(attempt, waiting, result)
     this.#noteWinner(result.end, attempt)
@@ -110,6 +112,18 @@ export class Outgoing {
       if (result && batch.push(result) === limit) break
     }
     return batch
+  }
+
+  /** Central takes no such message: `instead` goes in its place. @returns false where something did before */
+  replace(result: Result, instead: Result): boolean {
+    const attempt = attemptPath(result)
+    const waiting = this.#waiting.get(attempt)
+    if (waiting?.isReplaced) return false
+    if (waiting?.end !== result.end) return true
+    waiting.isReplaced = true
+    this.#keep(attempt, waiting, instead)
+    if (instead.end === 'failed') this.#forgetWinner(attempt)
+    return true
   }
 
   /** Central had no word for it now: what waits behind it goes first. */

@@ -129,9 +129,21 @@ async function isThere(path: string): Promise<boolean> {
 
 /** Only a name that a pilot makes for this very attempt is ever renamed. */
 function publicationOf(result: Pick<Result, 'fences'>, url: string): { from: string; to: string } | undefined {
-  if (!url.startsWith('file:')) return undefined
-  const from = fileURLToPath(url)
+  const from = pathOf(url)
+  if (from === undefined) return undefined
   const suffix = `.attempt-${result.fences.join('-')}`
   if (!from.endsWith(suffix) || from.length === suffix.length) return undefined
   return { from, to: from.slice(0, -suffix.length) }
+}
+
+/** Undefined for what is no file here, whatever a pilot called it. */
+function pathOf(url: string): string | undefined {
+  if (!url.startsWith('file:')) return undefined
+  try {
+    const path = fileURLToPath(url)
+    return path.includes('\0') ? undefined : path
+  } catch {
+    // A host, or a slash that is no slash.
+    return undefined
+  }
 }

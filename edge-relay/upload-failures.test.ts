@@ -1,6 +1,8 @@
 import { open, readFile, stat } from 'node:fs/promises'
+import { request } from 'undici'
 import { expect, it } from 'vitest'
 import { type ErrorCode, IndraftError } from '../shared/errors.ts'
+import { fileAddress } from '../shared/files/client.ts'
 import { outlookOf } from './upload-failures.ts'
 
 const thrownBy = (work: () => Promise<unknown>) =>
@@ -33,4 +35,10 @@ it('upload failures - what reading one file throws is doubtful, what the machine
   }
   expect(outlookOf(Object.assign(new Error('firewall'), { code: 'EPERM', syscall: 'connect' }))).toBe('passing')
   expect(outlookOf(Object.assign(new Error('over'), { code: 'CERT_HAS_EXPIRED' }))).toBe('passing')
+})
+
+it('upload failures - what no request can be made of is final', async () => {
+  const asked = (address: () => string, headers = {}) => thrownBy(async () => request(address(), { headers }))
+  expect(outlookOf(await asked(() => 'http://127.0.0.1:1', { 'indraft-checksum': 'sha256:0\n' }))).toBe('final')
+  expect(outlookOf(await asked(() => fileAddress.attempt('c1/sim/0/1/\ud800')))).toBe('final')
 })

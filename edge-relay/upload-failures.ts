@@ -32,6 +32,8 @@ export function outlookOf(error: unknown): Outlook {
     if (PASSING.includes(error.code)) return 'passing'
     return FINAL.includes(error.code) ? 'final' : 'doubtful'
   }
+  // No request can be made of it, today or later.
+  if (error instanceof URIError || (error as NodeJS.ErrnoException)?.code === 'UND_ERR_INVALID_ARG') return 'final'
   // Everything else is of this machine or of the connection: descriptors, memory, a certificate that ran out.
   const { code = '', syscall = '' } = (error ?? {}) as NodeJS.ErrnoException
   return OF_THE_FILE.includes(code) && FILE_CALLS.includes(syscall) ? 'doubtful' : 'passing'

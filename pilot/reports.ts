@@ -7,11 +7,11 @@
  */
 import { Bell } from '../shared/bell.ts'
 import type { Clock } from '../shared/clock.ts'
-import { IndraftError } from '../shared/errors.ts'
+import type { IndraftError } from '../shared/errors.ts'
 import { failpoint } from '../shared/failpoint.ts'
 import type { Holder } from '../shared/holder.ts'
 import type { Log } from '../shared/log.ts'
-import { noResult } from '../shared/no-result.ts'
+import { insteadOf, isOfTheMessage } from '../shared/no-result.ts'
 import type { Result } from '../shared/protocol/messages.ts'
 import type { Outbox } from './outbox.ts'
 import type { Work } from './work.ts'
@@ -20,7 +20,6 @@ const REPORT_MOST = 64
 /** Of a report before it is packed: the message may have 48 kB. */
 const REPORT_BYTES = 36 * 1024
 const PAUSE_MS = 500
-const MOST_DETAIL = 400
 
 export interface ReportsOptions {
   holder: Holder
@@ -81,34 +80,12 @@ export class Reports {
     }
   }
 
-  /**
-   * One result that no message can carry, for its outputs are too many to be named, or that the dispatcher does not
-   * understand: what says at least that the attempt is over goes in its place. Where that is not taken either it is set
-   * aside, and the dispatcher finds the attempt missing.
-   */
+  /** Where what goes in its place is not taken either it is set aside, and the dispatcher finds the attempt missing. */
   async #replace(result: Result, error: IndraftError): Promise<void> {
     const { outbox, work, log } = this.#options
-    const isTooLarge = error.code === 'message.tooLarge'
     log.error({ err: error, ...result, outputs: result.outputs.length }, 'result.notTaken')
-    if (!outbox.tellInstead(isTooLarge ? withoutOutputs(result) : plainly(result, error.message))) {
+    if (!outbox.tellInstead(insteadOf(result, error))) {
       await work.setAside(result)
     }
   }
-}
-
-function withoutOutputs(result: Result): Result {
-  const detail = 'the list of outputs is too long for a message'
-  return { ...result, end: 'failed', reason: 'stage.outFailed', detail, outputs: [], tail: null }
-}
-
-/** With nothing of what may not be understood. */
-function plainly(result: Result, why: string): Result {
-  const { campaign, step, index, bundle, fences } = result
-  const detail = `the dispatcher does not take the result: ${why}`.slice(0, MOST_DETAIL)
-  return { ...noResult(result), detail, campaign, step, index, bundle, fences }
-}
-
-/** Whether what was sent is refused, and not who sent it: then the rest of it may be taken. */
-function isOfTheMessage(error: unknown): error is IndraftError {
-  return error instanceof IndraftError && (error.code === 'message.tooLarge' || error.code === 'message.invalid')
 }

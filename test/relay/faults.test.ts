@@ -134,6 +134,30 @@ describe('relay - a pilot that dies', () => {
     expect((await b.beat()).orders).toEqual([])
   })
 
+  it.each(['while it waits to go up', 'once the centre has it'])(
+    'relay - after its late success the newer pilot gives the task back, and nobody gets it: %s',
+    async (when) => {
+      const a = await at.pilot('a')
+      at.centre.give({ tasks: '0' })
+      await at.buffered(1)
+      const [old] = await a.takeAll()
+      await dies(a)
+      const b = await at.pilot('b')
+      const [newer] = await b.takeAll()
+      at.centre.isCut = when === 'while it waits to go up'
+      await a.hello()
+      expect(await a.report([resultOf(old!, 0)])).toEqual(['accepted'])
+      if (!at.centre.isCut) await at.settled()
+      expect(await b.pull({ returned: [newer!] })).toMatchObject({ grants: [], reason: 'noWork' })
+      expect(await a.pull({})).toMatchObject({ grants: [], reason: 'noWork' })
+      at.centre.isCut = false
+      await at.settled()
+      expect(at.centre.results).toMatchObject([{ index: 0, end: 'done', fences: old!.fences }])
+      expect(at.centre.returned).toEqual([])
+      expect(at.relay.buffer.counts().leases).toBe(0)
+    },
+  )
+
   it('relay - its late failure is not told to the centre while the task waits here', async () => {
     const a = await at.pilot('a')
     at.centre.give({ tasks: '0' })
@@ -323,6 +347,22 @@ describe('relay - what the centre wants', () => {
     expect(at.relay.buffer.counts().leases).toBe(0)
   })
 
+  it.each(['gives back', 'loses'])('relay - what a pilot %s of a cancelled campaign goes to no other', async (how) => {
+    const [a, b] = [await at.pilot('a'), await at.pilot('b')]
+    at.centre.give({ tasks: '0-3' })
+    await at.buffered(4)
+    const [lease] = await a.takeAll()
+    at.centre.orders.push({ kind: 'campaign.cancel', campaign: 'c1', version: 2 })
+    await until('the pilot is told', async () => (await a.beat()).orders.length > 0)
+    if (how === 'loses') await dies(a)
+    else expect(await a.pull({ returned: [lease!] })).toMatchObject({ grants: [], reason: 'noWork' })
+    await b.hello()
+    expect(await b.pull({})).toMatchObject({ grants: [], reason: 'noWork' })
+    await until('all is given back', () => at.centre.returned.length > 0)
+    expect(at.centre.returned).toMatchObject([{ bundle: 'b1', tasks: '0-3', fences: [1000] }])
+    await until('the lease is gone', () => at.relay.buffer.counts().leases === 0)
+  })
+
   it('relay - work that avoids a node waits while another pilot could take it', async () => {
     const a = await at.pilot('a')
     const b = await at.pilot('b')
@@ -393,6 +433,23 @@ describe('relay - files on a shared file system', () => {
     await until('published', () => !readdirSync(at.folder).some((name) => name.includes('.attempt-')))
     if (verdict === 'stale') expect(readdirSync(at.folder)).not.toContain('out.txt')
     else expect(readFileSync(final, 'utf8')).toBe('x')
+  })
+
+  it('relay - what an attempt left of which the centre never hears is removed', async () => {
+    const a = await at.pilot('a')
+    at.centre.give({ tasks: '0' })
+    await at.buffered(1)
+    const [old] = await a.takeAll()
+    await dies(a)
+    const b = await at.pilot('b')
+    const [newer] = await b.takeAll()
+    const final = join(at.folder, 'out.txt')
+    for (const { fences } of [old!, newer!]) writeFileSync(`${final}.attempt-${fences.join('-')}`, fences.join())
+    await a.hello()
+    expect(await a.report([resultOf(old!, 0, { outputs: [output(old!.fences, final)] })])).toEqual(['accepted'])
+    expect(await b.report([resultOf(newer!, 0, { outputs: [output(newer!.fences, final)] })])).toEqual(['duplicate'])
+    await until('nothing is left', () => !readdirSync(at.folder).some((name) => name.includes('.attempt-')))
+    expect(readFileSync(final, 'utf8')).toBe(old!.fences.join())
   })
 
   it('relay - only a name that the attempt may have is ever renamed', async () => {

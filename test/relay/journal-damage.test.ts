@@ -89,14 +89,14 @@ describe('journal - gone back', () => {
     await at.start()
     const leases = await a.takeAll()
     expect(leases.flatMap(tasksOf)).toHaveLength(2)
-    const { sequence, incarnation } = at.relay.journal
+    const { mark } = await a.beat()
     await at.restart(() => {
       for (const suffix of ['-wal', '-shm']) rmSync(journal() + suffix, { force: true })
       copyFileSync(join(at.folder, 'before'), journal())
     })
-    expect(at.relay.journal.sequence).toBeLessThan(sequence)
+    expect(at.relay.journal.sequence).toBeLessThan(mark.sequence)
     await a.hello()
-    const answer = await a.ask('pull', { ...a.pullBody({}, 0), seen: { epoch: incarnation, sequence } })
+    const answer = await a.ask('pull', { ...a.pullBody({}, 0), seen: mark })
     expect(answer.type).toBe('grants')
     expect(at.relay.journal.hasLost).toBe(true)
     expect(await a.report(leases.flatMap((lease) => resultsOf(lease)))).toEqual(['accepted', 'accepted'])
