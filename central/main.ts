@@ -89,6 +89,7 @@ export async function startCentral(config: CentralConfig, log: Log): Promise<Run
       clock: systemClock,
       log,
       timeScale: config.timeScale,
+      markKey: capabilityKey,
       replicas: config.redisReplicas,
       outputsDir: paths.outputs,
       siteOf: async (name) => {

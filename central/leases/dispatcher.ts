@@ -59,7 +59,7 @@ export class CentralDispatcher implements Dispatcher {
   async onHello(peer: Peer, hello: Message<'hello'>): Promise<ReplyTo<'hello'>> {
     const { options, sessions, leases, mark } = this.#parts
     const info = await this.#site(peer)
-    await mark.check(hello.seen)
+    await mark.check(hello.seen, peer.site)
     const timings = this.#timings(hello.role, info)
     const welcomed = await sessions.hello(peer.site, hello, timings.lostAfterMs)
     if (welcomed.buried !== null) {
@@ -99,7 +99,7 @@ export class CentralDispatcher implements Dispatcher {
     const { results, leases, sessions, granting, waiting, mark } = this.#parts
     const [info, { halted }, session] = await Promise.all([
       this.#site(peer),
-      mark.check(pull.seen),
+      mark.check(pull.seen, peer.site),
       sessions.touch(peer.site, pull.session, { sequence: pull.sequence }),
     ])
     return waiting.only(pull.session, async (turn) => {
@@ -203,7 +203,7 @@ export class CentralDispatcher implements Dispatcher {
   async onReport(peer: Peer, report: Message<'report'>): Promise<ReplyTo<'report'>> {
     await this.#site(peer)
     // What a holder knew would be forgotten with this answer's mark.
-    await this.#parts.mark.check(report.seen ?? null)
+    await this.#parts.mark.check(report.seen ?? null, peer.site)
     await this.#parts.sessions.touch(peer.site, report.session)
     const verdicts = await this.#parts.results.judge(peer.site, report.results)
     return { mark: await this.#parts.mark.advance(), verdicts }
@@ -212,7 +212,7 @@ export class CentralDispatcher implements Dispatcher {
   async onBeat(peer: Peer, beat: Message<'beat'>): Promise<ReplyTo<'beat'>> {
     const { sessions, leases, mark, beats } = this.#parts
     const { state } = await this.#site(peer)
-    const { halted, mark: current } = await mark.check(beat.seen)
+    const { halted, mark: current } = await mark.check(beat.seen, peer.site)
     const session = await sessions.touch(peer.site, beat.session, {
       orders: true,
       fields: {

@@ -1,7 +1,8 @@
 /**
  * The mark of the store: its epoch, and a sequence that rises with every acknowledged write. A holder that shows a
  * higher sequence than its epoch ever had proves that acknowledged writes were lost: granting stops until a person
- * lifts it. Also here: whether the store is nearly full.
+ * lifts it. Marks carry a proof, so that no holder can show one that it was not given (shared/store-mark.ts). Also here:
+ * whether the store is nearly full.
  *
  * An epoch ends whenever Redis starts anew, and the store remembers where it ended. Without that the sequence would
  * soon rise past what was lost, and a holder that speaks late could prove nothing. A start is noticed by the script
@@ -13,6 +14,7 @@ import type { Clock } from '../../shared/clock.ts'
 import { IndraftError } from '../../shared/errors.ts'
 import type { Log } from '../../shared/log.ts'
 import type { StoreMark } from '../../shared/protocol/messages.ts'
+import { isProven, proveMark } from '../../shared/store-mark.ts'
 import { GLOBAL } from './keys.ts'
 
 const FULL_SHARE = 0.8
@@ -57,19 +59,27 @@ export class Mark {
   readonly #clock: Clock
   readonly #log: Log
   readonly #replicas: number
+  readonly #key: Uint8Array
   #memory = { atMs: Number.NEGATIVE_INFINITY, full: false }
 
-  constructor(redis: Redis, clock: Clock, log: Log, replicas = 0) {
+  /** @param key proves marks; the same in every process of the centre */
+  constructor(redis: Redis, clock: Clock, log: Log, key: Uint8Array, replicas = 0) {
+    this.#key = key
     this.#replicas = replicas
     this.#redis = redis
     this.#clock = clock
     this.#log = log
   }
 
-  /** Compares what a holder has seen with what the store knows; `halted` says in words why granting is stopped. */
-  async check(seen: StoreMark | null): Promise<{ mark: StoreMark; halted: string | null }> {
-    const { mark, halted, isNews } = await this.#look(0, seen)
-    if (isNews) this.#log.error({ seen, mark, halted }, 'store.writesLost')
+  /**
+   * Compares what a holder of the site has seen with what the store knows; `halted` says in words why granting is
+   * stopped. What a site made up itself stops nobody.
+   */
+  async check(seen: StoreMark | null, site: string | null): Promise<{ mark: StoreMark; halted: string | null }> {
+    const isBelieved = seen !== null && isProven(this.#key, seen)
+    if (seen && !isBelieved) this.#log.warn({ site, seen }, 'store.markUnproven')
+    const { mark, halted, isNews } = await this.#look(0, isBelieved ? seen : null)
+    if (isNews) this.#log.error({ site, seen, mark, halted }, 'store.writesLost')
     return { mark, halted: halted || null }
   }
 
@@ -102,7 +112,7 @@ export class Mark {
       try {
         const answer = await this.#redis.evalsha(LOOK_SHA, 1, ...args)
         const [epoch, sequence, halted, isNews] = answer as [string, number, string, number]
-        return { mark: { epoch, sequence }, halted, isNews: isNews === 1 }
+        return { mark: proveMark(this.#key, { epoch, sequence }), halted, isNews: isNews === 1 }
       } catch (error) {
         if (!(error instanceof Error && error.message.startsWith('NOSCRIPT'))) throw error
         await this.#begin()

@@ -74,7 +74,7 @@ export async function openStore(options: StoreOptions): Promise<OpenStore> {
   const scripts = new Scripts(redis)
   const queue = new WorkQueue(jobs, log)
   const plans = new Plans(redis, blobs, log)
-  const mark = new Mark(redis, clock, log, options.replicas)
+  const mark = new Mark(redis, clock, log, options.markKey, options.replicas)
   const sessions = new Sessions(scripts)
   const index = new MatchIndex(scripts, plans, sessions, clock)
   const leases = new Leases({ scripts, plans, sessions, feeding: queue, log, timeScale, events })

@@ -36,6 +36,8 @@ export interface StoreOptions {
   log: Log
   /** Whether holders can be heard now; always, unless said. */
   hears?: () => boolean
+  /** Proves marks of the store to ourselves; not kept in Redis, and the same in every process of the centre. */
+  markKey: Uint8Array
   /** Replicas of Redis that must have a write on disk before it is acknowledged; none unless said. */
   replicas?: number
   /** Shortens every interval; 1 in production. */

@@ -116,7 +116,7 @@ export class Verifier {
   }
 
   async #checkStore(): Promise<Finding[]> {
-    const { halted } = await this.#parts.mark.check(null)
+    const { halted } = await this.#parts.mark.check(null, null)
     const findings = ((await weakSettings(this.#scripts.redis)) ?? []).map(({ found, expected }) =>
       finding('the store keeps what it acknowledges', 'settings of Redis', found, expected),
     )

@@ -61,8 +61,11 @@ export const attemptRefSchema = z.object({
 export const outputRecordSchema = z.object({
   path: z.string().max(1024),
   sizeBytes: count,
-  /** `sha256:` and hexadecimal digits. */
-  checksum: z.string().max(200),
+  /** `sha256:` and hexadecimal digits. Checked, because it becomes a header where the file is handed on. */
+  checksum: z
+    .string()
+    .max(200)
+    .regex(/^[a-z0-9]+:[0-9a-f]+$/i),
   /** Where it durably is: `store:<attempt path>/<path>`, or the URL it was written to. */
   url: z.string().max(4096),
 })
@@ -109,7 +112,12 @@ export const startedPartSchema = leasePartSchema.extend({ node: name.optional() 
 export type StartedPart = z.infer<typeof startedPartSchema>
 
 /** The store that a dispatcher answered from; a holder shows the highest it has seen, which uncovers a rollback. */
-export const storeMarkSchema = z.object({ epoch: name, sequence: count })
+export const storeMarkSchema = z.object({
+  epoch: name,
+  sequence: count,
+  /** Of the dispatcher, for itself: without it what a holder has seen is not believed. */
+  proof: z.string().max(100).optional(),
+})
 export type StoreMark = z.infer<typeof storeMarkSchema>
 
 const session = name

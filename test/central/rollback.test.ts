@@ -94,3 +94,20 @@ test('restart that loses nothing - granting goes on, and nobody is declared dead
   expect((await lab.store.find(id, ['/vo.example/prod']))!.counts).toMatchObject({ done: 3, assigned: 2 })
   expect(await lab.store.verify()).toEqual([])
 })
+
+test('rollback - a holder that makes up what it has seen of the store stops nobody', async () => {
+  await seed('made-up')
+  const liar = await new TestHolder(lab.dispatcher, { name: 'liar' }).hello()
+  const other = await new TestHolder(lab.dispatcher, { name: 'other' }).hello()
+  const { session, mark } = liar.holder.welcome!
+  const { epoch, sequence } = mark
+  for (const seen of [
+    { ...mark, sequence: sequence + 1000 },
+    { epoch, sequence: Number.MAX_SAFE_INTEGER },
+    { ...mark, epoch: `${epoch}.of-no-start` },
+  ]) {
+    await lab.dispatcher.onReport({ site: 'ALPHA' }, { session, results: [], seen })
+  }
+  expect((await other.pull(1)).grants).toHaveLength(1)
+  expect((await lab.store.verify()).filter(({ where }) => where === 'the store')).toEqual([])
+})

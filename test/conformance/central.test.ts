@@ -63,6 +63,7 @@ function makeCentral(role: 'pilot' | 'relay') {
       redis: redis.url,
       blobs: folderBlobs(join(folder, 'blobs')),
       signer: testSigner,
+      markKey: new Uint8Array(32),
       clock: systemClock,
       log: silentLog,
       timeScale: TIME_SCALE,
