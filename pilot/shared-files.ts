@@ -47,8 +47,8 @@ export async function fetchShared(
 export async function storeShared(file: OutputFile, url: string | null, transfer: Transfer): Promise<string> {
   const { policy, own, signal } = transfer
   const final = resolve(fileURLToPath(url!))
-  // Where it would lie by now, links followed, before any folder is made.
-  for (const place of await places([final])) await enforceWrite(policy, place, own)
+  // Where it would lie by now, links followed, before any folder is made. What has the final name itself is not touched.
+  for (const place of await places([dirname(final)])) await enforceWrite(policy, join(place, basename(final)), own)
   await mkdir(dirname(final), { recursive: true })
   const folder = await holdFolder(dirname(final))
   try {

@@ -1,5 +1,6 @@
 /** Inputs and outputs beyond what a whole attempt shows (payload.test.ts): what others do meanwhile, and what is left. */
 import {
+  existsSync,
   lstatSync,
   mkdirSync,
   readdirSync,
@@ -18,7 +19,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { digestOf } from '../shared/signing.ts'
 import { AttemptFolder } from './attempt-folder.ts'
 import { runBound } from './bound.ts'
-import { fetchManifest, type Transfer, transferAll } from './drivers.ts'
+import { fetchManifest, fetchWinner, type Transfer, transferAll } from './drivers.ts'
 import { storeOutputs } from './stage-out.ts'
 import { makeTemplate, TestSite } from './testbench.ts'
 
@@ -171,6 +172,11 @@ describe('outputs', () => {
     const stored = storeOutputs(ref, [output('out', sharedUrl('way/new/out'))], folder, transfer({ policy }))
     await expect(stored).rejects.toMatchObject({ code: 'policy.refused' })
     expect(readdirSync(outside)).toEqual([])
+    // A link of the final name leads nowhere: what is written stands beside it.
+    symlinkSync(join(outside, 'older'), join(shared, 'out'))
+    await storeOutputs(ref, [output('out', sharedUrl('out'))], folder, transfer({ policy }))
+    expect(readdirSync(shared).sort()).toEqual(['out', 'out.attempt-7-8', 'way'])
+    expect(readdirSync(outside)).toEqual([])
   })
 
   test('outputs - modes: read-only is stored, nobody becomes this account, what is locked is the payload’s fault', async () => {
@@ -249,6 +255,10 @@ describe('inputs', () => {
     const entry = winner(0, 'o', 1000)
     writeFileSync(fileURLToPath(entry.url), Buffer.alloc(2000, 1))
     expect(await gather([entry], 'o')).toMatchObject({ end: 'failed', reason: 'stage.inputChecksum' })
+    // No more of it is written than there was room made for.
+    const target = join(folder.work, 'in')
+    await expect(fetchWinner(entry, target, transfer())).rejects.toMatchObject({ code: 'stage.inputChecksum' })
+    expect(existsSync(target)).toBe(false)
   })
 
   test('inputs - the list of winners is no part of the scratch space', async () => {
