@@ -260,7 +260,10 @@ export const ROUTES = {
     summary: "Makes a join token for a credential in the place of the site's earlier ones. Work goes on.",
     params: z.object({ site: siteNameSchema }),
     body: z.object({
-      now: z.boolean().default(false).describe('Earlier credentials open nothing any more, from now on.'),
+      now: z
+        .boolean()
+        .default(false)
+        .describe('Earlier credentials and join tokens open nothing any more, from now on.'),
       keepOldMs: z
         .number()
         .int()

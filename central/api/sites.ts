@@ -72,6 +72,8 @@ export function siteHandlers(parts: SiteParts): SiteHandlers {
       const site = await sites.get(params.site)
       if (!site) throw unknownSite(params.site)
       const { now, keepOldMs } = body
+      // First: what a token that is still open would give meanwhile would not be ended.
+      if (now) await sites.endJoinTokens(site.name)
       const ended = now ? await sites.endCredentials(site.name, Date.now(), null) : 0
       if (now) await parts.endCredentials()
       const joinToken = await sites.makeJoinToken(site.name, parts.joinValidMs, now ? undefined : keepOldMs)

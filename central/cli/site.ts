@@ -56,7 +56,10 @@ export function registerSite(program: Command): void {
   withClient(site.command('rotate <name>'))
     .description('make a join token for a new credential in the place of the old one; work goes on')
     .option('--keep-old <duration>', 'how long after the join the old one still opens anything (10min)', readDuration)
-    .option('--now', 'the old one was stolen: it opens nothing from now on, and the site is cut off until it joins')
+    .option(
+      '--now',
+      'the old one was stolen: it and open join tokens open nothing from now on, and the site is cut off until it joins',
+    )
     .addHelpText(
       'after',
       `

@@ -26,9 +26,9 @@ export async function joinSite(
   facts: JoinFacts,
   token: string,
 ): Promise<RelayCredential | PilotCredential> {
-  const { site, keepOldMs } = await registry.redeemJoinToken(token)
+  const { site, keepOldMs, generation } = await registry.redeemJoinToken(token)
   const { creds, user } = await mintSiteCreds(facts.natsAccount, site.name)
-  const fileToken = await registry.addCredential(site.name, user)
+  const fileToken = await registry.addCredential(site.name, user, generation)
   if (keepOldMs !== null) await registry.endCredentials(site.name, Date.now() + keepOldMs, user)
   const { keys, natsUrl, natsCa, filesCa } = facts
   if (site.direct) {

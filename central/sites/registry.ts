@@ -12,6 +12,8 @@ import { makeToken, tokenHash } from '../people.ts'
 const SITES = 'indraft:sites'
 const FILE_TOKENS = 'indraft:site-file-tokens'
 const CREDENTIALS = 'indraft:site-credentials'
+/** How often a site's join tokens were taken back. */
+const GENERATIONS = 'indraft:site-generations'
 const joinKey = (token: string) => `indraft:join:${tokenHash(token)}`
 
 /** Part of NATS subjects, inbox names and paths: no dots, no wildcards. */
@@ -21,15 +23,13 @@ export const siteNameSchema = z
   // Replies to central and to a relay's pilots go to inboxes of these names.
   .refine((name) => !['central', 'pilot'].includes(name), 'central and pilot are taken')
 
+/** Without defaults: a setting that a request leaves out is to stay as it is. */
 export const siteSettingsSchema = z.object({
   labels: z.record(z.string().regex(/^[A-Za-z0-9._-]{1,63}$/), z.string().max(200)),
   /** How long the link may be cut before the site's work goes to others, milliseconds; null: the usual two hours. */
   outageMs: z.number().int().min(1000).nullable(),
   /** Largest node shapes, for "would this fit anywhere" before the first pilot was seen. */
-  shapes: z
-    .array(nodeFactsSchema.omit({ node: true, timeLeftMs: true, labels: true }))
-    .max(64)
-    .default([]),
+  shapes: z.array(nodeFactsSchema.omit({ node: true, timeLeftMs: true, labels: true })).max(64),
   /** Pilots speak to the centre without a relay. */
   direct: z.boolean(),
 })
@@ -43,6 +43,8 @@ export const siteSchema = siteSettingsSchema.extend({
   name: siteNameSchema,
   state: siteStateSchema,
   addedAtMs: z.number().int(),
+  /** Of sites that were added before there were any. */
+  shapes: siteSettingsSchema.shape.shapes.default([]),
 })
 export type Site = z.infer<typeof siteSchema>
 
@@ -58,8 +60,14 @@ const credentialSchema = z.object({
 /** `user` is its public key at the centre's NATS. */
 export type SiteCredential = z.infer<typeof credentialSchema> & { user: string }
 
-/** @property keepOldMs for how long after the join earlier credentials open anything; null: they are not touched */
-const joinTokenSchema = z.object({ site: z.string(), keepOldMs: z.number().nullable() })
+const joinTokenSchema = z.object({
+  site: z.string(),
+  /** For how long after the join earlier credentials open anything; null: they are not touched. */
+  keepOldMs: z.number().nullable(),
+  /** The site's when it was made; none in those of before. */
+  generation: z.number().default(0),
+})
+type JoinToken = z.infer<typeof joinTokenSchema>
 
 export interface SiteRegistry {
   /** Adds a site, or changes the settings given of one that is there. */
@@ -73,10 +81,15 @@ export interface SiteRegistry {
    * @param keepOldMs it replaces the site's credentials of before: those end so long after it was used
    */
   makeJoinToken(name: string, validMs: number, keepOldMs?: number): Promise<string>
+  /** Of a site's join tokens none that was made before opens anything any more. */
+  endJoinTokens(name: string): Promise<void>
   /** The site of a join token, which is used up by this. @throws IndraftError join.invalid | site.disabled */
-  redeemJoinToken(token: string): Promise<{ site: Site; keepOldMs: number | null }>
-  /** Notes the credential of a NATS user. @returns its file token, which opens the centre's files for this site */
-  addCredential(name: string, user: string): Promise<string>
+  redeemJoinToken(token: string): Promise<{ site: Site } & Pick<JoinToken, 'keepOldMs' | 'generation'>>
+  /**
+   * Notes the credential of a NATS user. @returns its file token, which opens the centre's files for this site
+   * @throws IndraftError join.invalid where the join tokens of this generation were taken back meanwhile
+   */
+  addCredential(name: string, user: string, generation: number): Promise<string>
   /** Gives an end to all credentials of a site that have none, but that of `except`. @returns how many */
   endCredentials(name: string, endsAtMs: number, except: string | null): Promise<number>
   credentials(): Promise<SiteCredential[]>
@@ -94,6 +107,7 @@ export function openSiteRegistry(redis: Redis): SiteRegistry {
     const all = Object.entries(await redis.hgetall(CREDENTIALS))
     return all.map(([user, text]) => ({ user, ...credentialSchema.parse(JSON.parse(text)) }))
   }
+  const generationOf = async (name: string) => Number((await redis.hget(GENERATIONS, name)) ?? 0)
   return {
     get,
     async put(name, settings) {
@@ -116,29 +130,37 @@ export function openSiteRegistry(redis: Redis): SiteRegistry {
     },
     async makeJoinToken(name, validMs, keepOldMs) {
       const token = makeToken('join')
-      const what: z.infer<typeof joinTokenSchema> = { site: name, keepOldMs: keepOldMs ?? null }
+      const what: JoinToken = { site: name, keepOldMs: keepOldMs ?? null, generation: await generationOf(name) }
       await redis.set(joinKey(token), JSON.stringify(what), 'PX', Math.max(1, Math.round(validMs)))
       return token
+    },
+    async endJoinTokens(name) {
+      await redis.hincrby(GENERATIONS, name, 1)
     },
     async redeemJoinToken(token) {
       const found = await redis.getdel(joinKey(token))
       if (found === null) throw new IndraftError('join.invalid')
-      const { site: name, keepOldMs } = joinTokenSchema.parse(JSON.parse(found))
+      const { site: name, keepOldMs, generation } = joinTokenSchema.parse(JSON.parse(found))
       const site = await get(name)
-      if (!site) throw new IndraftError('join.invalid')
+      if (!site || generation !== (await generationOf(name))) throw new IndraftError('join.invalid')
       if (site.state === 'disabled') throw new IndraftError('site.disabled')
-      return { site, keepOldMs }
+      return { site, keepOldMs, generation }
     },
-    async addCredential(name, user) {
+    async addCredential(name, user, generation) {
       const token = makeToken('files')
       const credential = { site: name, tokenHash: tokenHash(token), madeAtMs: Date.now(), endsAtMs: null }
       // Listed first: one that opens something is never unknown.
-      await redis
+      const done = await redis
         .multi()
         .hset(CREDENTIALS, user, JSON.stringify(credential))
         .hset(FILE_TOKENS, credential.tokenHash, name)
+        .hget(GENERATIONS, name)
         .exec()
-      return token
+      const now = Number(done?.[2]?.[1] ?? 0)
+      if (now === generation) return token
+      // Whoever took the tokens back may have ended the site's credentials before this one was listed.
+      await redis.hset(CREDENTIALS, user, JSON.stringify({ ...credential, endsAtMs: Date.now() }))
+      throw new IndraftError('join.invalid')
     },
     credentials,
     async endCredentials(name, endsAtMs, except) {

@@ -1,12 +1,16 @@
 import { createHash } from 'node:crypto'
 import { join } from 'node:path'
+import { Redis } from 'ioredis'
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest'
+import { tokenHash } from '../../central/people.ts'
+import { openSiteRegistry } from '../../central/sites/registry.ts'
 import { relayCredentialSchema } from '../../shared/credentials.ts'
 import { isIndraftError } from '../../shared/errors.ts'
 import { connectNats, natsLink, siteInboxPrefix, siteSubject } from '../../shared/link-nats.ts'
 import { decode, encode } from '../../shared/protocol/codec.ts'
 import type { Grant, Message } from '../../shared/protocol/messages.ts'
 import { SimulatedHolder } from '../conformance/simulated-holder.ts'
+import { sampleShape } from '../sample-messages.ts'
 import { type CentralLab, startCentralLab } from './central-lab.ts'
 
 let lab: CentralLab
@@ -49,9 +53,56 @@ describe('sites - joining', () => {
   })
 
   test('a site added again keeps what is not said anew and gets another token', async () => {
-    await lab.admin.call('addSite', { body: { name: 'AGAIN', labels: { zone: 'EU' } } })
+    const given = { labels: { zone: 'EU' }, shapes: [sampleShape], direct: true }
+    await lab.admin.call('addSite', { body: { name: 'AGAIN', ...given } })
     const { site } = await lab.admin.call('addSite', { body: { name: 'AGAIN', outageMs: 60_000 } })
-    expect(site).toMatchObject({ labels: { zone: 'EU' }, outageMs: 60_000 })
+    expect(site).toMatchObject({ ...given, outageMs: 60_000 })
+  })
+
+  test('rotate --now: no join token of before opens anything, the new one and those of other sites do', async () => {
+    const add = async (name: string) => (await lab.admin.call('addSite', { body: { name } })).joinToken
+    const anybody = lab.as(null)
+    const join = (token: string) => anybody.call('joinSite', { body: { token } })
+    const [old, ofOther] = [await add('STOLEN'), await add('UNTOUCHED')]
+    const rotate = (now: boolean) => lab.admin.call('rotateSite', { params: { site: 'STOLEN' }, body: { now } })
+    // In their place one after another: a site may have several relays, each with a token of its own.
+    const { joinToken: beside } = await rotate(false)
+    await join(old)
+    const { joinToken: fresh } = await rotate(true)
+    await expect(join(beside)).rejects.toMatchObject({ code: 'join.invalid' })
+    for (const token of [fresh, ofOther]) await join(token)
+  })
+
+  test('a join that is under way while the tokens are taken back gives nothing', async () => {
+    const redis = new Redis(lab.redisUrl)
+    try {
+      const sites = openSiteRegistry(redis)
+      await sites.put('RACE', {})
+      const token = await sites.makeJoinToken('RACE', 60_000)
+      const { generation } = await sites.redeemJoinToken(token)
+      await sites.endJoinTokens('RACE')
+      expect(await sites.endCredentials('RACE', Date.now(), null)).toBe(0)
+      await expect(sites.addCredential('RACE', 'URACE', generation)).rejects.toMatchObject({ code: 'join.invalid' })
+      const noted = (await sites.credentials()).filter(({ site }) => site === 'RACE')
+      expect(noted).toMatchObject([{ user: 'URACE', endsAtMs: expect.any(Number) }])
+    } finally {
+      redis.disconnect()
+    }
+  })
+
+  test('a join token of a centre of before works until the tokens are taken back', async () => {
+    const redis = new Redis(lab.redisUrl)
+    try {
+      const sites = openSiteRegistry(redis)
+      await sites.put('EARLIER', {})
+      const kept = JSON.stringify({ site: 'EARLIER', keepOldMs: null })
+      for (const token of ['one', 'two']) await redis.set(`indraft:join:${tokenHash(token)}`, kept)
+      expect(await sites.redeemJoinToken('one')).toMatchObject({ generation: 0 })
+      await sites.endJoinTokens('EARLIER')
+      await expect(sites.redeemJoinToken('two')).rejects.toMatchObject({ code: 'join.invalid' })
+    } finally {
+      redis.disconnect()
+    }
   })
 
   test('a name that is no subject is refused', async () => {
