@@ -14,6 +14,10 @@ const thrownBy = (work: () => Promise<unknown>) =>
 it.each<[ErrorCode, string]>([
   ['auth.invalid', 'passing'],
   ['site.disabled', 'passing'],
+  ['internal.error', 'passing'],
+  ['store.full', 'passing'],
+  ['link.timeout', 'passing'],
+  ['file.unreachable', 'passing'],
   ['capability.invalid', 'doubtful'],
   ['request.notFound', 'doubtful'],
   ['file.conflict', 'final'],

@@ -1,7 +1,7 @@
 /**
  * Files on their way up: the outputs that a result names (before the result goes), the logs of failed attempts (at
- * once), logs that central asks for. A few at a time; with the link down they wait, the results behind them with them,
- * and so they do while the relay is turned away (upload-failures.ts).
+ * once), logs that central asks for. With the link down they wait, the results behind them with them, and so they do
+ * while the relay is turned away; which goes when is upload-queue.ts's.
  */
 import type { Clock } from '../shared/clock.ts'
 import { IndraftError, isIndraftError } from '../shared/errors.ts'
@@ -17,9 +17,8 @@ import type { OutputRecord, Result } from '../shared/protocol/messages.ts'
 import { attemptKey, type Cache } from './cache.ts'
 import type { Journal, JournalContent } from './journal.ts'
 import type { Outgoing } from './outgoing.ts'
-import { insist } from './upload-failures.ts'
+import { UploadQueue } from './upload-queue.ts'
 
-const SIDE_BY_SIDE = 6
 export const LOG_PATHS = { stdout: '.log/stdout', stderr: '.log/stderr' } as const
 
 interface LogUpload {
@@ -49,15 +48,18 @@ export interface UploadOptions {
 export class Uploads {
   readonly #options: UploadOptions
   readonly #stop = new AbortController()
-  readonly #queue: (() => Promise<void>)[] = []
-  readonly #logs = new Set<string>()
+  readonly #queue: UploadQueue
+  readonly #logs = new Map<string, LogUpload>()
   /** On their way from the outbox to the cache: for a moment in neither. */
   readonly #moving = new Map<string, Promise<void>>()
-  #running = 0
-  #idle: PromiseWithResolvers<void> | undefined
 
   constructor(options: UploadOptions) {
+    const { clock, log } = options
     this.#options = options
+    this.#queue = new UploadQueue(clock, this.#stop.signal, {
+      onPutOff: ({ name }, err, pauseMs) => log.warn({ err, what: name, pauseMs }, 'upload.putOff'),
+      onError: ({ name }, err) => log.error({ err, what: name }, 'upload.failed'),
+    })
   }
 
   /** Goes on with what the journal kept, then with every result that is handed in. */
@@ -74,14 +76,11 @@ export class Uploads {
   /** Ends transfers; what is not up stays in the journal. */
   async stop(): Promise<void> {
     this.#stop.abort()
-    this.#queue.length = 0
-    if (this.#running === 0) return
-    this.#idle = Promise.withResolvers<void>()
-    await this.#idle.promise
+    await this.#queue.ended()
   }
 
   get waiting(): number {
-    return this.#queue.length + this.#running
+    return this.#queue.waiting
   }
 
   /** Central wants this log. @param capability what the order brought @returns false where the log is not here */
@@ -94,35 +93,39 @@ export class Uploads {
 
   #take(result: Result, isAfterRestart: boolean): void {
     // It may wait long: not with the result in hand.
-    const attempt = attemptPath(result)
-    if (ownFiles(result).length > 0) this.#enqueue(() => this.#uploadOutputs(attempt, isAfterRestart))
+    if (ownFiles(result).length > 0) this.#addOutputs(result.campaign, attemptPath(result), isAfterRestart)
     else this.#options.outgoing.makeReady(result)
     if (result.end === 'failed' && result.reason !== 'node.lost') {
       for (const path of Object.values(LOG_PATHS)) this.#addLog(result, path, null)
     }
   }
 
-  async #uploadOutputs(attempt: string, isAfterRestart: boolean): Promise<void> {
+  #addOutputs(campaign: string, attempt: string, isAfterRestart: boolean): void {
     const { outgoing, log } = this.#options
-    const result = outgoing.unready(attempt)
-    if (!result) return
-    try {
-      await this.#insist(attempt, async (isAgain) => {
-        const capability = this.#options.capabilityOf(result)
-        for (const [at, output] of ownFiles(result).entries()) {
-          if (at === 1) failpoint('upload.halfway')
-          await this.#upload(result, output.path, capability, output, isAfterRestart || isAgain)
-        }
-      })
+    // A newer one of the same attempt, which comes in the meantime, has outputs of its own and its own place.
+    let result: Result | undefined
+    const work = async (isAgain: boolean) => {
+      result = outgoing.unready(attempt)
+      if (!result) return
+      const capability = this.#options.capabilityOf(result)
+      for (const [at, output] of ownFiles(result).entries()) {
+        if (at === 1) failpoint('upload.halfway')
+        await this.#upload(result, output.path, capability, output, isAfterRestart || isAgain)
+      }
       failpoint('upload.finished')
-      outgoing.makeReady(result)
-    } catch (error) {
-      if (this.#stop.signal.aborted) return
+    }
+    const settle = (error?: unknown) => {
+      if (!result) return
+      if (error === undefined) {
+        outgoing.makeReady(result)
+        return
+      }
       log.error({ err: error, task: attempt }, 'output.uploadFailed')
       // Without its outputs a success is none. The reason says whose fault it is: not the payload's.
       const detail = `upload of outputs: ${(error as Error).message}`.slice(0, 500)
       outgoing.makeReady(result, { ...result, end: 'failed', reason: 'stage.outFailed', detail, outputs: [] })
     }
+    this.#queue.add({ campaign, kind: 'outputs', name: attempt, work, settle })
   }
 
   /** Central has the result: its files may be dropped when room is needed. */
@@ -146,30 +149,31 @@ export class Uploads {
   #addLog(attempt: AttemptName, path: string, given: string | null): void {
     const { campaign, step, index, fences } = attempt
     const name = `${attemptFolder(attempt)}/${path}`
-    const capability = given ?? this.#options.capabilityOf(attempt)
+    const capability = given ?? this.#options.capabilityOf(attempt) ?? this.#logs.get(name)?.capability ?? null
     const body: LogUpload = { attempt: { campaign, step, index, fences }, path, capability }
     this.#options.journal.putPending('upload', name, body)
     this.#enqueueLog(name, body)
   }
 
-  #enqueueLog(name: string, { attempt, path, capability = null }: LogUpload): void {
-    if (this.#logs.has(name)) return
-    this.#logs.add(name)
-    this.#enqueue(async () => {
-      try {
-        await this.#insist(name, async () => {
-          if (await this.#find(attempt, path)) await this.#upload(attempt, path, capability, null, true)
-        })
-      } catch (error) {
-        if (this.#stop.signal.aborted) return
-        this.#options.log.warn({ err: error, log: name }, 'log.uploadFailed')
-      }
+  #enqueueLog(name: string, body: LogUpload): void {
+    const isQueued = this.#logs.has(name)
+    this.#logs.set(name, body)
+    if (isQueued) return
+    const { attempt, path } = body
+    const work = async () => {
+      // An order may have brought a newer one since.
+      const capability = this.#logs.get(name)?.capability ?? null
+      if (await this.#find(attempt, path)) await this.#upload(attempt, path, capability, null, true)
+    }
+    const settle = async (error?: unknown) => {
+      if (error !== undefined) this.#options.log.warn({ err: error, log: name }, 'log.uploadFailed')
       this.#logs.delete(name)
       this.#options.journal.dropPending('upload', name)
       // Its attempt's other files went before, or stay: those of one thought lost do.
       const isSettled = !this.#options.outgoing.isWaiting(attemptFolder(attempt))
       if (isSettled) await this.#release(attempt, [path])
-    })
+    }
+    this.#queue.add({ campaign: attempt.campaign, kind: 'log', name, work, settle })
   }
 
   async #find(attempt: AttemptName, path: string) {
@@ -192,7 +196,8 @@ export class Uploads {
   ): Promise<void> {
     const { client, centralUrl, onUploaded } = this.#options
     const address = centralUrl + fileAddress.attempt(`${attemptFolder(attempt)}/${path}`)
-    const options = { capability, signal: this.#stop.signal }
+    // One try: the queue tries again.
+    const options = { capability, signal: this.#stop.signal, giveUpAfterMs: 0 }
     const file = await this.#find(attempt, path)
     if (mayBeThere || !file) {
       const sizeBytes = await client.size(address, options).catch((error: unknown) => {
@@ -208,33 +213,6 @@ export class Uploads {
     const checksum = expected?.checksum ?? (await checksumFile(file.location))
     await client.putFile(address, file.location, checksum, options)
     onUploaded?.(file.sizeBytes)
-  }
-
-  #insist(what: string, work: (isAgain: boolean) => Promise<void>): Promise<void> {
-    const { clock, log } = this.#options
-    const onPutOff = (err: unknown, pauseMs: number) => log.warn({ err, what, pauseMs }, 'upload.putOff')
-    return insist(clock, this.#stop.signal, work, onPutOff)
-  }
-
-  #enqueue(work: () => Promise<void>): void {
-    if (this.#stop.signal.aborted) return
-    this.#queue.push(work)
-    this.#run()
-  }
-
-  #run(): void {
-    while (this.#running < SIDE_BY_SIDE) {
-      const work = this.#queue.shift()
-      if (!work) break
-      this.#running++
-      void work()
-        .catch((error) => this.#options.log.error({ err: error }, 'upload.failed'))
-        .finally(() => {
-          this.#running--
-          this.#run()
-        })
-    }
-    if (this.#running === 0) this.#idle?.resolve()
   }
 }
 

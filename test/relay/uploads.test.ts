@@ -9,10 +9,10 @@ import { afterEach, beforeEach, expect, it } from 'vitest'
 import { IndraftError } from '../../shared/errors.ts'
 import { enableFailpoints } from '../../shared/failpoint.ts'
 import { AttemptFiles } from '../../shared/files/attempt-files.ts'
-import { type FileService, fileHandler } from '../../shared/files/server.ts'
+import { type FileRequest, type FileService, fileHandler } from '../../shared/files/server.ts'
 import { silentLog } from '../../shared/log.ts'
 import type { LeasePart, OutputRecord } from '../../shared/protocol/messages.ts'
-import { failedWith, resultOf, type SimulatedHolder } from '../conformance/simulated-holder.ts'
+import { failedWith, resultOf, type SimulatedHolder, tasksOf } from '../conformance/simulated-holder.ts'
 import { RelayBench } from './bench.ts'
 import { until } from './relay-in-parts.ts'
 
@@ -24,6 +24,8 @@ let atCentre: AttemptFiles
 let server: Server
 /** What the centre's file server answers instead of doing it. */
 let refusal: IndraftError | undefined
+/** Its files are not there to be written, as where its folder belongs to somebody else. */
+let refusedCampaign: string | undefined
 let asked: number
 /** Without it the centre's file server refuses; null asks for none. */
 let needed: string | null
@@ -32,12 +34,15 @@ beforeEach(async () => {
   filesFolder = mkdtempSync(join(tmpdir(), 'indraft-uploads-'))
   atCentre = new AttemptFiles(filesFolder)
   refusal = undefined
+  refusedCampaign = undefined
   asked = 0
   needed = null
   const service = {
-    authorize(_wanted: unknown, _token: string | null, capability: string | null) {
+    authorize(wanted: FileRequest, _token: string | null, capability: string | null) {
       asked++
       if (refusal) throw refusal
+      if (wanted.kind === 'attempt' && wanted.attempt.campaign === refusedCampaign)
+        throw new IndraftError('internal.error')
       if (needed !== null && capability !== needed) throw new IndraftError('capability.invalid')
     },
     findBlob: async () => null,
@@ -61,13 +66,13 @@ afterEach(async () => {
   rmSync(filesFolder, { recursive: true, force: true })
 })
 
-const attempt = () => ({ campaign: lease.campaign, step: lease.step, index: 0, fences: lease.fences })
+const attempt = (index = 0) => ({ campaign: lease.campaign, step: lease.step, index, fences: lease.fences })
 
 /** As the relay's file server takes it from a pilot. */
-async function handIn(path: string, content: string): Promise<OutputRecord> {
+async function handIn(path: string, content: string, index = 0): Promise<OutputRecord> {
   const outbox = new AttemptFiles(join(at.folder, 'outbox'))
-  const { sizeBytes, checksum } = await outbox.put(attempt(), path, Readable.from([Buffer.from(content)]), null)
-  const url = `store:${lease.campaign}/${lease.step}/0/${lease.fences.join('.')}/${path}`
+  const { sizeBytes, checksum } = await outbox.put(attempt(index), path, Readable.from([Buffer.from(content)]), null)
+  const url = `store:${lease.campaign}/${lease.step}/${index}/${lease.fences.join('.')}/${path}`
   return { path, sizeBytes, checksum, url }
 }
 
@@ -120,6 +125,44 @@ it.each(['auth.invalid', 'site.disabled', 'auth.forbidden'] as const)(
     expect(readFileSync(atCentre.locate(attempt(), 'b.txt'), 'utf8')).toBe('two')
   },
 )
+
+it('upload - what central lacks for one campaign holds up the outputs of no other', async () => {
+  await at.relay.crash()
+  rmSync(at.folder, { recursive: true })
+  await at.start()
+  const mine = await at.pilot('b')
+  at.centre.give({ tasks: '0-7', fence: 2000 })
+  at.centre.give({ bundle: 'b2', campaign: 'c2', tasks: '0', fence: 3000 })
+  await at.buffered(9)
+  const leases = await mine.takeAll()
+  refusedCampaign = 'c1'
+  const report = async (campaign: string) => {
+    for (const one of leases.filter((lease) => lease.campaign === campaign)) {
+      lease = one
+      for (const index of tasksOf(one).map((name) => Number(name.split('/')[2]))) {
+        await mine.report([resultOf(one, index, { outputs: [await handIn('a.txt', 'one', index)] })])
+      }
+    }
+  }
+  await report('c1')
+  await until('six tries', () => asked >= 6)
+  await report('c2')
+  await at.atCentre(1)
+  expect(at.centre.results).toMatchObject([{ campaign: 'c2', end: 'done' }])
+  refusedCampaign = undefined
+  await at.atCentre(9)
+  expect(at.centre.results.every(({ end }) => end === 'done')).toBe(true)
+})
+
+it('upload - a log that waits goes up with what a later order brings', async () => {
+  await handIn('.log/stderr', 'it broke')
+  needed = 'opens-this-log'
+  await pilot.report([resultOf(lease, 0, failedWith('payload.exit'))])
+  await until('a try', () => asked > 0)
+  const order = { kind: 'log.send' as const, attempt: { ...attempt(), bundle: 'b1' }, stream: 'stderr' as const }
+  at.centre.orders.push({ ...order, capability: 'opens-this-log' })
+  await until('the log', async () => (await atCentre.find(attempt(), '.log/stderr')) !== null)
+})
 
 it('upload - a relay out of descriptors half-way through tries again', async () => {
   const outputs = [await handIn('a.txt', 'one'), await handIn('b.txt', 'two')]
