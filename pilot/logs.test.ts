@@ -1,4 +1,5 @@
-import { closeSync, mkdtempSync, readFileSync, rmSync, writeSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import { closeSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync, writeSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, expect, test } from 'vitest'
@@ -12,6 +13,7 @@ afterEach(() => rmSync(folder, { recursive: true, force: true }))
 
 async function keep(capBytes: number, ...chunks: string[]): Promise<{ text: string | null; bytes: number }> {
   const { read, write } = await new PipeMaker(join(folder, 'pipes')).take()
+  rmSync(join(folder, 'log'), { force: true })
   const log = new CappedLog(read, join(folder, 'log'), capBytes)
   for (const chunk of chunks) {
     writeSync(write, chunk)
@@ -69,4 +71,24 @@ test('logs - the tail of a file', async () => {
   expect(text).toBe('one two three')
   expect(await tailOf(join(folder, 'log'), 5)).toBe('three')
   expect(await tailOf(null, 5)).toBeNull()
+})
+
+test('logs - what a payload on the host puts in their place is neither followed nor waited for', async () => {
+  const elsewhere = join(folder, 'elsewhere')
+  writeFileSync(elsewhere, 'precious')
+  const log = join(folder, 'log')
+  for (const put of [() => symlinkSync(elsewhere, log), () => execFileSync('mkfifo', [log])]) {
+    rmSync(log, { force: true })
+    put()
+    const { read, write } = await new PipeMaker(join(folder, 'pipes')).take()
+    const kept = new CappedLog(read, log, 100)
+    writeSync(write, 'said')
+    await expect.poll(() => kept.bytes).toBe(4)
+    closeSync(write)
+    expect(await kept.finish()).toBeNull()
+    expect(await tailOf(log, 5)).toBeNull()
+  }
+  expect(readFileSync(elsewhere, 'utf8')).toBe('precious')
+  rmSync(log)
+  expect(await tailOf(log, 5)).toBeNull()
 })

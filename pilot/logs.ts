@@ -128,7 +128,8 @@ export class CappedLog {
   async #store(chunk: Uint8Array, at: number): Promise<void> {
     if (this.#lost) return
     try {
-      this.#file ??= await open(this.#path, 'w+', 0o600)
+      // Of its own making: on the host a payload can put a link or a pipe there before.
+      this.#file ??= await open(this.#path, 'wx+', 0o600)
       await this.#file.write(chunk, 0, chunk.length, at)
     } catch {
       // A full disk must not stop the payload; the scratch watch says what happened.
@@ -162,7 +163,7 @@ export class CappedLog {
     const ring = this.#capBytes - this.#half
     const start = ring === 0 ? 0 : (this.#bytes - this.#half) % ring
     const ordered = `${this.#path}.ordered`
-    const target = await open(ordered, 'w', 0o600)
+    const target = await open(ordered, 'wx', 0o600)
     try {
       await copyPart(file, target, 0, this.#half)
       await target.write(`\n[... ${this.#bytes - this.#capBytes} bytes left out ...]\n`)
@@ -185,12 +186,15 @@ async function copyPart(from: FileHandle, to: FileHandle, start: number, end: nu
   }
 }
 
-/** The last of a text file, at most `maxBytes`; null where there is none. */
+/** The last of a text file, at most `maxBytes`; null where there is none, or anything else. Never waits, never follows. */
 export async function tailOf(path: string | null, maxBytes: number): Promise<string | null> {
   if (path === null) return null
-  const file = await open(path, 'r')
+  const file = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK).catch(() => null)
+  if (file === null) return null
   try {
-    const { size } = await file.stat()
+    const facts = await file.stat()
+    if (!facts.isFile()) return null
+    const { size } = facts
     const length = Math.min(size, maxBytes)
     const { buffer, bytesRead } = await file.read(Buffer.alloc(length), 0, length, size - length)
     const text = buffer.subarray(0, bytesRead).toString('utf8')
