@@ -57,6 +57,9 @@ describe('sites - joining', () => {
     await lab.admin.call('addSite', { body: { name: 'AGAIN', ...given } })
     const { site } = await lab.admin.call('addSite', { body: { name: 'AGAIN', outageMs: 60_000 } })
     expect(site).toMatchObject({ ...given, outageMs: 60_000 })
+    // Warnings go by what every site declares.
+    const bare = await lab.admin.call('addSite', { body: { name: 'AGAIN', shapes: [] } })
+    expect(bare.site).toMatchObject({ shapes: [], outageMs: 60_000 })
   })
 
   test('rotate --now: no join token of before opens anything, the new one and those of other sites do', async () => {
