@@ -58,10 +58,9 @@ export async function findCampaign(store: CampaignStore, name: string, caller: P
 export function campaignHandlers({ store, log, siteShapes, issuer }: CampaignParts): CampaignHandlers {
   return {
     async submitCampaign({ body }, caller) {
-      const checked = checkCampaign(body.source, body.tables, caller.subject)
+      const checked = checkCampaign(body.source, body.tables, caller.subject, (group) => requireGroup(caller, group))
       if ('problems' in checked) throw new CampaignRefused(checked.problems)
       const plan = issuedBy(issuer?.() ?? '', checked.plan)
-      requireGroup(caller, plan.group)
       const warnings = unmatchedSteps(plan, await siteShapes())
       if (body.strict && warnings.length > 0) {
         throw new IndraftError('campaign.unmatchable', warnings[0]!.message, { path: warnings[0]!.path })

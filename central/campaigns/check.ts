@@ -3,12 +3,13 @@
  * `campaign validate`, the API for every submission, with the same answers.
  */
 import { checkForm, MAX_CONSIDERED } from './form.ts'
-import { type CampaignFile, MAX_TASKS } from './format.ts'
+import { type CampaignFile, MAX_ROWS_BYTES, MAX_TASKS } from './format.ts'
 import { campaignIdOf, digestOfValue } from './identity.ts'
 import type { CampaignPlan } from './model.ts'
 import { type After, findCircles, readAfter } from './order.ts'
 import { type FieldPath, formatPath, type Problem, type Report, readSource, type Source } from './source.ts'
 import { planStep, readSpread } from './step.ts'
+import { openTables } from './table.ts'
 
 export type Checked = { plan: CampaignPlan } | { problems: Problem[] }
 
@@ -17,12 +18,19 @@ const MAX_PROBLEMS = 50
 /**
  * @param tables text of each table by the name that the file gives it
  * @param subject who submits
+ * @param requireGroup throws where they may not for this group: asked before any table is read
  */
-export function checkCampaign(text: string, tables: Readonly<Record<string, string>>, subject: string): Checked {
+export function checkCampaign(
+  text: string,
+  tables: Readonly<Record<string, string>>,
+  subject: string,
+  requireGroup: (group: string) => void = () => {},
+): Checked {
   const read = readSource(text)
   if ('problems' in read) return read
   const form = checkForm(read.source)
   if ('problems' in form) return { problems: inOrder(form.problems, form.more) }
+  requireGroup(form.file.group)
   const problems: Problem[] = []
   const seen = new Set<string>()
   let more = 0
@@ -53,21 +61,26 @@ function planCampaign(
   const id = campaignIdOf(file.group, file.name)
   const after = new Map<string, After[]>()
   const spreads = new Map<string, ReturnType<typeof readSpread>>()
+  const table = openTables(tables)
   for (const [name, step] of Object.entries(file.steps)) {
     after.set(name, readAfter(name, step, file, report))
-    spreads.set(name, readSpread(name, step, { source, tables, report }))
+    spreads.set(name, readSpread(name, step, { source, table, report }))
   }
   findCircles(after, report)
   const sizes = new Map([...spreads].map(([name, spread]) => [name, spread.size]))
   const total = [...sizes.values()].reduce((sum, size) => sum + size, 0)
   if (total > MAX_TASKS) report(['steps'], `${total} tasks in all; expected at most ${MAX_TASKS}`)
+  const rowsBytes = [...spreads.values()].reduce((sum, spread) => sum + spread.rowsBytes, 0)
+  if (rowsBytes > MAX_ROWS_BYTES) {
+    const words = 'expected at most 64 MiB: a table counts for each step that names it'
+    report(['steps'], `the rows of tables take ${rowsBytes} bytes in all; ${words}`)
+  }
   const steps = Object.entries(file.steps).map(([name, step]) =>
     planStep(name, step, spreads.get(name)!, {
       file,
       source,
       id,
       subject,
-      tables,
       after: after.get(name)!,
       sizes,
       report,

@@ -13,6 +13,8 @@ export const MAX_ROW_BYTES = 4 * 1024
 /** Rows of a table, until tables are kept and read in parts. */
 export const MAX_ROWS = 100_000
 export const MAX_CELLS = 2_000_000
+/** As data, over all steps: a table counts for each step that names it. */
+export const MAX_ROWS_BYTES = 64 * 1024 * 1024
 /** Words that programs give a meaning of their own as keys; refused wherever a file may name something. */
 export const NOT_A_NAME: readonly string[] = ['__proto__', 'constructor', 'prototype']
 export const NAME = /^[A-Za-z_][A-Za-z0-9_]*$/
@@ -191,7 +193,7 @@ export const stepSchema = z.strictObject({
     .string({ error: 'a file name ending in .csv or .jsonl' })
     .regex(/\.(csv|jsonl)$/, 'a file name ending in .csv or .jsonl')
     .optional()
-    .describe('A task per row.'),
+    .describe('A task per row: at most 100000 rows, and 64 MiB of rows over all steps that name tables.'),
   command: listOf(word, 'arguments, such as [sim, --seed, $(seed)]')
     .min(1, 'at least the program to run')
     .max(1000, 'at most 1000 arguments')

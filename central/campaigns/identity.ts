@@ -18,13 +18,20 @@ export function campaignIdOf(group: string, name: string): CampaignId {
   return `c${id}` as CampaignId
 }
 
-/** JSON with sorted keys, so that equal values have equal bytes. */
-export function canonicalJson(value: unknown): string {
-  if (Array.isArray(value)) return `[${value.map(canonicalJson).join(',')}]`
+/**
+ * JSON with sorted keys, so that equal values have equal bytes. A list that is there many times (a table of many steps)
+ * is written once.
+ */
+export function canonicalJson(value: unknown, lists = new Map<unknown, string>()): string {
+  if (Array.isArray(value)) {
+    const text = lists.get(value) ?? `[${value.map((item) => canonicalJson(item, lists)).join(',')}]`
+    lists.set(value, text)
+    return text
+  }
   if (typeof value === 'object' && value !== null) {
     const entries = Object.entries(value).filter(([, item]) => item !== undefined)
     entries.sort(([a], [b]) => (a < b ? -1 : 1))
-    return `{${entries.map(([key, item]) => `${JSON.stringify(key)}:${canonicalJson(item)}`).join(',')}}`
+    return `{${entries.map(([key, item]) => `${JSON.stringify(key)}:${canonicalJson(item, lists)}`).join(',')}}`
   }
   return JSON.stringify(value)
 }

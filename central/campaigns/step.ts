@@ -9,7 +9,6 @@ import { parseImageName } from '../../shared/image-name.ts'
 import { pack } from '../../shared/protocol/codec.ts'
 import {
   type Axis,
-  bundleBodySchema,
   type Input,
   type Needs,
   type Output,
@@ -23,7 +22,7 @@ import { canonicalNeeds, matchClassOf } from './identity.ts'
 import type { Retries, StepPlan } from './model.ts'
 import type { After } from './order.ts'
 import { type FieldPath, formatPath, type Report, type Source } from './source.ts'
-import { readTable } from './table.ts'
+import type { Table } from './table.ts'
 
 const GIB = 2 ** 30
 const DEFAULT = { memoryBytes: GIB, walltimeMs: 3_600_000, logBytes: 10 * 2 ** 20, payload: 2, infrastructure: 10 }
@@ -33,8 +32,6 @@ export interface StepContext {
   source: Source
   id: CampaignId
   subject: string
-  /** Text of each table by the name the file gives it. */
-  tables: Readonly<Record<string, string>>
   after: readonly After[]
   /** Size of each step, for `from`. */
   sizes: ReadonlyMap<string, number>
@@ -45,46 +42,41 @@ export interface StepContext {
 export interface Spread {
   size: number
   axes: Axis[] | null
+  /** The same list for all steps that name the same table. */
   rows: Record<string, string>[] | null
+  rowsBytes: number
 }
 
 export function readSpread(
   name: string,
   step: StepFile,
-  context: Pick<StepContext, 'source' | 'tables' | 'report'>,
+  context: Pick<StepContext, 'source' | 'report'> & { table(name: string): Table | undefined },
 ): Spread {
   const at: FieldPath = ['steps', name]
   const given = (['count', 'sweep', 'table'] as const).filter((key) => step[key] !== undefined)
   if (given.length > 1)
     context.report([...at, given[1]!], `expected only one of count, sweep, table; ${given[0]} is there too`)
   if (step.table !== undefined) {
-    const text = Object.hasOwn(context.tables, step.table) ? context.tables[step.table] : undefined
-    if (text === undefined) {
+    const read = context.table(step.table)
+    if (read === undefined) {
       context.report([...at, 'table'], `the table ${step.table} was not sent with the campaign`)
-      return { size: 1, axes: null, rows: [] }
+      return { size: 1, axes: null, rows: [], rowsBytes: 0 }
     }
-    const read = readTable(step.table, text)
-    if ('rows' in read) {
-      const wire = bundleBodySchema.shape.rows.safeParse(read.rows)
-      for (const issue of wire.error?.issues.slice(0, 5) ?? []) {
-        context.report([...at, 'table'], `row ${Number(issue.path[0]) + 1}: ${issue.message}`)
-      }
-      return { size: read.rows.length, axes: null, rows: read.rows }
-    }
+    if ('rows' in read) return { size: read.rows.length, axes: null, rows: read.rows, rowsBytes: read.bytes }
     for (const wrong of read.wrong) context.report([...at, 'table'], wrong)
-    return { size: 1, axes: null, rows: [] }
+    return { size: 1, axes: null, rows: [], rowsBytes: 0 }
   }
-  if (step.sweep === undefined) return { size: step.count ?? 1, axes: null, rows: null }
+  if (step.sweep === undefined) return { size: step.count ?? 1, axes: null, rows: null, rowsBytes: 0 }
   const axes = Object.entries(step.sweep).map(([axis, values]) =>
     readAxis(axis, values, [...at, 'sweep', axis], context),
   )
   const size = sweepSize(axes)
   if (!Number.isSafeInteger(size)) {
     context.report([...at, 'sweep'], `too many tasks; expected at most ${MAX_TASKS}`)
-    return { size: 1, axes, rows: null }
+    return { size: 1, axes, rows: null, rowsBytes: 0 }
   }
   if (size > MAX_TASKS) context.report([...at, 'sweep'], `${size} tasks; expected at most ${MAX_TASKS}`)
-  return { size, axes, rows: null }
+  return { size, axes, rows: null, rowsBytes: 0 }
 }
 
 function readAxis(

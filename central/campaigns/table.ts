@@ -1,9 +1,10 @@
 /** The rows of a table: a .csv with a header line, or a .jsonl with one object a line. Every value becomes text. */
 import { parse } from 'csv-parse/sync'
 import { BUILT_IN_NAMES } from '../../shared/expand.ts'
+import { bundleBodySchema } from '../../shared/protocol/work.ts'
 import { MAX_CELLS, MAX_ROW_BYTES, MAX_ROWS, NAME, NOT_A_NAME } from './format.ts'
 
-/** All tables of one submission together; larger ones wait for a later version. */
+/** Of one table; larger ones wait for a later version. */
 export const MAX_TABLE_BYTES = 16 * 1024 * 1024
 const MAX_COLUMNS = 200
 /** Of one line; a row as data is bounded more tightly. */
@@ -11,16 +12,33 @@ const MAX_LINE = 64 * 1024
 
 type Row = Record<string, string>
 
-/** @returns the rows, or what is wrong in words (with the line where there is one) */
-export function readTable(name: string, text: string): { rows: Row[] } | { wrong: string[] } {
+/** The rows and how many bytes they take as data, or what is wrong in words (with the line where there is one). */
+export type Table = { rows: Row[]; bytes: number } | { wrong: string[] }
+
+/** Each of the tables by the name that the file gives it, read when first asked for; undefined where it is not there. */
+export function openTables(texts: Readonly<Record<string, string>>): (name: string) => Table | undefined {
+  const read = new Map<string, Table>()
+  return (name) => {
+    if (!Object.hasOwn(texts, name)) return undefined
+    if (!read.has(name)) read.set(name, readTable(name, texts[name]!))
+    return read.get(name)
+  }
+}
+
+function readTable(name: string, text: string): Table {
   if (Buffer.byteLength(text) > MAX_TABLE_BYTES) return { wrong: [`${name} is over 16 MiB: not supported yet`] }
   const large = tooLarge(text)
   if (large) return { wrong: [`${name} ${large}`] }
   if (text.includes('\0')) return { wrong: [`${name}: expected text without NUL characters`] }
   const read = name.endsWith('.csv') ? readCsv(name, text) : readJsonLines(name, text)
   if ('wrong' in read) return read
-  const wrong = [...wrongColumns(name, read.columns), ...wrongRows(name, read.rows, read.lineOf)]
-  return wrong.length > 0 ? { wrong } : { rows: read.rows }
+  const { rows } = read
+  const sizes = rows.map((row) => Buffer.byteLength(JSON.stringify(row)))
+  const wrong = [...wrongColumns(name, read.columns), ...wrongRows(name, read, sizes)]
+  if (wrong.length > 0) return { wrong }
+  const wire = bundleBodySchema.shape.rows.safeParse(rows)
+  if (wire.success) return { rows, bytes: sizes.reduce((sum, size) => sum + size, 0) }
+  return { wrong: wire.error.issues.slice(0, 5).map(({ path, message }) => `row ${Number(path[0]) + 1}: ${message}`) }
 }
 
 /** Counted before anything is parsed, so that no table takes more time and memory than its limits allow. */
@@ -39,7 +57,13 @@ function tooLarge(text: string): string | undefined {
   return undefined
 }
 
-type Read = { columns: string[]; rows: Row[]; lineOf(at: number): number } | { wrong: string[] }
+interface Rows {
+  columns: string[]
+  rows: Row[]
+  /** The line of each row up to this one. */
+  linesTo(at: number): number[]
+}
+type Read = Rows | { wrong: string[] }
 
 function readCsv(name: string, text: string): Read {
   const options = { bom: true, skip_empty_lines: true, trim: true } as const
@@ -57,8 +81,10 @@ function readCsv(name: string, text: string): Read {
     columns,
     rows: records.slice(1).map((record) => Object.fromEntries(columns.map((column, i) => [column, record[i] ?? '']))),
     // Places are asked for only where something is wrong: read again up to there.
-    lineOf: (at) =>
-      (parse(text, { ...options, info: true, to: at + 2 }) as { info?: { lines: number } }[]).at(-1)!.info!.lines,
+    linesTo: (at) =>
+      (parse(text, { ...options, info: true, to: at + 2 }) as { info?: { lines: number } }[])
+        .slice(1)
+        .map(({ info }) => info!.lines),
   }
 }
 
@@ -83,7 +109,7 @@ function readJsonLines(name: string, text: string): Read {
     }
     if (wrong.length >= 20) break
   }
-  return wrong.length > 0 ? { wrong } : { columns: columns ?? [], rows, lineOf: (at) => lines[at]! }
+  return wrong.length > 0 ? { wrong } : { columns: columns ?? [], rows, linesTo: () => lines }
 }
 
 function readJsonRow(content: string): Row | undefined {
@@ -114,15 +140,16 @@ function wrongColumns(name: string, columns: string[]): string[] {
   return wrong
 }
 
-function wrongRows(name: string, rows: Row[], lineOf: (at: number) => number): string[] {
+function wrongRows(name: string, { rows, linesTo }: Rows, sizes: readonly number[]): string[] {
   if (rows.length === 0) return [`${name}: expected at least one row`]
-  const wrong: string[] = []
+  const wrong: { at: number; what: string }[] = []
   for (const [at, row] of rows.entries()) {
-    const text = JSON.stringify(row)
-    const bytes = Buffer.byteLength(text)
-    if (text.includes('\\u0000')) wrong.push(`${name} line ${lineOf(at)}: expected text without NUL characters`)
-    if (bytes > MAX_ROW_BYTES) wrong.push(`${name} line ${lineOf(at)}: a row of ${bytes} bytes; expected at most 4 kB`)
+    const isNul = Object.values(row).some((cell) => cell.includes('\0'))
+    if (isNul) wrong.push({ at, what: 'expected text without NUL characters' })
+    if (sizes[at]! > MAX_ROW_BYTES) wrong.push({ at, what: `a row of ${sizes[at]} bytes; expected at most 4 kB` })
     if (wrong.length >= 20) break
   }
-  return wrong
+  if (wrong.length === 0) return []
+  const lines = linesTo(wrong.at(-1)!.at)
+  return wrong.map(({ at, what }) => `${name} line ${lines[at]}: ${what}`)
 }

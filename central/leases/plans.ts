@@ -65,13 +65,15 @@ export class Plans {
   /** Writes all that is immutable of a new campaign. Idempotent. */
   async write(plan: CampaignPlan, signer: Signer): Promise<{ digest: Digest; stored: StoredPlan }> {
     const steps: StoredPlan['steps'] = []
+    /** Steps that name the same table have the same list. */
+    const written = new Map<Row[], Pick<StoredPlan['steps'][number], 'rowBlocks' | 'rowBytesMax'>>()
     for (const { rows, ...step } of plan.steps) {
+      if (rows && !written.has(rows)) written.set(rows, await this.#writeRows(rows))
       const signed = signer.template(step.template)
       const templateDigest = digestOf(signed.bytes)
       steps.push({
         ...step,
-        rowBlocks: rows && (await this.#writeRows(rows)),
-        rowBytesMax: rows ? Math.max(0, ...chunks(rows, ROWS_PER_BLOCK).map(largestRow)) : 0,
+        ...(rows ? written.get(rows)! : { rowBlocks: null, rowBytesMax: 0 }),
         templateDigest,
         template16: templateDigest.slice('sha256:'.length, 'sha256:'.length + 16),
         templateBlob: await this.#blobs.put(pack(signed)),
@@ -81,10 +83,10 @@ export class Plans {
     return { digest: await this.#blobs.put(pack(stored)), stored }
   }
 
-  async #writeRows(rows: Row[]): Promise<Digest[]> {
-    const blocks: Digest[] = []
-    for (const block of chunks(rows, ROWS_PER_BLOCK)) blocks.push(await this.#blobs.put(await compress(pack(block))))
-    return blocks
+  async #writeRows(rows: Row[]): Promise<{ rowBlocks: Digest[]; rowBytesMax: number }> {
+    const rowBlocks: Digest[] = []
+    for (const block of chunks(rows, ROWS_PER_BLOCK)) rowBlocks.push(await this.#blobs.put(await compress(pack(block))))
+    return { rowBlocks, rowBytesMax: Math.max(0, ...chunks(rows, ROWS_PER_BLOCK).map(largestRow)) }
   }
 
   /** Where a campaign lives, which is known without any of its blobs; null where no campaign of this id is. */
