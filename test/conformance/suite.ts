@@ -7,6 +7,7 @@
  */
 import { afterEach, describe, expect, it } from 'vitest'
 import type { Clock } from '../../shared/clock.ts'
+import { heldDigest } from '../../shared/held.ts'
 import { type FrameHandler, type Link, memoryLink } from '../../shared/link.ts'
 import { decode, encode, pack } from '../../shared/protocol/codec.ts'
 import type { LeasePart, Message, Result } from '../../shared/protocol/messages.ts'
@@ -510,6 +511,22 @@ export function conformance(name: string, make: () => Promise<DispatcherUnderTes
       const taken = await takeWithin(b, pass, a)
       expect(taken.flatMap(tasksOf).sort()).toEqual(seeded)
       await b.report(taken.flatMap((lease) => resultsOf(lease)))
+      await allDone()
+    })
+
+    scenario('held-list - of one too long to be sent the digest comes instead, and takes nothing back', async () => {
+      const { dispatcher, holder, allDone } = await start()
+      await dispatcher.seed(4)
+      const a = await holder('a')
+      const b = await holder('b')
+      const leases = await a.takeAll()
+      const digest = heldDigest(leases.map(({ bundle, fences }) => ({ bundle, fence: fences.at(-1)! })))
+      for (let beat = 0; beat < 3; beat++) {
+        expect((await a.beat({ held: { count: leases.length, digest } })).orders).toEqual([])
+      }
+      expect(await b.takeAll()).toEqual([])
+      const verdicts = await a.report(leases.flatMap((lease) => resultsOf(lease)))
+      expect(new Set(verdicts)).toEqual(new Set(['accepted']))
       await allDone()
     })
 
