@@ -183,7 +183,7 @@ export class PilotBench {
 }
 
 /** Waits for an event that is only seen from outside. */
-export async function until<T>(what: string, look: () => T | undefined | false | null, timeout = 30_000): Promise<T> {
+export async function until<T>(what: string, look: () => T | undefined | false | null, timeout = 60_000): Promise<T> {
   return await vi.waitFor(
     () => {
       const found = look()

@@ -20,9 +20,9 @@ const waitFor = (name: string, then: string) => sh(`while [ ! -e ${flag(name)} ]
 
 describe('suspended', () => {
   test('suspended - the pilot alone: it says so, hands in what ended meanwhile, starts nothing of an expired lease', async () => {
-    bench = await PilotBench.open({ ...TIMINGS, leaseMs: 3000 })
+    bench = await PilotBench.open({ ...TIMINGS, leaseMs: 5000 })
     const { script } = bench
-    const pilot = bench.start({ cores: 1, 'gone-after': '3s' })
+    const pilot = bench.start({ cores: 1, 'gone-after': '5s' })
     script.give(waitFor('end', 'exit 4'), '0-1')
     await pilot.said('attempt.started')
     await until('the grant is confirmed', () => script.beats.some(({ processed }) => processed > 0))

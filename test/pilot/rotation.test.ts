@@ -11,7 +11,8 @@ import { joinedRelay, pilotLink } from '../relay/joined.ts'
 import { spawnRelay } from '../relay/relay-process.ts'
 import { PilotBench, type PilotProcess } from './bench.ts'
 
-const at = joinedRelay('ROTATED', { timeScale: 0.1 })
+/** A pilot is lost after 18 s: longer than it takes to follow a relay that starts anew. */
+const at = joinedRelay('ROTATED', { timeScale: 0.3 })
 const INDRAFT = fileURLToPath(new URL('../../central/cli/indraft.mjs', import.meta.url))
 
 let bench: PilotBench

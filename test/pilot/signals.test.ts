@@ -28,7 +28,8 @@ function leavingMs({ lines }: PilotProcess): number {
 describe('SIGTERM', () => {
   test('SIGTERM - payloads get the signal and their grace, what is finished is told, the rest is given back', async () => {
     const { script } = bench
-    const pilot = bench.start({ cores: 3 })
+    // Long enough for a trap to have its turn on a slow machine; one payload here waits for it to be over.
+    const pilot = bench.start({ cores: 3, 'payload-grace': '5s', 'drain-grace': '1min' })
     script.isDeaf = true
     script.give(sh('exit 4'), '0')
     await pilot.said('attempt.ended')
@@ -73,7 +74,8 @@ describe('SIGTERM', () => {
       Object.assign(script, { onBeat: mute, onPull: mute, onReport: mute, onBye: mute })
       pilot.signal('SIGTERM')
       expect(await pilot.ended).toBe(1)
-      expect(leavingMs(pilot)).toBeLessThan(9000)
+      // By its grace, with what a slow machine adds; what it waits for would take minutes.
+      expect(leavingMs(pilot)).toBeLessThan(30_000)
       expect(bench.undelivered().length).toBeGreaterThan(0)
     } finally {
       hole.close()
