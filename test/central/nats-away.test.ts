@@ -7,8 +7,8 @@ import { type CentralLab, startCentralLab } from './central-lab.ts'
 
 let lab: CentralLab
 beforeAll(async () => {
-  // A pilot is lost after 60 s: here after 3 s, which is longer than a link takes to stand again.
-  lab = await startCentralLab({ timeScale: 0.05 })
+  // A pilot is lost after 60 s: here after 6 s, which is longer than a link takes to stand again.
+  lab = await startCentralLab({ timeScale: 0.1 })
 })
 afterAll(() => lab?.stop())
 

@@ -192,6 +192,8 @@ test.each([1, Math.floor(Math.random() * 1e6)])(
             await lab.store.retry(id, { states: ['held'], request: `${Math.random()}` })
         }
         for (const one of [last, other]) {
+          // A look may take longer than a silent pilot lives.
+          await one.hello()
           await one.pull(8)
           await one.startAll()
           const results = one.allResults()

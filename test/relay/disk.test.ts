@@ -28,7 +28,8 @@ steps:
 `
 
 describe.skipIf(!isRoot)('relay - its disk', () => {
-  const at = joinedRelay('DISK', { timeScale: 0.04, more: ['--disk-reserve', '4MiB'], disk: '24m' })
+  // A silent pilot is lost after 12 s: longer than links and relays take to stand again, also on a slow machine.
+  const at = joinedRelay('DISK', { timeScale: 0.2, more: ['--disk-reserve', '4MiB'], disk: '24m' })
   const disk = () => at.disk!
 
   /** Eight tasks of a new campaign, granted. */
@@ -75,7 +76,7 @@ describe.skipIf(!isRoot)('relay - its disk', () => {
     expect(await a.report([resultOf(leases[1]!, Number(leases[1]!.tasks))])).toEqual(['accepted'])
     empty()
     await at.relay.said('disk.hasRoom')
-    await put(10_000)
+    await put(60_000)
     await a.report([lease, ...leases.slice(2)].map((one) => resultOf(one, Number(one.tasks))))
     await until('done', isDone)
     await until('central knows that too', async () => (await view()).gauges.diskFull === 0)

@@ -246,6 +246,8 @@ describe('whole relay', () => {
   })
 
   it('whole relay - garbage on its subject is refused by code and counted', async () => {
+    // Heard of just now: what came before may have taken longer than a silent pilot lives.
+    await asPilot('p1')
     const { nats, site } = pilotCredential()
     const { url, ca, inboxPrefix } = nats
     const connection = await connectNats({
@@ -257,7 +259,7 @@ describe('whole relay', () => {
       inboxPrefix,
     })
     ends.push(() => connection.close())
-    await natsLink(connection, site).request(Buffer.from('garbage'), 5000)
+    await natsLink(connection, site).request(Buffer.from('garbage'), 30_000)
     const text = await (await fetch(`${relay.metricsUrl}/metrics`)).text()
     expect(text).toMatch(/indraft_relay_messages_refused_total\{code="message.garbled"\} 1/)
     expect(text).toMatch(/indraft_pilots\{state="active"\} 1/)
