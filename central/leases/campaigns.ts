@@ -38,7 +38,12 @@ export class Campaigns {
     const { digest } = await plans.write(plan, signer)
     failpoint('campaign.written')
     await scripts.redis.sadd(GLOBAL.groups, plan.group)
-    await scripts.redis.hset(GLOBAL.campaigns, plan.id, plan.group)
+    // Never moved: results of a campaign find their group by it, and whoever looks long enough finds a name of the same id.
+    await scripts.redis.hsetnx(GLOBAL.campaigns, plan.id, plan.group)
+    if ((await scripts.redis.hget(GLOBAL.campaigns, plan.id)) !== plan.group) {
+      const why = `the id of "${plan.name}" in ${plan.group}, ${plan.id}, is that of a campaign of another group`
+      throw new IndraftError('campaign.conflict', `${why}: choose another name`)
+    }
     const answer = await scripts.run('create', groupBase(plan.group), {
       id: plan.id,
       name: plan.name,

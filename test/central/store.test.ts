@@ -124,6 +124,27 @@ test('create - the same content again is the same campaign, other content is ref
   expect(await lab.store.source(plan.id)).toBe('name: once\n')
 })
 
+test('create - a name that has the id of a campaign of another group is refused, and that campaign goes on', async () => {
+  const theirs = planOf('theirs', { a: {} })
+  await lab.store.create(theirs)
+  await lab.settle()
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  await pilot.pull(1)
+  const again = await lab.reopen()
+  const found = planOf('found by trying', { a: {} }, { group: '/other', id: theirs.id })
+  await expect(again.store.create(found)).rejects.toMatchObject({
+    code: 'campaign.conflict',
+    message: expect.stringContaining('choose another name'),
+  })
+  expect(await again.store.create(theirs)).toEqual({ created: false })
+  expect(await again.store.list(['/other'])).toEqual([])
+  // At a centre that knows of the campaign only what the store says.
+  const elsewhere = await new TestHolder(again.dispatcher, { name: 'p2' }).hello()
+  expect(await elsewhere.verdicts(pilot.allResults())).toEqual(['accepted'])
+  expect(await counts(theirs.id, 'a')).toEqual({ done: 1 })
+  await clean()
+})
+
 test('store - a name that two groups use is not guessed: the group or the id decides', async () => {
   const here = planOf('twice', { only: { size: 1 } })
   const there = planOf('twice', { only: { size: 1 } }, { group: '/other' })
