@@ -73,7 +73,7 @@ export async function openCore(options: CoreOptions) {
   const sessions = new Sessions(journal, clock, kept.sessions)
   const outgoing = new Outgoing(journal)
   const cancels = new Cancels(journal, buffer, kept.pending)
-  const publications = new Publications(journal, log, kept.pending)
+  const publications = new Publications(journal, clock, log, kept.pending)
   const { incarnation } = journal
   const found = { leases: kept.leases.length, sessions: kept.sessions.length, results: outgoing.waiting }
   log.info({ incarnation, ...found }, 'journal.read')

@@ -2,10 +2,15 @@
  * Final names on the shared file system. A pilot writes `<final>.attempt-<fences>`; when central has accepted the
  * attempt the relay gives the file its final name, and removes what other attempts left. In the journal until done; what
  * a destroyed journal forgot is asked for (names.ts).
+ *
+ * A file that was moved or removed by somebody else is given up, with an error, when neither of its names was there for
+ * some minutes. Only where its folder holds something, though: one that is empty or missing may be that of a file system
+ * that is not mounted now, and is waited for.
  */
-import { access, rename, unlink } from 'node:fs/promises'
+import { access, opendir, rename, unlink } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import type { Clock } from '../shared/clock.ts'
 import { failpoint } from '../shared/failpoint.ts'
 import type { AcceptedResult } from '../shared/files/accepted.ts'
 import { syncFolder } from '../shared/files/durable.ts'
@@ -21,16 +26,22 @@ interface Publication {
 }
 
 const AGAIN_AFTER_MS = 10_000
+/** A client of a network file system may not see for a minute what another one wrote. */
+const GONE_AFTER_MS = 10 * 60_000
 
 export class Publications {
   readonly #journal: Journal
+  readonly #clock: Clock
   readonly #log: Log
   readonly #waiting = new Map<string, Publication>()
-  #timer: NodeJS.Timeout | undefined
+  /** Since when neither name is there. */
+  readonly #missingSinceMs = new Map<string, number>()
+  #pause: AbortController | undefined
   #running: Promise<void> | undefined
 
-  constructor(journal: Journal, log: Log, kept: JournalContent['pending']) {
+  constructor(journal: Journal, clock: Clock, log: Log, kept: JournalContent['pending']) {
     this.#journal = journal
+    this.#clock = clock
     this.#log = log
     for (const { kind, name, body } of kept) if (kind === 'publication') this.#waiting.set(name, body as Publication)
   }
@@ -74,16 +85,24 @@ export class Publications {
 
   /** Does what is waiting; what fails (the file system is away) is tried again. */
   run(): void {
-    clearTimeout(this.#timer)
+    this.#pause?.abort()
     this.#running ??= this.#publishAll().finally(() => {
       this.#running = undefined
-      if (this.#waiting.size > 0) this.#timer = setTimeout(() => this.run(), AGAIN_AFTER_MS)
+      if (this.#waiting.size > 0) this.#runLater()
+    })
+  }
+
+  #runLater(): void {
+    const pause = new AbortController()
+    this.#pause = pause
+    void this.#clock.sleep(AGAIN_AFTER_MS, pause.signal).then(() => {
+      if (!pause.signal.aborted) this.run()
     })
   }
 
   async stop(): Promise<void> {
     await this.#running
-    clearTimeout(this.#timer)
+    this.#pause?.abort()
   }
 
   async #publishAll(): Promise<void> {
@@ -91,18 +110,33 @@ export class Publications {
       try {
         // A crash between rename and commit does it again, which is harmless; the other order would lose it.
         await this.#journal.committed()
-        await publish(publication)
+        const isDone = await publish(publication)
+        if (!isDone && !(await this.#isGone(name, publication))) continue
         this.#waiting.delete(name)
+        this.#missingSinceMs.delete(name)
         this.#journal.dropPending('publication', name)
-        this.#log.info({ output: name, to: publication.to }, 'output.published')
+        if (isDone) this.#log.info({ output: name, to: publication.to }, 'output.published')
+        else this.#log.error({ output: name, ...publication }, 'output.gone')
       } catch (error) {
+        this.#missingSinceMs.delete(name)
         this.#log.warn({ err: error, output: name }, 'output.publishFailed')
       }
     }
   }
+
+  /** Neither name is there: nobody will bring the file back. */
+  async #isGone(name: string, { from, to }: Publication): Promise<boolean> {
+    const nowMs = this.#clock.monotonicMs()
+    const sinceMs = this.#missingSinceMs.get(name) ?? nowMs
+    this.#missingSinceMs.set(name, sinceMs)
+    if (nowMs - sinceMs >= GONE_AFTER_MS && (await holdsSomething(dirname(from)))) return true
+    this.#log.warn({ output: name, from, to }, 'output.missing')
+    return false
+  }
 }
 
-async function publish({ from, to }: Publication): Promise<void> {
+/** @returns false where neither name is there */
+async function publish({ from, to }: Publication): Promise<boolean> {
   try {
     if (to === null) await unlink(from)
     else {
@@ -110,10 +144,24 @@ async function publish({ from, to }: Publication): Promise<void> {
       failpoint('output.renamed')
       await syncFolder(dirname(to))
     }
+    return true
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
     // Done before, or nothing to remove.
-    if (to !== null) await access(to)
+    return to === null || (await isThere(to))
+  }
+}
+
+async function holdsSomething(folder: string): Promise<boolean> {
+  const entries = await opendir(folder).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== 'ENOENT') throw error
+    return null
+  })
+  if (!entries) return false
+  try {
+    return (await entries.read()) !== null
+  } finally {
+    await entries.close()
   }
 }
 

@@ -54,7 +54,7 @@ afterEach(async () => {
 
 function start() {
   const journal = Journal.open(join(folder, 'journal.sqlite'), silentLog, () => {})
-  const publications = new Publications(journal, silentLog, journal.read().pending)
+  const publications = new Publications(journal, clock, silentLog, journal.read().pending)
   const client = new FileClient({ ca: null, token: 'site' })
   const centralUrl = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
   const log = { ...silentLog, info() {}, warn: () => void warned++ } as unknown as Log
