@@ -21,13 +21,18 @@ afterEach(async () => {
   await bench.close()
 })
 
-const filler = () => join(bench.scratch, 'filler')
+const outbox = () => join(bench.scratch, 'pilot1', 'outbox')
+const fillers = () => [join(bench.scratch, 'filler'), join(outbox(), 'filler')]
 
-function fill(): void {
-  try {
-    writeFileSync(filler(), Buffer.alloc(8 * 2 ** 20))
-  } catch (error) {
-    expect(error).toMatchObject({ code: 'ENOSPC' })
+/** The outbox has a disk of its own then: each payload that ends makes room for a result on the one that it was on. */
+async function fill(): Promise<void> {
+  await execa('mount', ['-t', 'tmpfs', '-o', 'size=64k,mode=700', 'tmpfs', outbox()])
+  for (const filler of fillers()) {
+    try {
+      writeFileSync(filler, Buffer.alloc(8 * 2 ** 20))
+    } catch (error) {
+      expect(error).toMatchObject({ code: 'ENOSPC' })
+    }
   }
 }
 
@@ -56,7 +61,7 @@ describe.skipIf(CANNOT_MOUNT)('full disk (needs root for a file system of its ow
     const end = give({ exitCode: 7 }, { exitCode: 8 }, { exitCode: 9, cores: 2 })
     await started(2)
     script.isDeaf = true
-    fill()
+    await fill()
     end(7)
     await pilot.said('outbox.writeFailed')
     await until('the result waits, and why', () => {
@@ -73,7 +78,7 @@ describe.skipIf(CANNOT_MOUNT)('full disk (needs root for a file system of its ow
     expect(script.results.map(({ exitCode }) => exitCode)).toEqual([7, 8])
     const asked = script.pulls.length
     expect(script.pulls.slice(since).filter(({ offer }) => offer.length > 0)).toEqual([])
-    rmSync(filler())
+    for (const filler of fillers()) rmSync(filler)
     await pilot.said('outbox.mended')
     await until('it asks again', () => script.pulls.slice(asked).some(({ offer }) => offer.length > 0))
     expect(script.pulls.slice(asked)[0]?.offer).not.toEqual([])
@@ -87,12 +92,10 @@ describe.skipIf(CANNOT_MOUNT)('full disk (needs root for a file system of its ow
     const end = give({ exitCode: 8 })
     await started(1)
     script.isDeaf = true
-    // Not by a full disk: a payload's end makes room, and the result might just fit.
-    const outbox = join(bench.scratch, 'pilot1', 'outbox')
-    await execa('mount', ['-t', 'tmpfs', '-o', 'ro', 'tmpfs', outbox])
+    await execa('mount', ['-t', 'tmpfs', '-o', 'ro', 'tmpfs', outbox()])
     end(8)
     await until('it is in memory alone', () => script.beats.at(-1)?.gauges.undelivered === 1)
-    await execa('umount', ['-l', outbox])
+    await execa('umount', ['-l', outbox()])
     await pilot.said('outbox.mended')
     await until('it is on disk', () => bench.undelivered().length === 1)
     pilot.signal('SIGKILL')
@@ -109,7 +112,7 @@ describe.skipIf(CANNOT_MOUNT)('full disk (needs root for a file system of its ow
     const end = give({ exitCode: 9 }, { exitCode: 3 })
     await started(2)
     // A file system with open files cannot be made read-only: one that is comes over the outbox.
-    await execa('mount', ['-t', 'tmpfs', '-o', 'ro', 'tmpfs', join(bench.scratch, 'pilot1', 'outbox')])
+    await execa('mount', ['-t', 'tmpfs', '-o', 'ro', 'tmpfs', outbox()])
     end(9)
     await until('the first is told', () => script.results.length === 1)
     await pilot.said('pilot.draining')

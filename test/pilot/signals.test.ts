@@ -115,7 +115,7 @@ test('leaving - an idle pilot says bye, and nothing of its open pull is taken fo
   script.onPull = (peer, message) => Promise.race([pull(peer, { ...message, waitMs: 60_000 }), left.promise])
   script.onBye = async (peer, message) => {
     left.reject(new IndraftError('session.unknown'))
-    await systemClock.sleep(300)
+    await systemClock.sleep(100)
     return await bye(peer, message)
   }
   const pilot = bench.start()
