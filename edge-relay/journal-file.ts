@@ -4,13 +4,15 @@
  * safe, and what opens and names their files, are carried over where they can still be read.
  *
  * What always holds: a disk that is full, read-only or away is not damage. Then the file is left alone and the start
- * fails. Called by journal.ts only.
+ * fails. A damaged file keeps its name until all that it says is on disk in the new one, so a start that is killed on
+ * the way is done again by the next. Called by journal.ts only.
  */
 import { randomUUID } from 'node:crypto'
-import { existsSync, mkdirSync, renameSync } from 'node:fs'
+import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, renameSync, rmSync } from 'node:fs'
 import { dirname } from 'node:path'
 import { DatabaseSync } from 'node:sqlite'
 import { IndraftError } from '../shared/errors.ts'
+import { failpoint } from '../shared/failpoint.ts'
 import type { Log } from '../shared/log.ts'
 import { check, pack, unpack } from '../shared/protocol/codec.ts'
 import { type Grant, resultSchema } from '../shared/protocol/messages.ts'
@@ -43,6 +45,9 @@ const STEPS: Record<number, string> = {
 /** SQLite's primary result codes. */
 export const SQLITE = { readOnly: 8, ioError: 10, corrupt: 11, full: 13, notADatabase: 26 } as const
 
+/** Of the files of one database. */
+const SUFFIXES = ['', '-wal', '-shm']
+
 /** The primary code of SQLite's own error; undefined for anything else. */
 export function sqliteCode(error: unknown): number | undefined {
   const { errcode } = error as { errcode?: unknown }
@@ -55,16 +60,19 @@ export function sqliteCode(error: unknown): number | undefined {
  */
 export function openJournalFile(path: string, log: Log): DatabaseSync {
   mkdirSync(dirname(path), { recursive: true, mode: 0o700 })
+  const next = `${path}.next`
+  // Killed between the two names: what is next is whole.
+  if (!existsSync(path) && existsSync(next)) replaceBy(next, path)
+  removeDatabase(next)
   try {
     return openDatabase(path)
   } catch (error) {
     if (!isDamage(error)) throw error
-    const aside = setAside(path)
-    log.error({ err: error, path, aside }, 'journal.damaged')
-    const database = openDatabase(path)
-    const saved = salvage(aside, database)
+    log.error({ err: error, path }, 'journal.damaged')
+    const saved = salvageInto(next, path)
+    const aside = replaceBy(next, path)
     log.error({ ...saved, aside }, 'journal.salvaged')
-    return database
+    return openDatabase(path)
   }
 }
 
@@ -77,11 +85,49 @@ function isDamage(error: unknown): boolean {
 
 function setAside(path: string): string {
   const aside = `${path.replace(/\.sqlite$/, '')}.damaged-${new Date().toISOString().replace(/[:.]/g, '-')}`
-  // The log of a database belongs to its name: all move, or the new one would be given the old one's changes.
-  for (const suffix of ['-wal', '-shm', '']) {
+  // The log of a database belongs to its name: all move, or the new one would be given the old one's changes. The file
+  // itself goes first: alone under its name it could pass for a good one, and be without its last changes.
+  for (const suffix of SUFFIXES) {
     if (existsSync(path + suffix)) renameSync(path + suffix, aside + suffix)
   }
   return aside
+}
+
+/** @returns where the old one is */
+function replaceBy(next: string, path: string): string {
+  const aside = setAside(path)
+  failpoint('journal.setAside')
+  renameSync(next, path)
+  sync(dirname(path))
+  return aside
+}
+
+function removeDatabase(path: string): void {
+  for (const suffix of SUFFIXES) rmSync(path + suffix, { force: true })
+}
+
+/** A whole new journal, on disk when it returns. */
+function salvageInto(next: string, damaged: string): Salvaged {
+  const database = openDatabase(next)
+  let saved: Salvaged
+  try {
+    saved = salvage(damaged, database)
+    database.exec('PRAGMA wal_checkpoint(TRUNCATE)')
+  } finally {
+    database.close()
+  }
+  sync(next)
+  sync(dirname(next))
+  return saved
+}
+
+function sync(path: string): void {
+  const file = openSync(path, 'r')
+  try {
+    fsyncSync(file)
+  } finally {
+    closeSync(file)
+  }
 }
 
 function openDatabase(path: string): DatabaseSync {
@@ -155,6 +201,7 @@ function salvage(from: string, into: DatabaseSync): Salvaged {
       const body = pack({ capability, campaign: lease.campaign, lateSinceMs })
       saved.capabilities += insert(pending, 'capability', name, body)
     })
+    failpoint('journal.salvaging')
     into.exec('COMMIT')
   } finally {
     damaged.close()

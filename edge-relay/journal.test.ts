@@ -1,8 +1,20 @@
-import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
+import { spawnSync } from 'node:child_process'
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  rmSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { DatabaseSync } from 'node:sqlite'
-import { afterEach, beforeEach, expect, it } from 'vitest'
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { enableFailpoints } from '../shared/failpoint.ts'
 import { silentLog } from '../shared/log.ts'
 import { SAMPLES, sampleResult } from '../test/sample-messages.ts'
 import { Journal } from './journal.ts'
@@ -116,4 +128,88 @@ it('journal - one of a newer version is refused and left alone', () => {
   database.close()
   expect(() => openJournal()).toThrow(/version 99/)
   expect(readdirSync(folder).some((name) => name.includes('damaged'))).toBe(false)
+})
+
+describe('journal - damaged', () => {
+  const moments = () => join(folder, 'moments')
+
+  /** Ten results that can be read, and a page that cannot. @returns its incarnation */
+  async function damage(): Promise<string> {
+    const journal = openJournal()
+    for (let i = 0; i < 10; i++) journal.putResult(`r${i}`, sampleResult)
+    await journal.committed()
+    const { incarnation } = journal
+    for (const one of open.splice(0)) one.close()
+    const database = new DatabaseSync(path)
+    const { page } = database.prepare("SELECT rootpage AS page FROM sqlite_schema WHERE name = 'lease'").get() as {
+      page: number
+    }
+    database.close()
+    const file = openSync(path, 'r+')
+    writeSync(file, Buffer.alloc(4096, 0xff), 0, 4096, (page - 1) * 4096)
+    closeSync(file)
+    return incarnation
+  }
+
+  /** @param action of failpoint.ts */
+  function arm(name: string, action: string): void {
+    mkdirSync(moments())
+    writeFileSync(join(moments(), name), action)
+  }
+
+  function expectSalvaged(before: string): void {
+    const journal = openJournal()
+    expect([...journal.results()].map(({ attempt }) => attempt)).toEqual(Array.from({ length: 10 }, (_, i) => `r${i}`))
+    expect(journal.incarnation).not.toBe(before)
+    journal.setMeta('x', 1)
+    const again = reopen(journal)
+    expect([...again.results()]).toHaveLength(10)
+    expect(again.meta('x')).toBe(1)
+    expect(readdirSync(folder).filter((name) => name.includes('.next'))).toEqual([])
+  }
+
+  it.each(['journal.salvaging', 'journal.setAside'])(
+    'journal - killed at %s, the next start still has every result that could be read',
+    async (moment) => {
+      const before = await damage()
+      arm(moment, 'kill')
+      const script = `
+        import { enableFailpoints } from '${import.meta.dirname}/../shared/failpoint.ts'
+        import { silentLog } from '${import.meta.dirname}/../shared/log.ts'
+        import { Journal } from '${import.meta.dirname}/journal.ts'
+        enableFailpoints('${moments()}')
+        Journal.open('${path}', silentLog, () => {})`
+      const { signal, stderr } = spawnSync(process.execPath, ['--input-type=module', '--eval', script])
+      expect(signal, `${stderr}`).toBe('SIGKILL')
+      expectSalvaged(before)
+    },
+  )
+
+  it('journal - with a disk that is full meanwhile the start fails, and the next one has every result', async () => {
+    const before = await damage()
+    arm('journal.salvaging', 'throw ENOSPC')
+    enableFailpoints(moments())
+    try {
+      expect(() => openJournal()).toThrow(/ENOSPC/)
+    } finally {
+      enableFailpoints(null)
+    }
+    expect(readdirSync(folder).filter((name) => name.includes('damaged'))).toEqual([])
+    expectSalvaged(before)
+  })
+
+  it('journal - the log of changes of one that was set aside half-way is not given to the next', async () => {
+    const before = await damage()
+    arm('journal.setAside', 'throw EIO')
+    enableFailpoints(moments())
+    try {
+      expect(() => openJournal()).toThrow(/EIO/)
+    } finally {
+      enableFailpoints(null)
+    }
+    expect(existsSync(path)).toBe(false)
+    writeFileSync(`${path}-wal`, 'of the one set aside')
+    expectSalvaged(before)
+    expect(readdirSync(folder).filter((name) => /damaged-.*-wal$/.test(name))).toHaveLength(1)
+  })
 })

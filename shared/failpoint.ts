@@ -34,6 +34,9 @@ export const FAILPOINTS = {
   'bye.begun': 'pilot: payloads are ended and work is withdrawn, the bye is not sent',
   'changes.gathered': 'relay: changes are in memory, the journal lacks them (the place for `throw ENOSPC`)',
   'changes.committed': 'relay: changes are in the journal, nobody was told',
+  'journal.salvaging':
+    'relay: what a damaged journal still says is read, the new journal that it goes into is not committed',
+  'journal.setAside': 'relay: a damaged journal is set aside, the new one with what it said does not have its name yet',
   'lease.received': "relay: central's grants are in hand, neither journalled nor confirmed",
   'sublease.persisted': 'relay: what a pilot was granted is in the journal, the reply is not sent',
   'file.stored': 'relay: an output is on disk under its name, the pilot is not told',
