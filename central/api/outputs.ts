@@ -32,15 +32,16 @@ export function outputHandlers(parts: OutputParts): Pick<Handlers, 'taskLog' | '
       if (query.step !== undefined) requireStep(campaign, query.step)
       const filter = { state: 'done' as const, ...(query.step && { step: query.step }) }
       const page = await store.tasks(campaign.id, filter, readCursor(query.from), query.limit)
-      const tasks = await Promise.all(
-        page.rows.map((row) => store.task(campaign.id as CampaignId, row.step, row.index)),
-      )
-      const outputs = tasks.flatMap((task) =>
-        (task?.outputs ?? [])
+      const outputs = []
+      for (const [step, rows] of Map.groupBy(page.rows, (row) => row.step)) {
+        const indices = rows.map(({ index }) => index)
+        const found = await store.outputs(campaign.id as CampaignId, step, indices)
+        for (const [i, index] of indices.entries()) {
           // Logs are kept like outputs, and may still lie at the site: taskLog asks for them.
-          .filter(({ path }) => !path.startsWith('.log/'))
-          .map((output) => ({ step: task!.step, index: task!.index, ...output })),
-      )
+          const shown = found[i]!.filter(({ path }) => !path.startsWith('.log/'))
+          outputs.push(...shown.map((output) => ({ step, index, ...output })))
+        }
+      }
       return { outputs, next: writeCursor(page.next) }
     },
     async getOutput({ params }, caller) {

@@ -154,7 +154,8 @@ export const ROUTES = {
     method: 'GET',
     path: '/v1/campaigns/:campaign/tasks',
     role: 'read',
-    summary: 'Tasks by step, state and site, a page at a time.',
+    summary:
+      'Tasks by step, state and site, a page at a time; one may be short or empty while `next` says where to go on.',
     params: campaign,
     query: z.object({
       step: z.string().optional(),

@@ -157,6 +157,7 @@ export interface CampaignStore {
   find(nameOrId: string, groups: readonly string[]): Promise<CampaignView | null>
   /** The file as submitted. */
   source(id: CampaignId): Promise<string>
+  /** `next` is null where there are no more; a page may end before `limit`, and be empty, with more to come. */
   tasks(
     id: CampaignId,
     filter: { step?: string; state?: TaskState; site?: string },
@@ -164,6 +165,8 @@ export interface CampaignStore {
     limit: number,
   ): Promise<{ rows: TaskRow[]; next: { step: string; index: number } | null }>
   task(id: CampaignId, step: string, index: number): Promise<TaskView | null>
+  /** Outputs of tasks of a step: a list for each index. */
+  outputs(id: CampaignId, step: string, indices: number[]): Promise<OutputRecord[][]>
   /** Raises the version. @throws IndraftError request.invalid where the campaign is over or the change is illegal */
   setDesired(id: CampaignId, desired: DesiredState): Promise<CampaignView>
   /** @throws IndraftError request.invalid where the campaign is cancelled */

@@ -7,7 +7,7 @@ import { type Command, InvalidArgumentError, Option } from 'commander'
 import { IndraftError } from '../../shared/errors.ts'
 import { type DesiredState, TASK_STATES, type TaskState } from '../../shared/lifecycle.ts'
 import { formatBytes, formatDuration } from '../../shared/quantity.ts'
-import { ApiRefusal } from '../api/client.ts'
+import { ApiRefusal, type Client } from '../api/client.ts'
 import type { Reply } from '../api/routes.ts'
 import { checkCampaign, tablesNamed } from '../campaigns/check.ts'
 import type { CampaignPlan } from '../campaigns/model.ts'
@@ -192,17 +192,7 @@ function registerViews(campaign: Command): void {
         print(options, await withCentral(options, (client) => client.call('showTask', { params: one })), taskText)
         return
       }
-      const { step, state, site, from, limit } = options as Options & TaskFilter
-      const query = {
-        ...(step && { step }),
-        ...(state && { state }),
-        ...(site && { site }),
-        ...(from && { from }),
-        limit,
-      }
-      const reply = await withCentral(options, (client) =>
-        client.call('listTasks', { params: { campaign: name }, query }),
-      )
+      const reply = await withCentral(options, (client) => listTasks(client, name, options as Options & TaskFilter))
       print(options, reply, ({ tasks, next }) => [
         ...columns(
           ['task', 'state', 'attempts', 'site', 'node', 'reason'],
@@ -218,6 +208,20 @@ function registerViews(campaign: Command): void {
         ...(next ? [`more:  --from ${next}`] : []),
       ])
     })
+}
+
+/** As many as are wanted, of as many pages as that takes: the centre looks at so many tasks only for each. */
+async function listTasks(client: Client, campaign: string, { step, state, site, from, limit }: TaskFilter) {
+  const filter = { ...(step && { step }), ...(state && { state }), ...(site && { site }) }
+  const tasks: Reply<'listTasks'>['tasks'] = []
+  let next = from ?? null
+  do {
+    const query = { ...filter, ...(next && { from: next }), limit: limit - tasks.length }
+    const page: Reply<'listTasks'> = await client.call('listTasks', { params: { campaign }, query })
+    tasks.push(...page.tasks)
+    next = page.next
+  } while (next !== null && tasks.length < limit)
+  return { tasks, next }
 }
 
 type TaskFilter = Partial<Record<'step' | 'site' | 'from', string>> & { state?: TaskState; limit: number }

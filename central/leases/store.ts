@@ -36,6 +36,7 @@ export function openCampaignStore({
     source: (id) => campaigns.source(id),
     tasks: (id, filter, from, limit) => tasks.list(id, filter, from, limit),
     task: (id, step, index) => tasks.one(id, step, index),
+    outputs: (id, step, indices) => tasks.outputs(id, step, indices),
     setDesired: (id, desired) => campaigns.setDesired(id, desired),
     retry: (id, which) => campaigns.retry(id, which),
     holders: () => sessions.holders(),

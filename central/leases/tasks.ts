@@ -4,7 +4,7 @@ import type { AttemptRef, CampaignId, StepName } from '../../shared/ids.ts'
 import { TASK_STATE_CODE, type TaskState } from '../../shared/lifecycle.ts'
 import { noResult } from '../../shared/no-result.ts'
 import { unpack } from '../../shared/protocol/codec.ts'
-import type { Result } from '../../shared/protocol/messages.ts'
+import type { OutputRecord, Result } from '../../shared/protocol/messages.ts'
 import { containsIndex, parseRanges, type Span } from '../../shared/ranges.ts'
 import type { TaskRow, TaskView } from '../campaigns/model.ts'
 import type { KnownCampaign, Plans } from './plans.ts'
@@ -12,16 +12,25 @@ import { readTaskRecord, stateAt } from './read.ts'
 import type { Results } from './results.ts'
 import type { Scripts } from './scripts.ts'
 
-const SCAN_TASKS = 65_536
+/** A page looks at so many tasks at most: a step may have ten million, and none of them fit. Even. */
+const MOST_LOOKED_AT = 65_536
+/** Tasks that are read together where only that tells whether they fit. */
+const READ_TOGETHER = 4096
 
 type Place = { step: string; index: number }
 type Filter = { step?: string; state?: TaskState; site?: string }
 
 interface Lease {
-  spans: Span[]
   site: string
   /** What runs where, as far as the holder said. */
   places: { node: string; spans: Span[] }[]
+}
+
+/** Tasks of a lease; sorted by the first where they are in a list. */
+interface LeasedSpan {
+  first: number
+  last: number
+  lease: Lease
 }
 
 /** Before the name of a node, in a leased bundle's record. */
@@ -38,7 +47,10 @@ export class Tasks {
     this.#results = results
   }
 
-  /** Rows in the order of steps and indices, from `from` on; `next` is where the following page begins. */
+  /**
+   * Rows in the order of steps and indices, from `from` on; `next` is where the following page begins. A page may have
+   * fewer rows than `limit`, and none, before there is no next one.
+   */
   async list(
     id: string,
     filter: Filter,
@@ -50,20 +62,23 @@ export class Tasks {
     if (!known) return { rows, next: null }
     const names = known.plan.steps.map((step) => step.name)
     const first = from === null ? 0 : Math.max(0, names.indexOf(from.step as StepName))
+    let lookedAt = 0
     for (const step of known.plan.steps.slice(first)) {
       if (filter.step !== undefined && filter.step !== step.name) continue
-      let leases: Lease[] | undefined
+      let leases: LeasedSpan[] | undefined
       let index = from?.step === step.name ? from.index : 0
       while (index < step.size) {
+        if (lookedAt >= MOST_LOOKED_AT) return { rows, next: { step: step.name, index } }
         const start = index - (index % 2)
         const bytes = await this.#scripts.redis.getrangeBuffer(
           `${known.base}:state:${id}:${step.name}`,
           start / 2,
-          (start + SCAN_TASKS) / 2 - 1,
+          (start + MOST_LOOKED_AT) / 2 - 1,
         )
-        const last = Math.min(step.size, start + SCAN_TASKS)
+        const last = Math.min(step.size, start + MOST_LOOKED_AT, index + MOST_LOOKED_AT - lookedAt)
+        const most = filter.site === undefined ? limit - rows.length + 1 : READ_TOGETHER
         const wanted: { index: number; state: TaskState }[] = []
-        for (; index < last && wanted.length < limit - rows.length + 1; index++) {
+        for (; index < last && wanted.length < most; index++, lookedAt++) {
           const code = filter.state === undefined ? undefined : TASK_STATE_CODE[filter.state]
           const state = stateAt(bytes, index - start)
           if (code === undefined || code === TASK_STATE_CODE[state]) wanted.push({ index, state })
@@ -86,7 +101,7 @@ export class Tasks {
     id: string,
     step: string,
     tasks: { index: number; state: TaskState }[],
-    leases: Lease[],
+    leases: LeasedSpan[],
   ): Promise<TaskRow[]> {
     if (tasks.length === 0) return []
     const done = tasks.filter(({ state }) => state === 'done').map(({ index }) => index)
@@ -97,8 +112,7 @@ export class Tasks {
     return tasks.map(({ index, state }, i) => {
       const record = readTaskRecord(records[i])
       const winner = winners.get(index)
-      const lease =
-        state === 'assigned' || state === 'running' ? leases.find((one) => containsIndex(one.spans, index)) : undefined
+      const lease = state === 'assigned' || state === 'running' ? leaseOf(leases, index) : undefined
       return {
         step: step as StepName,
         index,
@@ -111,19 +125,26 @@ export class Tasks {
     })
   }
 
-  async #leases(known: KnownCampaign, id: string, step: string): Promise<Lease[]> {
+  async #leases(known: KnownCampaign, id: string, step: string): Promise<LeasedSpan[]> {
     const bundles = await this.#scripts.redis.smembers(`${known.base}:bundles:${id}:${step}`)
     const pipeline = this.#scripts.redis.pipeline()
     for (const bundle of bundles) pipeline.hgetall(`${known.base}:bundle:${bundle}`)
     const answers = (await pipeline.exec()) ?? []
-    return answers.flatMap(([, value]) => {
+    const spans = answers.flatMap(([, value]) => {
       const { state, remaining = '', site = '', ...others } = (value ?? {}) as Record<string, string>
       if (state !== 'leased') return []
       const places = Object.entries(others).flatMap(([field, tasks]) =>
         field.startsWith(AT) ? [{ node: field.slice(AT.length), spans: parseRanges(tasks) }] : [],
       )
-      return [{ spans: parseRanges(remaining), site, places }]
+      return parseRanges(remaining).map(([first, last]) => ({ first, last, lease: { site, places } }))
     })
+    return spans.sort((one, other) => one.first - other.first)
+  }
+
+  /** Outputs of tasks of a step: a list for each index. */
+  async outputs(id: string, step: string, indices: number[]): Promise<OutputRecord[][]> {
+    const winners = await this.#results.winners(id, step, indices)
+    return indices.map((index) => winners.get(index)?.outputs ?? [])
   }
 
   async one(id: string, step: string, index: number): Promise<TaskView | null> {
@@ -157,6 +178,18 @@ export class Tasks {
       winner: winner ? (attemptOf(winner) as AttemptRef) : null,
     }
   }
+}
+
+/** The last that begins no later, where it has the task. */
+function leaseOf(leases: readonly LeasedSpan[], index: number): Lease | undefined {
+  let [low, high] = [0, leases.length - 1]
+  while (low < high) {
+    const middle = Math.ceil((low + high) / 2)
+    if (leases[middle]!.first <= index) low = middle
+    else high = middle - 1
+  }
+  const found = leases[low]
+  return found && found.first <= index && index <= found.last ? found.lease : undefined
 }
 
 function nodeOf(lease: Lease, index: number): string | null {

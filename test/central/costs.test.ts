@@ -1,5 +1,6 @@
 /** What the store's work costs, counted in what Redis was asked: in proportion to what is done, not to what is there. */
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from 'vitest'
+import { outputHandlers } from '../../central/api/outputs.ts'
 import { groupBase } from '../../central/leases/keys.ts'
 import { Scripts } from '../../central/leases/scripts.ts'
 import type { StepName } from '../../shared/ids.ts'
@@ -150,4 +151,58 @@ test('retries - behind thousands whose queue is full, one with another queue is 
   expect(await feed(1936)).toMatchObject({ bundles: 1, from: 0 })
   expect(await lab.redis.zcard(`${base}:queue:c1|a|k|`)).toBe(1)
   expect(await lab.redis.zcard(`${base}:retry:c1:a`)).toBe(avoiding - 64)
+})
+
+test('lists - a page looks at so many tasks at most, and says where to go on', async () => {
+  const plan = planOf('long', { a: { size: 150_001 }, b: { size: 3 } })
+  await lab.store.create(plan)
+  const pages: [number, string | null][] = []
+  const asked = await askedFor(async () => {
+    for (let from: { step: string; index: number } | null = null, more = true; more; ) {
+      const page = await lab.store.tasks(plan.id, { site: 'NOBODY' }, from, 10)
+      from = page.next
+      more = from !== null
+      pages.push([page.rows.length, from && `${from.step}/${from.index}`])
+    }
+  })
+  expect(pages).toEqual([
+    [0, 'a/65536'],
+    [0, 'a/131072'],
+    [0, null],
+  ])
+  expect(asked.length).toBeLessThan(150)
+  const last = { step: 'a', index: 149_999 }
+  const page = await lab.store.tasks(plan.id, {}, last, 4)
+  expect(page.rows.map(({ step, index }) => `${step}/${index}`)).toEqual(['a/149999', 'a/150000', 'b/0', 'b/1'])
+  expect(page.next).toEqual({ step: 'b', index: 2 })
+})
+
+test('lists - of outputs read each block of results once', async () => {
+  const size = 600
+  const plan = planOf('outputs', { a: { size, outputs: [{ path: 'o', url: null, optional: false }] } })
+  await lab.store.create(plan)
+  const facts = { cores: 1000 }
+  const relay = await new TestHolder(lab.dispatcher, { name: 'relay', role: 'relay', facts }).hello()
+  const output = { path: 'o', sizeBytes: 1, checksum: `sha256:${'0'.repeat(64)}`, url: 'file:///o' }
+  await pullAll(relay, size)
+  const results = relay.allResults().map((one) => ({ ...one, outputs: [{ ...output, url: `file:///${one.index}` }] }))
+  for (let i = 0; i < size; i += 100) await relay.verdicts(results.slice(i, i + 100) as never)
+  const blocks = `${groupBase(GROUP)}:blocks:${plan.id}:a`
+  await lab.work.start()
+  await vi.waitFor(async () => expect(await lab.redis.hlen(blocks)).toBe(3), 30_000)
+
+  const { listOutputs } = outputHandlers({ store: lab.store } as never)
+  const asked = await askedFor(async () => {
+    const given = { params: { campaign: plan.id }, query: { limit: size } }
+    const page = await listOutputs(given as never, { subject: 'ada', roles: ['read'], groups: [GROUP] } as never)
+    const expected = Array.from({ length: size }, (_, index) => ({
+      step: 'a',
+      index,
+      ...output,
+      url: `file:///${index}`,
+    }))
+    expect(page).toEqual({ outputs: expected, next: null })
+  })
+  // For the rows, and for their outputs.
+  expect(asked.filter(({ key }) => key === blocks)).toHaveLength(2 * 3)
 })

@@ -121,3 +121,15 @@ test('steering - a name that is not known in a file is refused with its place', 
     ),
   })
 })
+
+test('tasks - the command goes on where a page ended early, because the centre looked at so many', async () => {
+  const source = file('long', '  last: {command: [x], after: [sim]}\n').replace('count: 2', 'count: 70000')
+  const { id } = await lab.admin.call('submitCampaign', { body: { source } })
+  await vi.waitFor(async () => expect((await show(id)).steps[0]!.counts.blocked).toBe(0), 60_000)
+  const query = { state: 'blocked' as const }
+  const page = await lab.admin.call('listTasks', { params: { campaign: id }, query })
+  expect(page).toEqual({ tasks: [], next: 'sim/65536' })
+  const { code, stdout } = await indraft('campaign', 'tasks', id, '--state', 'blocked', '--json')
+  expect([code, JSON.parse(stdout)]).toMatchObject([0, { tasks: [{ step: 'last', index: 0 }], next: null }])
+  await lab.admin.call('setDesired', { params: { campaign: id }, body: { desired: 'cancelled' } })
+})
