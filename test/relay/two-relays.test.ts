@@ -1,5 +1,5 @@
 /** Two relays that joined one site, each a whole relay: side by side, one for good, and a pilot that knows both. */
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, expect, it } from 'vitest'
@@ -73,12 +73,14 @@ it('two relays - each has a name and pilots of its own; what one that never retu
   const { isDone, person } = await submit("['true']", 4)
   await until('both are active', async () => (await stateOf(a)) === 'active' && (await stateOf(b)) === 'active')
   const lost = await until('something at b', async () => {
+    await two.hello()
     const { grants } = await two.pull({ waitMs: 200 }, 2)
     two.confirm()
     return grants.length > 0 ? grants.map(({ lease }) => lease) : null
   })
   await two.beat({ started: lost.map((lease) => ({ ...lease })) })
   await until('the centre knows that they run', async () => {
+    await two.beat()
     const { steps } = await person.call('showCampaign', { params: { campaign: 'two' } })
     return steps[0]!.counts.running === lost.length
   })
@@ -99,11 +101,12 @@ it('two relays - each has a name and pilots of its own; what one that never retu
 
 it('two relays - a pilot leaves one that is silent for the other, whose word for its results counts', async () => {
   const [a, b] = [await relay('a', 7_200_000), await relay('b', 7_200_000)]
-  const { isDone, person } = await submit("['sleep', '2']", 1)
+  const go = join(folder, 'go')
+  const { isDone, person } = await submit(`[sh, -c, 'until [ -e ${go} ]; do sleep 0.1; done']`, 1)
   const settings = {
     credential: `${a.pilotCredential}, ${b.pilotCredential}`,
     ...{ scratch: join(folder, 'scratch'), name: 'p', cores: 1, memory: '200MB', containerRuntime: 'none' },
-    ...{ goneAfter: '2s', idleBefore: '8s', idleAfter: '3s', leastTimeLeft: '0s' },
+    ...{ goneAfter: '2s', idleBefore: '12s', idleAfter: '3s', leastTimeLeft: '0s' },
   }
   const running = await startAtRelays(loadPilotConfig(settings, undefined, {}), silentLog)
   ends.push(() => running.stop())
@@ -112,6 +115,7 @@ it('two relays - a pilot leaves one that is silent for the other, whose word for
     (await person.call('showCampaign', { params: { campaign: campaigns[0]!.id } })).steps[0]!.counts
   await until('it runs', async () => (await counts()).running === 1)
   await a.stop()
+  writeFileSync(go, '')
   await until('done', isDone)
   // By the first attempt: the lease of the silent relay was not waited for, and nothing ran twice.
   const { tasks } = await person.call('listTasks', { params: { campaign: campaigns[0]!.id }, query: { limit: 10 } })
