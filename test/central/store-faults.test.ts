@@ -11,8 +11,8 @@ import type { LeasePart, Message } from '../../shared/protocol/messages.ts'
 import { EXIT_3, TestHolder } from './store-holder.ts'
 import { GROUP, openStoreLab, planOf, type StoreLab, startRedisForTests } from './store-lab.ts'
 
-/** A pilot is lost after 60 s, a grant taken back after 60 s: here after 2.4 s. */
-const TIME_SCALE = 0.04
+/** A pilot is lost after 60 s, a grant taken back after 60 s: here after 3.6 s. The centre forgives pauses of 3 s. */
+const TIME_SCALE = 0.06
 
 let redis: { url: string; stop(): Promise<void> }
 let lab: StoreLab
