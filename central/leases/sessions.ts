@@ -12,6 +12,8 @@ import { GLOBAL, siteBase } from './keys.ts'
 import { mapOf, type Scripts } from './scripts.ts'
 
 const REPLY_KEPT_SECONDS = 24 * 3600
+/** Pilots that left or were lost, or whose relay was, are shown for so long. */
+const PILOT_KEPT_MS = 7 * 24 * 3600_000
 
 export interface Session {
   id: string
@@ -195,16 +197,36 @@ export class Sessions {
       for (const record of await this.#records(site, ids)) holders.set(record.holder, record)
       const behind = mapOf(await this.#scripts.redis.hgetall(`${siteBase(site)}:pilots`))
       for (const text of Object.values(behind)) {
-        const pilot = JSON.parse(text) as PilotView & { relay: string }
-        const relay = holders.get(pilot.relay)
-        const isThere = pilot.state === 'active' || pilot.state === 'draining'
-        // A relay tells of changes only: what it does not mention is as it was while the relay speaks.
-        const lastSeenMs = isThere ? Math.max(pilot.lastSeenMs, relay?.seenMs ?? 0) : pilot.lastSeenMs
-        views.push({ ...pilot, site, lastSeenMs })
+        const pilot = JSON.parse(text) as PilotBehind
+        views.push({ ...pilot, site, lastSeenMs: lastSeenOf(pilot, holders.get(pilot.relay)) })
       }
       for (const record of holders.values()) if (record.role === 'pilot') views.push(directPilot(record, wallMs))
     }
     return views
+  }
+
+  /** Drops holders whose session's record is gone, and pilots that were last there long ago; nothing else needs them. */
+  async prune(nowMs: number): Promise<void> {
+    for (const site of await this.#scripts.redis.smembers(GLOBAL.seenSites)) {
+      const listed = Object.entries(await this.#scripts.redis.hgetall(`${siteBase(site)}:holders`))
+      const records = await this.#records(
+        site,
+        listed.map(([, session]) => session),
+      )
+      const known = new Set(records.map(({ id }) => id))
+      const holders = listed.flatMap(([holder, session]) => (known.has(session) ? [] : [{ holder, session }]))
+      const relays = new Map(records.map((record) => [record.holder, record]))
+      const behind = Object.entries(await this.#scripts.redis.hgetall(`${siteBase(site)}:pilots`))
+      const pilots = behind.flatMap(([pilot, about]) => {
+        const it = JSON.parse(about) as PilotBehind
+        return nowMs - lastSeenOf(it, relays.get(it.relay)) > PILOT_KEPT_MS ? [{ pilot, about }] : []
+      })
+      // In parts, so that no script holds Redis for long.
+      for (let first = 0; first < Math.max(holders.length, pilots.length); first += 1000) {
+        const part = <T>(list: T[]) => list.slice(first, first + 1000)
+        await this.#scripts.run('session-prune', siteBase(site), { holders: part(holders), pilots: part(pilots) })
+      }
+    }
   }
 
   /** Node shapes of live sessions per site. */
@@ -220,6 +242,15 @@ export class Sessions {
     }
     return shapes
   }
+}
+
+/** A pilot as its relay told of it last. */
+type PilotBehind = PilotView & { relay: string }
+
+/** A relay tells of changes only: what it does not mention is as it was while the relay speaks. */
+function lastSeenOf(pilot: PilotBehind, relay: SessionRecord | undefined): number {
+  const isThere = pilot.state === 'active' || pilot.state === 'draining'
+  return isThere ? Math.max(pilot.lastSeenMs, relay?.seenMs ?? 0) : pilot.lastSeenMs
 }
 
 /** Null where another release kept it in a form that is not read here: its leases are found and granted again. */

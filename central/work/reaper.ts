@@ -13,6 +13,7 @@ import type { SessionRecord, Sessions } from '../leases/sessions.ts'
 
 /** Nobody listening for longer than this means that holders could not reach us, not scaled. */
 const OWN_SILENCE_MS = 15_000
+const PRUNE_EVERY_MS = 3600_000
 /** A session's mark in its groups outlives any grant that could still be under way. */
 const DEAD_KEPT_MS = 24 * 3600_000
 
@@ -25,6 +26,8 @@ export class Reaper {
   readonly #confirmMs: number
   readonly #siteOf: (site: string) => Promise<SiteInfo | null>
   readonly #hears: () => boolean
+  /** When this process last did, by Redis time. */
+  #prunedMs = 0
 
   constructor(
     scripts: Scripts,
@@ -83,6 +86,9 @@ export class Reaper {
       }
       await this.#forgetDead(base, nowMs)
     }
+    if (nowMs - this.#prunedMs < PRUNE_EVERY_MS) return
+    this.#prunedMs = nowMs
+    await this.#sessions.prune(nowMs)
   }
 
   async #disabled(sites: ReadonlySet<string>): Promise<Set<string>> {

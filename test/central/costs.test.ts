@@ -1,7 +1,7 @@
 /** What the store's work costs, counted in what Redis was asked: in proportion to what is done, not to what is there. */
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from 'vitest'
 import { outputHandlers } from '../../central/api/outputs.ts'
-import { groupBase } from '../../central/leases/keys.ts'
+import { groupBase, siteBase } from '../../central/leases/keys.ts'
 import { Scripts } from '../../central/leases/scripts.ts'
 import type { StepName } from '../../shared/ids.ts'
 import { pack } from '../../shared/protocol/codec.ts'
@@ -135,10 +135,9 @@ test('retries - no more of them are bundled than the queue is to hold, and all c
 test('retries - behind thousands whose queue is full, one with another queue is come to', async () => {
   const [base, avoiding] = [groupBase(GROUP), 2000]
   const record = pack({ attempts: 1, payload: 1, infrastructure: 0, fences: '1', avoid: 'ALPHA', until: 8e15 })
-  for (let index = 0; index < avoiding; index++) {
-    await lab.redis.hset(`${base}:tasks:c1:a`, String(index), Buffer.from(record))
-    await lab.redis.zadd(`${base}:retry:c1:a`, 1, String(index))
-  }
+  const names = Array.from({ length: avoiding }, (_, index) => String(index))
+  await lab.redis.hset(`${base}:tasks:c1:a`, ...names.flatMap((name) => [name, Buffer.from(record)]))
+  await lab.redis.zadd(`${base}:retry:c1:a`, ...names.flatMap((name) => [1, name]))
   await lab.redis.zadd(`${base}:retry:c1:a`, 2, String(avoiding))
   const scripts = new Scripts(lab.redis)
   const feed = (from: number) =>
@@ -205,4 +204,41 @@ test('lists - of outputs read each block of results once', async () => {
   })
   // For the rows, and for their outputs.
   expect(asked.filter(({ key }) => key === blocks)).toHaveLength(2 * 3)
+})
+
+test('holders and pilots - those that are long gone are no more read with every look at a site', async () => {
+  const base = siteBase('ALPHA')
+  const relay = await new TestHolder(lab.dispatcher, { name: 'relay-1', role: 'relay' }).hello()
+  for (const name of ['left', 'forgotten']) {
+    const pilot = await new TestHolder(lab.dispatcher, { name }).hello()
+    await pilot.holder.bye({ code: 200, reason: 'done', returned: [] })
+  }
+  await lab.settle()
+  // As Redis does a day after a session has ended.
+  await lab.redis.del(`${base}:session:${await lab.redis.hget(`${base}:holders`, 'forgotten')}`)
+  const summary = { node: 'n', state: 'active', cores: 8, coresBusy: 3, running: 3, upMs: 1000, code: null }
+  await relay.beat({ pilots: [{ ...summary, pilot: 'now' }] as never })
+  const day = 24 * 3600_000
+  const seen = (pilot: string, state: string, by: string, days: number) => [
+    pilot,
+    JSON.stringify({ ...summary, pilot, state, relay: by, lastSeenMs: Date.now() - days * day }),
+  ]
+  const kept = [seen('idle', 'active', 'relay-1', 30), seen('left-lately', 'left', 'relay-1', 6)]
+  const gone = [
+    seen('left-long-ago', 'left', 'relay-1', 8),
+    seen('lost-long-ago', 'lost', 'gone', 8),
+    seen('with-its-relay', 'active', 'gone', 8),
+  ]
+  await lab.redis.hset(`${base}:pilots`, ...[...kept, ...gone].flat())
+  const before = await lab.store.holders()
+  expect(before.map(({ holder, state }) => `${holder} ${state}`).sort()).toEqual(['left left', 'relay-1 active'])
+
+  const again = await lab.reopen()
+  await again.work.sweep()
+  expect((await lab.redis.hkeys(`${base}:holders`)).sort()).toEqual(['left', 'relay-1'])
+  expect((await lab.redis.hkeys(`${base}:pilots`)).sort()).toEqual(['idle', 'left-lately', 'now'])
+  expect(await lab.store.holders()).toEqual(before)
+  // Once an hour is enough.
+  const asked = await askedFor(() => again.work.sweep())
+  expect(asked.filter(({ key }) => key === `${base}:pilots` || key === `${base}:holders`)).toEqual([])
 })
