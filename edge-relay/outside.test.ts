@@ -159,20 +159,62 @@ describe('servers that misbehave', () => {
     expect(existsSync(target())).toBe(false)
   })
 
-  test('outside - one that answers half each time is continued where it stopped', async () => {
-    const whole = 'what comes in two parts'
+  /** Each first answer is of the next of these and half; a range is of the one that `if-range` names, or of the last. */
+  function half(versions: string[], tag: (version: number) => Record<string, string>): void {
+    const answers = versions.map((text, version) => ({ text, tag: tag(version) }))
+    let next = 0
     answer = ({ headers }, response) => {
-      const start = Number(/bytes=(\d+)-/.exec(headers.range ?? '')?.[1] ?? 0)
-      const range = { 'content-range': `bytes ${start}-${whole.length - 1}/${whole.length}` }
+      const last = answers[Math.min(next, answers.length - 1)]!
+      const isSame = headers['if-range'] === undefined || Object.values(last.tag).includes(String(headers['if-range']))
+      const start = isSame ? Number(/bytes=(\d+)-/.exec(headers.range ?? '')?.[1] ?? 0) : 0
+      const range = { 'content-range': `bytes ${start}-${last.text.length - 1}/${last.text.length}` }
       response.writeHead(start > 0 ? 206 : 200, {
-        'content-length': `${whole.length - start}`,
+        'content-length': `${last.text.length - start}`,
+        ...last.tag,
         ...(start ? range : {}),
       })
-      if (start > 0) response.end(whole.slice(start))
-      else response.write(whole.slice(0, 10), () => setTimeout(() => response.destroy(), 50))
+      const isWhole = start > 0 || next >= answers.length
+      next++
+      if (isWhole) response.end(last.text.slice(start))
+      else response.write(last.text.slice(0, 10), () => setTimeout(() => response.destroy(), 50))
     }
-    await fetchIt(at('/a'), named(), { patience: { answerMs: 20_000, giveUpMs: 30_000 } })
+  }
+  test('outside - a server that sends a part of another version, whatever it was asked, is asked for the whole', async () => {
+    half(['the first version', 'another one that came meanwhile'], (version) => ({ etag: `"${version}"` }))
+    const honest = answer
+    answer = (request, response) => {
+      delete request.headers['if-range']
+      honest(request, response)
+    }
+    await fetchIt(at('/a'), named(), { patience })
+    expect(readFileSync(target(), 'utf8')).toBe('another one that came meanwhile')
+  })
+
+  const patience = { answerMs: 1000, giveUpMs: 10_000 }
+  const whole = 'what comes in two parts'
+
+  test.each([
+    ['a tag', () => ({ etag: '"1"' })],
+    ['a date', () => ({ 'last-modified': 'Thu, 01 Jan 2026 00:00:00 GMT', date: 'Thu, 01 Jan 2026 00:01:00 GMT' })],
+  ])('outside - one that answers half each time is continued where it stopped, known by %s', async (_, tag) => {
+    half([whole], tag)
+    await fetchIt(at('/a'), named(), { patience })
     expect(readFileSync(target(), 'utf8')).toBe(whole)
+    expect(asked).toHaveLength(2)
+  })
+
+  test.each<[string, (version: number) => Record<string, string>]>([
+    ['another tag', (version) => ({ etag: `"${version}"` })],
+    ['a weak tag', () => ({ etag: 'W/"1"' })],
+    [
+      'a date just now',
+      () => ({ 'last-modified': 'Thu, 01 Jan 2026 00:00:00 GMT', date: 'Thu, 01 Jan 2026 00:00:01 GMT' }),
+    ],
+    ['no name at all', () => ({})],
+  ])('outside - two versions of a file are never mixed: %s', async (_, tag) => {
+    half(['the first version', 'another one that came meanwhile'], tag)
+    await fetchIt(at('/a'), named(), { patience })
+    expect(readFileSync(target(), 'utf8')).toBe('another one that came meanwhile')
   })
 
   test('outside - one that never stops is stopped by size', async () => {

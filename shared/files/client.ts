@@ -6,7 +6,7 @@
  * connections, silence) is repeated with growing pauses until the caller's signal or `giveUpAfterMs` ends it.
  */
 import { createReadStream } from 'node:fs'
-import { type FileHandle, open, rename, stat, unlink } from 'node:fs/promises'
+import { type FileHandle, open, rename, rm, stat, unlink } from 'node:fs/promises'
 import type { LookupFunction } from 'node:net'
 import type { Dispatcher } from 'undici'
 import { z } from 'zod'
@@ -53,6 +53,7 @@ export interface GetOptions extends TransferOptions {
 const PAUSE_MS = { first: 200, longest: 15_000 }
 /** Silence for this long in a transfer is a broken connection. */
 const SILENCE_MS = 30_000
+const SURE_DATE_MS = 60_000
 const REPEATED_STATUS = new Set([408, 425, 429])
 
 const putReplySchema = z.object({ sizeBytes: z.number(), checksum: z.string(), url: z.string() })
@@ -105,15 +106,20 @@ export class FileClient {
   }
 
   /**
-   * Fetches into `target`, through `<target>.part`, which is continued when it is there already.
+   * Fetches into `target`, through `<target>.part`, which is continued when it is there already and either the server
+   * can tell that it is of the same content, or a checksum will.
    * @returns what arrived @throws IndraftError file.checksum | file.tooLarge | store.full | request.notFound | a server's
    * code | link.timeout after giveUpAfterMs; link.closed when the signal ended it
    */
   async getToFile(url: string, target: string, options: GetOptions = {}): Promise<{ sizeBytes: number }> {
     const part = `${target}.part`
     let checksumFailures = 0
+    let content: string | undefined
+    const note = (validator: string | undefined) => {
+      content = validator
+    }
     await this.#repeat(options, async () => {
-      await this.#continuePart(url, part, options)
+      await this.#continuePart(url, part, options, content, note)
       if (!options.checksum) return
       const found = await checksumFile(part, options.checksum, options.signal)
       if (sameChecksum(found, options.checksum)) return
@@ -172,15 +178,28 @@ export class FileClient {
     })
   }
 
-  async #continuePart(url: string, part: string, options: GetOptions): Promise<void> {
+  /**
+   * @param content the server's name for what the part is of; undefined where it gave none
+   * @param note told what it says now
+   */
+  async #continuePart(
+    url: string,
+    part: string,
+    options: GetOptions,
+    content: string | undefined,
+    note: (content: string | undefined) => void,
+  ): Promise<void> {
     const maxBytes = options.maxBytes ?? Number.POSITIVE_INFINITY
-    const had = await stat(part).then(
+    const size = await stat(part).then(
       (facts) => facts.size,
       () => 0,
     )
+    // Nothing would show that the rest is of another version.
+    const had = content || options.checksum ? size : 0
+    const range = { range: `bytes=${had}-`, ...(content ? { 'if-range': content } : {}) }
     let reply: Dispatcher.ResponseData
     try {
-      reply = await this.#ask('GET', url, options, had > 0 ? { range: `bytes=${had}-` } : {})
+      reply = await this.#ask('GET', url, options, had > 0 ? range : {})
     } catch (error) {
       if (!(error instanceof IndraftError) || error.code !== 'file.range' || had === 0) throw error
       // The part is as long as the file (then it is whole, the checksum will tell) or longer (then it is another's).
@@ -188,13 +207,24 @@ export class FileClient {
       await unlink(part)
       throw new Repeatable('range', error)
     }
-    const goesOn = reply.statusCode === 206 && String(reply.headers['content-range']).startsWith(`bytes ${had}-`)
-    const start = goesOn ? had : 0
+    const now = validatorOf(reply.headers)
+    note(now)
+    const isPart = reply.statusCode === 206
+    const isSame = content === undefined || now === undefined || now === content
+    if (isPart && !(isSame && String(reply.headers['content-range']).startsWith(`bytes ${had}-`))) {
+      reply.body.on('error', () => {}).destroy()
+      await rm(part, { force: true })
+      throw new Repeatable(
+        'range',
+        new IndraftError('file.range', 'the server answered with another part than was asked'),
+      )
+    }
+    const start = isPart ? had : 0
     const { 'content-length': length } = reply.headers
     try {
       const total = start + Number(length ?? 0)
       if (total > maxBytes) throw new IndraftError('file.tooLarge', `${total} bytes; at most ${maxBytes} are accepted`)
-      const file = await open(part, goesOn ? 'r+' : 'w')
+      const file = await open(part, isPart ? 'r+' : 'w')
       try {
         const claim = await options.room?.claim(length === undefined ? null : Number(length))
         const body = claim ? within(reply.body, claim) : reply.body
@@ -260,6 +290,17 @@ function askFirst(mayAsk: (url: URL) => void): Dispatcher.DispatcherComposeInter
     mayAsk(new URL(new URL(options.origin ?? '').origin + options.path))
     return dispatch(options, handler)
   }
+}
+
+/**
+ * What names this very version of a content, as RFC 9110 13.1.5 wants it for If-Range: a strong tag, or a date that is
+ * old enough that a second version cannot have the same.
+ */
+function validatorOf(headers: Dispatcher.ResponseData['headers']): string | undefined {
+  const { etag, date, 'last-modified': modified } = headers
+  if (typeof etag === 'string') return etag.startsWith('"') ? etag : undefined
+  if (typeof modified !== 'string' || typeof date !== 'string') return undefined
+  return Date.parse(date) - Date.parse(modified) >= SURE_DATE_MS ? modified : undefined
 }
 
 /** A failure that the same request may not meet again; the cause is what is thrown when it does. */

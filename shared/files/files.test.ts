@@ -210,6 +210,29 @@ describe('files - reading', () => {
     expect(requests).toEqual(['GET', 'GET bytes=100000-', 'GET bytes=250000-'])
   })
 
+  it("files - an attempt's file goes on where it stopped also without a checksum, because it is written once", async () => {
+    const content = randomBytes(400_000)
+    await put(content, 'big')
+    breakAfter = [100_000]
+    requests = []
+    await client.getToFile(address('big'), join(folder, 'got'), held())
+    expect(readFileSync(join(folder, 'got')).equals(content)).toBe(true)
+    expect(requests).toEqual(['GET', 'GET bytes=100000-'])
+  })
+
+  it('files - a range of a content that is another one now is answered with the whole', async () => {
+    await put('0123456789', 'r')
+    const get = async (condition: string) => {
+      const authorization = { authorization: 'Bearer secret', 'indraft-capability': held().capability }
+      const reply = await fetch(address('r'), {
+        headers: { range: 'bytes=7-', 'if-range': condition, ...authorization },
+      })
+      return [reply.status, await reply.text()]
+    }
+    expect(await get('"10"')).toEqual([206, '789'])
+    expect(await get('"11"')).toEqual([200, '0123456789'])
+  })
+
   it('files - a part of other content is thrown away once, a wrong checksum at the server is final', async () => {
     const { checksum } = await put('0123456789', 'p')
     const target = join(folder, 'got')

@@ -118,7 +118,7 @@ async function answer(
   }
   const file = await findFile(service, wanted)
   if (!file) throw new IndraftError('request.notFound', 'There is no such file.')
-  const bytes = await sendFile(request, response, file)
+  const bytes = await sendFile(request, response, file, contentOf(wanted, file))
   options.onServed?.(wanted.kind, wanted.verb, bytes)
 }
 
@@ -178,13 +178,27 @@ function decode(text: string): string {
   }
 }
 
-/** @returns bytes sent */
-async function sendFile(request: IncomingMessage, response: ServerResponse, file: StoredFile): Promise<number> {
-  const range = readRange(request.headers.range, file.sizeBytes)
+/** The name of a content that is always the same under its address; what comes from outside may change. */
+function contentOf(wanted: FileRequest, file: StoredFile): string | null {
+  if (wanted.kind === 'blob') return `"${wanted.digest}"`
+  return wanted.kind === 'attempt' ? `"${file.sizeBytes}"` : null
+}
+
+/** @param content null where it may be another one the next time @returns bytes sent */
+async function sendFile(
+  request: IncomingMessage,
+  response: ServerResponse,
+  file: StoredFile,
+  content: string | null = null,
+): Promise<number> {
+  const condition = request.headers['if-range']
+  const isSame = condition === undefined || condition === content
+  const range = isSame ? readRange(request.headers.range, file.sizeBytes) : undefined
   const [start, end] = range ?? [0, file.sizeBytes - 1]
   response.statusCode = range ? 206 : 200
   response.setHeader('content-type', 'application/octet-stream')
   response.setHeader('accept-ranges', 'bytes')
+  if (content !== null) response.setHeader('etag', content)
   response.setHeader('content-length', end - start + 1)
   if (range) response.setHeader('content-range', `bytes ${start}-${end}/${file.sizeBytes}`)
   if (request.method === 'HEAD' || file.sizeBytes === 0) {
