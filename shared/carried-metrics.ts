@@ -82,11 +82,11 @@ export interface Figure {
   value: number
 }
 
-/** Of a beat's figures those that a table knows and that can be added up: a peer may send anything. */
+/** Of a beat's figures those that a table knows: a peer may send any. */
 export function carriedIn(table: CarriedTable, carried: Readonly<Record<string, number>>): Record<string, number> {
   const names = Object.values<CarriedRow>(table).flatMap(({ from }) => Object.keys(from))
   const known = names.filter((name) => Object.hasOwn(carried, name) && carried[name]! >= 0)
-  return Object.fromEntries(known.map((name) => [name, Math.min(carried[name]!, Number.MAX_SAFE_INTEGER)]))
+  return Object.fromEntries(known.map((name) => [name, carried[name]!]))
 }
 
 /** What a beat's figures are, as metrics of this table. */

@@ -12,7 +12,8 @@ import { signedSchema } from './work.ts'
 
 const name = z.string().min(1).max(200)
 const count = z.number().int().min(0)
-const ms = z.number().min(0)
+/** Whole or not; so far below what a number holds that any of them can be added up. */
+const ms = z.number().min(0).max(Number.MAX_SAFE_INTEGER)
 const fence = z.number().int().min(1).max(Number.MAX_SAFE_INTEGER)
 const rangesText = z.string().max(16_384)
 

@@ -87,6 +87,13 @@ it('strange pilots - a checksum that is none is refused', async () => {
   expect(codeOf(await pilot.ask('report', { session: pilot.session, results: [result] }))).toBe('message.invalid')
 })
 
+it('strange pilots - times that cannot be added up are refused, and what a task takes stays a number', async () => {
+  const { pilot, lease } = await working()
+  const result = resultOf(lease, 0, { wallMs: Number.MAX_VALUE, stageInMs: Number.MAX_VALUE })
+  expect(codeOf(await pilot.ask('report', { session: pilot.session, results: [result] }))).toBe('message.invalid')
+  expect(at.relay.buffer.steps.estimateMs(lease)).toBeNull()
+})
+
 it('strange pilots - of what they count only sums that can be told go up', async () => {
   const [a, b] = [await at.pilot('a'), await at.pilot('b')]
   const many = () => Object.fromEntries(Array.from({ length: 400 }, () => [noise(80), 1]))
