@@ -96,7 +96,7 @@ export function conformance(name: string, make: () => Promise<DispatcherUnderTes
       }
       /** Time passes while these holders beat; a refused beat is theirs to find out later. */
       const pass = async (ms: number, ...alive: SimulatedHolder[]) => {
-        const steps = 12
+        const steps = Math.max(12, Math.ceil((24 * ms) / (60_000 * dispatcher.timeScale)))
         for (let step = 0; step < steps; step++) {
           for (const one of alive) await one.ask('beat', one.beatBody())
           await dispatcher.advance(ms / steps)
@@ -140,7 +140,7 @@ export function conformance(name: string, make: () => Promise<DispatcherUnderTes
       expect(codeOf(await a.ask('beat', before))).toBe('session.unknown')
       expect(codeOf(await a.ask('pull', a.pullBody({ session: before.session, sequence: 9 })))).toBe('session.unknown')
       await pass(a.timings.confirmMs, a)
-      const again = await a.takeAll()
+      const again = await takeWithin(a, pass)
       expect(again.flatMap(tasksOf).sort()).toEqual(seeded)
       await a.report(again.flatMap((lease) => resultsOf(lease)))
       await allDone()
@@ -252,7 +252,7 @@ export function conformance(name: string, make: () => Promise<DispatcherUnderTes
       const lost = (await a.pull({}, 100)).grants.map((grant) => grant.lease)
       expect(lost.length).toBeGreaterThan(0)
       await pass(1.5 * a.timings.confirmMs, a, b)
-      const taken = await b.takeAll()
+      const taken = await takeWithin(b, pass, a)
       expect(taken.flatMap(tasksOf).sort()).toEqual(seeded)
       for (const lease of taken) {
         const old = lost.find((one) => one.bundle === lease.bundle)
@@ -646,9 +646,14 @@ function countOf(lease: LeasePart): number {
   return countRanges(parseRanges(lease.tasks))
 }
 
+/** A dispatcher that stood still meanwhile forgives the silence, and the beat that shows it begins another one. */
 async function silenceUntilDead(one: SimulatedHolder, silence: (ms: number) => Promise<void>): Promise<void> {
-  await silence(one.timings.lostAfterMs * 1.2)
-  await silence(one.timings.lostAfterMs * 0.2)
+  for (let round = 0; round < 5; round++) {
+    await silence(one.timings.lostAfterMs * 1.2)
+    await silence(one.timings.lostAfterMs * 0.2)
+    if (codeOf(await one.ask('beat', one.beatBody())) === 'session.unknown') return
+  }
+  throw new Error(`${one.name} was silent for longer than lostAfterMs, again and again, and is not dead`)
 }
 
 /** Takes all there is, giving the dispatcher time to notice what has become free. */
