@@ -71,7 +71,7 @@ beforeAll(async () => {
   expect(submitted, submitted.stderr).toMatchObject({ code: 0 })
   await product.indraft('campaign', 'watch', 'bad-payloads')
   campaign = await product.ask<CampaignView>('campaign', 'show', 'bad-payloads')
-})
+}, 600_000)
 afterAll(async () => {
   rmSync(OUTSIDE, { force: true })
   await product?.stop()

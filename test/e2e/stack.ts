@@ -12,7 +12,8 @@ import { type Stack, startStack } from '../../central/cli/up/stack.ts'
 
 const LAUNCHER = fileURLToPath(new URL('../../central/cli/indraft.mjs', import.meta.url))
 const POLL_MS = 100
-const PATIENCE_MS = 90_000
+/** For a busy machine. */
+const PATIENCE_MS = 300_000
 
 export interface Answer {
   code: number

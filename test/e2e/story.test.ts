@@ -75,7 +75,7 @@ test('story - a task whose pilot is killed runs again elsewhere or again, and co
 
   const { findings } = await product.ask<{ findings: Finding[] }>('admin', 'verify')
   expect(findings).toEqual([])
-})
+}, 600_000)
 
 test('story - the killed attempt leaves no process behind', async () => {
   await eventually('the first attempt is gone', async () => {
@@ -84,7 +84,7 @@ test('story - the killed attempt leaves no process behind', async () => {
       .filter((pid) => environmentOf(pid).includes('/write/0/') && environmentOf(pid).includes(product.folder))
     return left.length === 0 ? true : undefined
   })
-})
+}, 600_000)
 
 test('story - the same campaign again changes nothing, other content under its name is refused', async () => {
   const again = await product.submit('again', STORY, '--json')
