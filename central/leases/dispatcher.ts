@@ -4,14 +4,14 @@
  */
 import type { Clock } from '../../shared/clock.ts'
 import type { Dispatcher } from '../../shared/dispatcher.ts'
-import { IndraftError } from '../../shared/errors.ts'
+import { IndraftError, isIndraftError } from '../../shared/errors.ts'
 import type { Peer } from '../../shared/link.ts'
 import type { Log } from '../../shared/log.ts'
 import type { Grant, Message, ReplyTo, Verdict } from '../../shared/protocol/messages.ts'
 import { timingsFor } from '../../shared/timings.ts'
 import type { Beats } from './beats.ts'
 import { findDemand } from './demand.ts'
-import type { Envelopes, GrantedLease } from './envelope.ts'
+import { type Envelopes, type GrantedLease, leasePart } from './envelope.ts'
 import type { Granting } from './granting.ts'
 import { groupBase } from './keys.ts'
 import type { Leases } from './leases.ts'
@@ -170,27 +170,50 @@ export class CentralDispatcher implements Dispatcher {
     verdicts: Verdict[],
     info: SiteInfo,
   ): Promise<ReplyTo<'pull'>> {
-    const { envelopes, mark, sessions } = this.#parts
+    const { leases, sessions } = this.#parts
     const { leaseMs } = this.#timings(session.role, info)
+    for (let carried = granted.leases; ; ) {
+      const reply = await this.#build(peer, pull, { ...granted, leases: carried }, verdicts, leaseMs)
+      const isFed = reply.grants.length > 0
+      try {
+        if (isFed || verdicts.length > 0) await sessions.keepReply(peer.site, session.id, reply)
+      } catch (error) {
+        if (!isIndraftError(error, 'message.tooLarge') || carried.length === 0) throw error
+        // What no reply carries nobody confirms: it would be held for a minute, and in the end be charged to its tasks.
+        const rest = carried.slice(Math.floor(carried.length / 2))
+        carried = carried.slice(0, -rest.length)
+        await leases.giveBack(peer.site, rest.map(leasePart))
+        continue
+      }
+      if (pull.offer.length > 0 && (isFed || UNFED.has(reply.reason))) {
+        await sessions.noteFed(peer.site, session.id, isFed, pull.offer)
+      }
+      return reply
+    }
+  }
+
+  async #build(
+    peer: Peer,
+    pull: Message<'pull'>,
+    granted: Granted,
+    verdicts: Verdict[],
+    leaseMs: number,
+  ): Promise<ReplyTo<'pull'>> {
+    const { envelopes, mark, options } = this.#parts
     const grants: Grant[] = []
     for (const lease of granted.leases) {
       const grant = await envelopes.grant(peer.site, lease, leaseMs)
       if (grant) grants.push(grant)
     }
-    const reply: ReplyTo<'pull'> = {
+    return {
       sequence: pull.sequence,
       mark: await mark.advance(),
       grants,
       templates: await envelopes.templates(granted.leases, pull.knows),
       verdicts,
       reason: grants.length > 0 ? null : (granted.reason ?? 'noWork'),
-      askAgainMs: grants.length > 0 ? 0 : Math.round(ASK_AGAIN_MS * Math.min(1, this.#parts.options.timeScale)),
+      askAgainMs: grants.length > 0 ? 0 : Math.round(ASK_AGAIN_MS * Math.min(1, options.timeScale)),
     }
-    if (grants.length + verdicts.length > 0) await sessions.keepReply(peer.site, session.id, reply)
-    if (pull.offer.length > 0 && (grants.length > 0 || UNFED.has(reply.reason))) {
-      await sessions.noteFed(peer.site, session.id, grants.length > 0, pull.offer)
-    }
-    return reply
   }
 
   async #confirm(peer: Peer, session: Session, processed: number, opened: number | null): Promise<void> {

@@ -18,7 +18,7 @@ const WORK_VALID_MS = 14 * 24 * 3600_000
  * be longer than anybody leaves a site cut off. It costs nothing, because a capability opens no more than its lease.
  */
 export const FILES_OPEN_MS = 30 * 24 * 3600_000
-/** A grant without rows, manifests and tries, packed; generous. */
+/** A grant without rows, manifests, ranges, nodes and tries, packed; generous. */
 const GRANT_BYTES = 900
 
 /** As the grant script describes a lease. */
@@ -50,9 +50,9 @@ export class Envelopes {
     this.#parts = parts
   }
 
-  /** Upper bound of what a bundle of so many tasks adds to a reply. */
-  static bytesOf(step: Pick<StoredStep, 'rowBytesMax' | 'template'>, tasks: number): number {
-    return GRANT_BYTES + 100 * step.template.inputs.length + Math.min(8192, step.rowBytesMax * tasks)
+  /** At most what a lease of a step adds to a reply, and each of its tasks by its row; the script adds what else it carries. */
+  static bytesOf(step: Pick<StoredStep, 'rowBytesMax' | 'template'>): { grantBytes: number; rowBytes: number } {
+    return { grantBytes: GRANT_BYTES + 100 * step.template.inputs.length, rowBytes: step.rowBytesMax }
   }
 
   async grant(site: string, lease: GrantedLease, leaseMs: number): Promise<Grant | null> {
@@ -61,13 +61,7 @@ export class Envelopes {
     if (!known) return null
     const { base, step } = known
     const expiresAtMs = clock.wallMs() + WORK_VALID_MS
-    const part: LeasePart = {
-      bundle: lease.bundle,
-      campaign: lease.campaign,
-      step: lease.step,
-      fences: [Number(lease.fence)],
-      tasks: lease.tasks,
-    }
+    const part = leasePart(lease)
     const { redis } = this.#parts.scripts
     const walls = await redis.hmget(`${base}:step:${lease.campaign}:${lease.step}`, 'wallMs', 'wallCount')
     const wallCount = Number(walls[1] ?? 0)
@@ -117,4 +111,8 @@ export class Envelopes {
     if (this.#manifests.size > 1000) this.#manifests.delete(this.#manifests.keys().next().value!)
     return manifests
   }
+}
+
+export function leasePart({ bundle, campaign, step, fence, tasks }: GrantedLease): LeasePart {
+  return { bundle, campaign, step, fences: [Number(fence)], tasks }
 }

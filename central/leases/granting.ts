@@ -38,7 +38,11 @@ export interface GrantRequest {
 interface Answer {
   outcome: number
   leases?: GrantedLease[]
+  bytes?: number
 }
+
+/** See scripts/grant.lua. */
+type WeighedPick = Pick & { template: string; templateBytes: number; grantBytes: number; rowBytes: number }
 
 export interface GrantingParts {
   scripts: Scripts
@@ -104,8 +108,12 @@ export class Granting {
         return { leases: [], reason: isFull ? 'storeFull' : chosen.reason }
       }
       const leases: GrantedLease[] = []
-      for (const [group, picks] of await this.#limitSize(chosen.picks, request)) {
-        leases.push(...(await this.#grantInGroup(group, picks, request)))
+      let { bytes } = request
+      for (const [group, picks] of await this.#weigh(chosen.picks, request.knows)) {
+        const room = { bytes, bundles: MOST_GRANTS - leases.length }
+        const granted = await this.#grantInGroup(group, picks, room, request)
+        leases.push(...granted.leases)
+        bytes = granted.bytes
       }
       index.forget()
       for (const { queue } of chosen.picks) {
@@ -145,33 +153,27 @@ export class Granting {
     }
   }
 
-  /** Cuts the picks to what one reply can carry, and sorts them by group. */
-  async #limitSize(picks: Pick[], request: GrantRequest): Promise<Map<string, (Pick & { bundles: number })[]>> {
-    let { bytes } = request
-    let grants = MOST_GRANTS
-    const templates = new Set(request.knows)
-    const byGroup = new Map<string, (Pick & { bundles: number })[]>()
+  /** By group, with what a lease adds to the reply for all that is known before the script looks at its bundles. */
+  async #weigh(picks: Pick[], knows: readonly string[]): Promise<Map<string, WeighedPick[]>> {
+    const byGroup = new Map<string, WeighedPick[]>()
     for (const pick of picks) {
       const known = await this.#parts.plans.step(pick.queue.campaign, pick.queue.step)
       if (!known) continue
-      if (!templates.has(known.step.template16)) {
-        templates.add(known.step.template16)
-        bytes -= (await this.#parts.plans.template(known.step)).bytes.length + 200
-      }
-      const bundles = Math.min(pick.tasks, grants, Math.floor(bytes / Envelopes.bytesOf(known.step, pick.tasks)))
-      if (bundles <= 0) continue
-      bytes -= bundles * Envelopes.bytesOf(known.step, pick.tasks)
-      grants -= bundles
-      byGroup.set(pick.queue.group, [...(byGroup.get(pick.queue.group) ?? []), { ...pick, bundles }])
+      const template = known.step.template16
+      const isKnown = knows.includes(template)
+      const templateBytes = isKnown ? 0 : (await this.#parts.plans.template(known.step)).bytes.length + 200
+      const weighed = { ...pick, template, templateBytes, ...Envelopes.bytesOf(known.step) }
+      byGroup.set(pick.queue.group, [...(byGroup.get(pick.queue.group) ?? []), weighed])
     }
     return byGroup
   }
 
   async #grantInGroup(
     group: string,
-    picks: (Pick & { bundles: number })[],
+    picks: WeighedPick[],
+    room: { bytes: number; bundles: number },
     request: GrantRequest,
-  ): Promise<GrantedLease[]> {
+  ): Promise<{ leases: GrantedLease[]; bytes: number }> {
     const { scripts, sessions, log, events } = this.#parts
     const { session, site } = request
     if (!session.groups.includes(group)) {
@@ -185,15 +187,13 @@ export class Granting {
       holder: session.holder,
       sequence: request.sequence,
       confirmMs: request.confirmMs,
-      picks: picks.map(({ queue, tasks, bundles, node, others }) => ({
+      ...room,
+      picks: picks.map(({ queue, ...pick }) => ({
         campaign: queue.campaign,
         step: queue.step,
         class: queue.matchClass,
         avoid: queue.avoid,
-        tasks,
-        bundles,
-        node,
-        others,
+        ...pick,
       })),
     })
     if (answer.outcome === 3) throw new IndraftError('session.unknown')
@@ -206,6 +206,6 @@ export class Granting {
         log.info({ campaign, step, bundle, fence, tasks: ranges, site, holder: session.holder }, 'bundle.granted')
       }
     }
-    return leases
+    return { leases, bytes: answer.bytes ?? room.bytes }
   }
 }

@@ -1,8 +1,9 @@
 -- Leases bundles to a session, and keeps the answer under (session, sequence): a repeat is given the same again.
--- A bundle larger than what is wanted is split; the rest stays queued under its own id.
--- args: session, site, holder, sequence, confirmMs, picks (list of {campaign, step, class, avoid, tasks, bundles, node,
---   others})
--- outcomes: 1 granted (leases), 2 repeated (leases), 3 the session is dead here, 4 nothing left of what was picked, or
+-- A bundle larger than what is wanted, or than what one reply can carry, is split; the rest stays queued under its own id.
+-- args: session, site, holder, sequence, confirmMs, bytes and bundles (what the reply may still grow by), picks (list of
+--   {campaign, step, class, avoid, tasks, node, others, template, templateBytes (0 where the holder has it), grantBytes,
+--   rowBytes})
+-- outcomes: 1 granted (leases, bytes: what is left of them), 2 repeated (leases), 3 the session is dead here, 4 nothing left of what was picked, or
 --   the holder has left this pull behind (who asks stood still meanwhile)
 -- events: bundle.granted, task.granted
 local replyKey = key('reply', args.session)
@@ -27,11 +28,11 @@ local function triesOf(c, s, list)
   return tries
 end
 
-local function describe(record)
+local function describe(record, tries)
   return {
     bundle = record.id, fence = record.fence, campaign = record.campaign, step = record.step, class = record.class,
     tasks = record.remaining, nodes = record.nodes or '',
-    tries = triesOf(record.campaign, record.step, indices(record.spans)),
+    tries = tries or triesOf(record.campaign, record.step, indices(record.spans)),
   }
 end
 
@@ -65,11 +66,38 @@ local function room(c)
   return math.min(ofGroup - tonumber(use[1] or 0), ofCampaign - tonumber(use[2] or 0))
 end
 
+local bytes, left = args.bytes, args.bundles
+local templates = {}
+
+-- What a lease adds to the reply at most, before it is compressed: its ranges stand in the signed bundle, in the lease
+-- and, while they are short, in the capability.
+local function weigh(pick, spans, nodes, tries)
+  local ranges = #format(spans)
+  local sum = pick.grantBytes + 2 * ranges + math.min(400, 2 * ranges) + pick.rowBytes * count(spans)
+  if not templates[pick.template] then sum = sum + pick.templateBytes end
+  for _ in string.gmatch(nodes, '[^,]+') do sum = sum + 3 end
+  for index in pairs(tries) do sum = sum + #index + 6 end
+  return sum + #nodes
+end
+
+-- The first tasks of a bundle that are wanted and that the reply can carry; nil where it has no room for them. Halved
+-- only while the reply is empty: then there is a part of any bundle that can be granted.
+local function fitting(pick, record, wanted)
+  local size = math.min(count(record.spans), wanted)
+  while true do
+    local taken, rest = takeFirst(record.spans, size)
+    local tries = triesOf(pick.campaign, pick.step, indices(taken))
+    local weight = weigh(pick, taken, record.nodes or '', tries)
+    if weight <= bytes then return { size = size, taken = taken, rest = rest, tries = tries, weight = weight } end
+    if size == 1 or bytes < args.bytes then return nil end
+    size = math.floor(size / 2)
+  end
+end
+
 local leases, reply = {}, {}
 for _, pick in ipairs(args.picks) do
   local c, s = pick.campaign, pick.step
   local wanted = math.min(pick.tasks, room(c))
-  local left = pick.bundles
   if redis.call('HGET', key('campaign', c), 'desired') ~= 'run' then wanted = 0 end
   local queue = key('queue', c .. '|' .. s .. '|' .. pick.class .. '|' .. pick.avoid)
   local candidates = wanted > 0 and redis.call('ZRANGE', queue, 0, left + 20) or {}
@@ -89,22 +117,21 @@ for _, pick in ipairs(args.picks) do
       avoided = alternative
     end
     if record and record.state == 'queued' and not avoided then
-      local size = count(record.spans)
-      if size > wanted then
-        local taken, rest = takeFirst(record.spans, wanted)
-        keepRest(record, rest)
+      local part = fitting(pick, record, wanted)
+      if not part then break end
+      if #part.rest > 0 then
+        keepRest(record, part.rest)
         record = newBundle({
-          campaign = c, step = s, class = record.class, avoid = record.avoid, state = 'leased', spans = taken,
+          campaign = c, step = s, class = record.class, avoid = record.avoid, state = 'leased', spans = part.taken,
           nodes = record.nodes, ['until'] = tonumber(record['until']),
         })
-        for _, index in ipairs(indices(taken)) do
+        for _, index in ipairs(indices(part.taken)) do
           local task = readTask(c, s, index)
           if task then
             task.bundle = record.id
             writeTask(c, s, index, task)
           end
         end
-        size = wanted
       else
         dequeue(record)
       end
@@ -116,13 +143,15 @@ for _, pick in ipairs(args.picks) do
       redis.call('ZADD', key('provisional'), now + args.confirmMs, record.id)
       redis.call('ZADD', key('unconfirmed', args.session), args.sequence, record.id)
       move(c, s, indices(record.spans), { queued = true }, 'assigned')
-      leases[#leases + 1] = describe(record)
+      leases[#leases + 1] = describe(record, part.tries)
       reply[#reply + 1] = { bundle = record.id, fence = record.fence }
-      wanted = wanted - size
+      wanted = wanted - part.size
       left = left - 1
+      bytes = bytes - part.weight
+      templates[pick.template] = true
     end
   end
 end
 if #leases == 0 then return answer({ outcome = 4 }) end
 redis.call('SET', replyKey, cmsgpack.pack({ sequence = args.sequence, leases = reply }))
-return answer({ outcome = 1, leases = leases })
+return answer({ outcome = 1, leases = leases, bytes = bytes })
