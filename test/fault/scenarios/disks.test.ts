@@ -80,7 +80,7 @@ describe.skipIf(!isRoot)("the centre's disks", () => {
   }
 
   const answerTo = (by: SimulatedHolder, results: Result[]) =>
-    by.ask('report', { session: by.session, results }, 20_000)
+    by.ask('report', { session: by.session, results }, 60_000)
 
   /** Repeats what was refused until it is taken, as a relay does. */
   async function deliver(by: SimulatedHolder, results: Result[]): Promise<string[]> {
@@ -209,7 +209,7 @@ describe.skipIf(!isRoot)("the centre's disks", () => {
       expect(await submitted()).toEqual(['chain', ...OTHERS])
       await expect(put(0)).rejects.toMatchObject({ code: 'store.full' })
       empty()
-      await put(10_000)
+      await put(60_000)
 
       // The result is taken without a byte of disk; publishing and releasing wait for room, and hold nobody else up.
       empty = fillWholly()
