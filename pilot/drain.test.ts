@@ -39,3 +39,12 @@ it('drain - an end that is told twice at once is one; told again later it hurrie
   drain.ask('end', why, 6500)
   expect(drain.deadlineMs).toBe(7000)
 })
+
+it('drain - an end that is told twice at once is one, however long the payloads took to be told', () => {
+  const drain = new Drain(times)
+  drain.ask('end', why, 0)
+  drain.acted(4000)
+  expect(drain.ask('end', why, 4001)).toBeNull()
+  expect([drain.state, drain.deadlineMs]).toEqual(['ending', 27_000])
+  expect(drain.ask('end', why, 5001)?.end?.isHurried).toBe(true)
+})

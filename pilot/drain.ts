@@ -68,6 +68,11 @@ export class Drain {
     return this.#noticeEndsAtMs
   }
 
+  /** What was asked for has been done; many payloads take a while to be told, and what came meanwhile came at once. */
+  acted(nowMs: number): void {
+    if (this.isEnding) this.#endAskedAtMs = nowMs
+  }
+
   /** @returns null where this is an end that was told before */
   ask(kind: DrainKind, farewell: Farewell, nowMs: number): DrainAct | null {
     if (kind === 'end') {

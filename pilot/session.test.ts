@@ -16,6 +16,7 @@ import type { BundleBody, Signed, TemplateBody } from '../shared/protocol/work.t
 import { makeSigner, makeSigningKey } from '../shared/signing.ts'
 import { loadPilotConfig, readBatchEnvironment } from './config.ts'
 import { type Pilot, type PilotWorld, startPilot } from './main.ts'
+import { linuxProcesses } from './processes.ts'
 import { ScriptedDispatcher } from './scripted-dispatcher.ts'
 import { makeTemplate, PATH, TestSite } from './testbench.ts'
 
@@ -320,12 +321,22 @@ describe('leaving', () => {
   })
 
   test('leaving - SIGTERM from Slurm and from its srun at the same time is one: the payload has its grace', async () => {
-    const pilot = await start({ payloadGrace: '20s', drainGrace: '60s' })
+    const { clock, jump } = jumpingClock()
+    const kernel = linuxProcesses()
+    const told: string[] = []
+    // As on a node with many payloads: the first signal takes longer to be passed on than the second to come.
+    const kill = (pid: number, signal: NodeJS.Signals) => {
+      kernel.kill(pid, signal)
+      told.push(signal)
+      jump(1500)
+    }
+    const pilot = await start({ payloadGrace: '20s' }, { clock, processes: { ...kernel, kill } })
     const ready = join(site.folder, 'ready')
     give(sh(`trap 'sleep 0.5; exit 5' TERM; echo >${ready}; while :; do sleep 0.05; done`), '0')
     await until(() => existsSync(ready))
     void pilot.stop('SIGTERM')
     expect(await pilot.stop('SIGTERM')).toBe(700)
+    expect(told).toContain('SIGTERM')
     expect(script.results).toMatchObject([{ reason: 'node.ending', exitCode: 5 }])
   })
 

@@ -160,6 +160,7 @@ export class Session {
       if (this.#work.end(isMeant, 'node.ending', farewell.reason, graceMs)) {
         this.#drain.reason = { code: 700, reason: `${farewell.reason}; payloads were ended` }
       }
+      this.#drain.acted(clock.monotonicMs())
     }
     log.info({ how: this.#drain.state, running: this.#work.running, reason: farewell.reason }, 'pilot.draining')
     this.#drained.abort()
