@@ -3,11 +3,13 @@
  * skipped, saying so, without.
  */
 import { readFileSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { setTimeout as after } from 'node:timers/promises'
 import { describe, expect, it } from 'vitest'
 import { readPilotCredential } from '../../shared/credentials.ts'
+import { checksumFile } from '../../shared/files/checksum.ts'
 import { FileClient, fileAddress } from '../../shared/files/client.ts'
+import type { LeasePart } from '../../shared/protocol/messages.ts'
 import { codeOf, resultOf, type SimulatedHolder } from '../conformance/simulated-holder.ts'
 import { joinedRelay } from './joined.ts'
 import { until } from './relay-in-parts.ts'
@@ -48,6 +50,19 @@ describe.skipIf(!isRoot)('relay - its disk', () => {
     return { leases: leases.map(({ lease }) => lease), capability: leases[0]!.capability!, isDone }
   }
 
+  /** Hands files in as a pilot does, as outputs of a lease. */
+  async function putting(lease: LeasePart, capability: string) {
+    const { files } = readPilotCredential(at.state('pilot.json'))
+    const client = new FileClient({ ca: files.ca, token: files.token })
+    at.onEnd(() => client.close())
+    const { filesUrl } = (await at.relay.said('relay.ready')) as unknown as Record<string, string>
+    const folder = `${lease.campaign}/${lease.step}/${lease.tasks}/${lease.fences.join('.')}`
+    return async (source: string, giveUpAfterMs: number) => {
+      const address = filesUrl + fileAddress.attempt(`${folder}/${basename(source)}`)
+      return await client.putFile(address, source, await checksumFile(source), { capability, giveUpAfterMs })
+    }
+  }
+
   const view = async () => {
     const { holders } = await at.lab.admin.call('listHolders', { query: { role: 'relay' } })
     return holders.find((one) => one.site === at.site)!
@@ -59,27 +74,35 @@ describe.skipIf(!isRoot)('relay - its disk', () => {
     const empty = disk().fill(2 * 1024 * 1024)
     await at.relay.said('disk.full')
     expect(await a.pull({ waitMs: 0 })).toMatchObject({ grants: [], reason: 'storeFull' })
-    const { files } = readPilotCredential(at.state('pilot.json'))
-    const client = new FileClient({ ca: files.ca, token: files.token })
-    at.onEnd(() => client.close())
-    const { filesUrl, metricsUrl } = (await at.relay.said('relay.ready')) as unknown as Record<string, string>
     const source = join(at.folder, 'output')
     writeFileSync(source, 'x')
-    const lease = leases[0]!
-    const path = `${lease.campaign}/${lease.step}/${lease.tasks}/${lease.fences.join('.')}/out`
-    const sha = 'sha256:2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881'
-    const put = (giveUpAfterMs: number) =>
-      client.putFile(filesUrl + fileAddress.attempt(path), source, sha, { capability, giveUpAfterMs })
-    await expect(put(0)).rejects.toMatchObject({ code: 'store.full' })
+    const put = await putting(leases[0]!, capability)
+    await expect(put(source, 0)).rejects.toMatchObject({ code: 'store.full' })
     await until('central knows', async () => (await view()).gauges.diskFull === 1)
+    const { metricsUrl } = (await at.relay.said('relay.ready')) as unknown as Record<string, string>
     expect(await (await fetch(`${metricsUrl}/metrics`)).text()).toContain('indraft_relay_disk_full 1')
     expect(await a.report([resultOf(leases[1]!, Number(leases[1]!.tasks))])).toEqual(['accepted'])
     empty()
     await at.relay.said('disk.hasRoom')
-    await put(60_000)
-    await a.report([lease, ...leases.slice(2)].map((one) => resultOf(one, Number(one.tasks))))
+    await put(source, 60_000)
+    await a.report([leases[0]!, ...leases.slice(2)].map((one) => resultOf(one, Number(one.tasks))))
     await until('done', isDone)
     await until('central knows that too', async () => (await view()).gauges.diskFull === 0)
+  })
+
+  it('relay - an output that its disk has no room for is refused before it is written, a smaller one is taken', async () => {
+    const a = await at.pilot('a')
+    const { leases, capability, isDone } = await work(a)
+    const put = await putting(leases[0]!, capability)
+    const [large, small] = [join(at.folder, 'large'), join(at.folder, 'small')]
+    writeFileSync(large, Buffer.alloc(30 * 1024 * 1024))
+    writeFileSync(small, Buffer.alloc(1024 * 1024))
+    const refused = { code: 'store.full', message: expect.stringContaining('no room for 31457280 bytes') }
+    await expect(put(large, 0)).rejects.toMatchObject(refused)
+    await put(small, 10_000)
+    expect(at.relay.lines.some(({ msg }) => msg === 'disk.full')).toBe(false)
+    await a.report(leases.map((one) => resultOf(one, Number(one.tasks))))
+    await until('done', isDone)
   })
 
   it('relay - with no room at all nothing is acknowledged, and what was not is asked again until it is', async () => {
