@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest'
 import type { NodeFacts, OfferEntry } from '../shared/protocol/messages.ts'
-import { formatRanges, parseRanges } from '../shared/ranges.ts'
+import { countRanges, formatRanges, parseRanges, rangesOf } from '../shared/ranges.ts'
 import { sampleNeeds, sampleShape as shape } from '../test/sample-messages.ts'
 import { type ChoiceInput, chooseWork } from './choice.ts'
 import type { Lease } from './lease.ts'
@@ -19,7 +19,14 @@ function lease(tasks: string, change: Partial<Lease['needs']> = {}, grant: Parti
     free: parseRanges(tasks),
     needs: { ...sampleNeeds, denySites: [], walltimeMs: 60_000, ...change },
     expiresAtMs: 10_000,
-    grant: { leaseMs: 1000, avoidNodes: [], template: 't', bundle: { bytes: new Uint8Array(500) }, ...grant },
+    grant: {
+      leaseMs: 1000,
+      avoidNodes: [],
+      tries: {},
+      template: 't',
+      bundle: { bytes: new Uint8Array(500) },
+      ...grant,
+    },
   } as unknown as Lease
 }
 
@@ -79,6 +86,24 @@ describe('buffer choice', () => {
     expect(chosen(many)).toHaveLength(2)
     const one = [lease('0', {}, { bundle: { bytes: new Uint8Array(45_000) } as never })]
     expect(chosen(one)).toHaveLength(1)
+  })
+  it('buffer choice - ranges with gaps, earlier tries and nodes to avoid are counted, and halve what is too much', () => {
+    const scattered = (first: number, avoidNodes: string[]) => {
+      const list = Array.from({ length: 1000 }, (_, i) => 1_000_000 + first + 10 * i)
+      const tries = Object.fromEntries(list.map((index) => [index, 1]))
+      return lease(
+        formatRanges(rangesOf(list)),
+        {},
+        { bundle: { bytes: new Uint8Array(9000) } as never, tries, avoidNodes },
+      )
+    }
+    const ahead = { offer: Array(4).fill({ ...offer, aheadMs: 1e9 }), estimateMs: () => 100 }
+    const sizes = (...leases: Lease[]) => choose(leases, ahead).picked.map(({ tasks }) => countRanges(tasks))
+    expect(sizes(scattered(0, []), scattered(1, []), lease('0'))).toEqual([1000, 1])
+    const nodes = Array.from({ length: 64 }, (_, i) => `${i}`.padEnd(200, 'n'))
+    expect(sizes(scattered(0, nodes))).toEqual([500])
+    // Without anything that is said of single tasks, as many as there may be.
+    expect(sizes(lease('0-4999'), lease('5000-9999'))).toEqual([2000, 2000])
   })
 })
 

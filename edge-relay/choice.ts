@@ -7,7 +7,7 @@
  */
 import { shapeOf, shapeWithout, tasksPerShape, unmetNeeds } from '../shared/fit.ts'
 import type { NodeFacts, OfferEntry } from '../shared/protocol/messages.ts'
-import { countRanges, type Span, takeFirst } from '../shared/ranges.ts'
+import { countRanges, formatRanges, indices, type Span, takeFirst } from '../shared/ranges.ts'
 import type { Lease } from './lease.ts'
 
 /** A lease starts nothing in its last tenth. */
@@ -15,9 +15,9 @@ export const LAST_PART = 0.1
 const MOST_GRANTS = 64
 /** Grants are added until about this much; a message may have 48 kB. */
 const REPLY_BYTES = 40 * 1024
-/** Of a grant beside its signed bundle: envelope, ranges, capability. */
+/** Of a grant beside its signed bundle, ranges, tries and nodes: envelope and capability. */
 const ENVELOPE_BYTES = 700
-/** In one grant, so that ranges and tries stay small. */
+/** In one grant. */
 const MOST_TASKS = 2000
 
 export interface Picked {
@@ -52,17 +52,20 @@ export function chooseWork(input: ChoiceInput): Choice {
     if (lease.free.length === 0 || lease.gone || !mayStart(lease, input)) continue
     isThereWork = true
     const templateBytes = templates.has(lease.grant.template) ? 0 : input.templateBytes(lease)
-    const cost = lease.grant.bundle.bytes.length + ENVELOPE_BYTES + templateBytes
-    if (picked.length > 0 && bytes + cost > REPLY_BYTES) continue
-    let rest: readonly Span[] = lease.free
+    const least = lease.grant.bundle.bytes.length + ENVELOPE_BYTES + templateBytes
+    if (picked.length > 0 && bytes + least > REPLY_BYTES) continue
     for (const entry of offerLeft) {
       const count = Math.min(roomFor(lease, entry, input), MOST_TASKS)
       if (count === 0) continue
-      const { taken, rest: left } = takeFirst(rest, count)
-      if (taken.length === 0) break
-      rest = left
+      // Of the first one a part goes into any reply, be it a single task.
+      let { taken } = takeFirst(lease.free, count)
+      const weight = () => least + weightOf(lease, taken)
+      while (picked.length === 0 && weight() > REPLY_BYTES && countRanges(taken) > 1) {
+        taken = takeFirst(taken, Math.floor(countRanges(taken) / 2)).taken
+      }
+      if (picked.length > 0 && bytes + weight() > REPLY_BYTES) break
       picked.push({ lease, tasks: taken })
-      bytes += cost
+      bytes += weight()
       templates.add(lease.grant.template)
       const side = Math.min(tasksPerShape(lease.needs, entry.shape), countRanges(taken))
       entry.shape = shapeWithout(entry.shape, lease.needs, side)
@@ -71,6 +74,18 @@ export function chooseWork(input: ChoiceInput): Choice {
     if (picked.length >= MOST_GRANTS || bytes >= REPLY_BYTES) break
   }
   return { picked, offerLeft, reason: picked.length > 0 ? null : isThereWork ? 'nothingFits' : 'noWork' }
+}
+
+/**
+ * Bytes that tasks of a lease add to a reply at most: their ranges stand in the grant and, while they are short, in its
+ * capability.
+ */
+function weightOf({ grant }: Lease, tasks: readonly Span[]): number {
+  const ranges = formatRanges(tasks).length
+  let bytes = ranges + Math.min(400, 2 * ranges)
+  for (const node of grant.avoidNodes) bytes += Buffer.byteLength(node) + 3
+  for (const index of indices(tasks)) if (grant.tries[index]) bytes += String(index).length + 6
+  return bytes
 }
 
 function mayStart(lease: Lease, { leaseLeftMs, wallMs }: ChoiceInput): boolean {
