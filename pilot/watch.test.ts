@@ -140,7 +140,7 @@ test('watch - a process that survives SIGKILL is told once, and its attempt need
   watcher.release(watched)
   for (let look = 0; look < 3; look++) {
     const killed = kernel.killed.length
-    await vi.waitFor(() => expect(kernel.killed.length).toBeGreaterThan(killed))
+    await vi.waitFor(() => expect(kernel.killed.length).toBeGreaterThan(killed), 30_000)
     nowMs += 11_000
   }
   expect(told).toEqual(['a'])
