@@ -147,6 +147,38 @@ test('watch - a process that survives SIGKILL is told once, and its attempt need
   watcher.close()
 })
 
+test('watch - attempts that are told to end in one turn share a look, later ones have their own', async () => {
+  const looked = vi.spyOn(kernel, 'list')
+  const clock = { wallMs: () => 0, monotonicMs: () => 0, sleep: () => new Promise<void>(() => {}) }
+  const watcher = new Watcher({ source: kernel, clock, log: silentLog, run: RUN, everyMs: 1e6 })
+  const limits = { walltimeMs: 1e6, memoryBytes: 0, scratchBytes: 0, stalledAfterMs: null }
+  const told = { folders: [], limits, outputBytes: () => 0, onViolated: () => {}, onUnkillable: () => {} }
+  const pids = Array.from({ length: 100 }, (_, index) => 100 + index)
+  const all = pids.map((pid) => {
+    kernel.add(pid)
+    kernel.add(1000 + pid, { session: pid })
+    return watcher.watch({ attempt: `a${pid}`, pid, ...told })
+  })
+  for (const watched of all) void watcher.end(watched, 1000, new AbortController().signal)
+  expect(looked).toHaveBeenCalledTimes(1)
+  expect(kernel.killed).toEqual(pids.flatMap((pid) => [`-${pid} SIGTERM`, `${1000 + pid} SIGTERM`]))
+  await new Promise(setImmediate)
+  void watcher.end(all[0]!, 1000, new AbortController().signal)
+  expect(looked).toHaveBeenCalledTimes(2)
+  watcher.close()
+})
+
+test('watch - what starts while its pilot leaves is killed once though nobody watches any more', async () => {
+  const clock = { wallMs: () => 0, monotonicMs: () => 0, sleep: () => new Promise<void>(() => {}) }
+  const watcher = new Watcher({ source: kernel, clock, log: silentLog, run: RUN, everyMs: 1e6 })
+  const limits = { walltimeMs: 1e6, memoryBytes: 0, scratchBytes: 0, stalledAfterMs: null }
+  const told = { folders: [], limits, outputBytes: () => 0, onViolated: () => {}, onUnkillable: () => {} }
+  watcher.close()
+  kernel.add(100)
+  await watcher.end(watcher.watch({ attempt: 'a', pid: 100, ...told }), 0, new AbortController().signal)
+  expect(kernel.killed).toEqual(['-100 SIGKILL'])
+})
+
 test('watch - neither time nor memory is the payload’s before its own program is reached', async () => {
   const MIB = 2 ** 20
   let nowMs = 0

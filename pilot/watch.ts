@@ -110,6 +110,7 @@ export class Watcher {
   readonly #folders = new Map<string, string>()
   readonly #over = new Map<string, Over>()
   #timer: NodeJS.Timeout | undefined
+  #wasJustScanned = false
   #isClosed = false
 
   constructor(options: WatcherOptions) {
@@ -154,8 +155,10 @@ export class Watcher {
       await clock.sleep(graceMs, exited)
     }
     const sinceMs = clock.monotonicMs()
-    while (!exited.aborted && !this.#isClosed) {
+    while (!exited.aborted) {
       this.#signal(watched, 'SIGKILL')
+      // Whoever is late for a pilot that leaves is killed once, and waited for by nobody.
+      if (this.#isClosed) return
       await clock.sleep(KILL_REPEAT_MS, exited)
       if (exited.aborted || clock.monotonicMs() - sinceMs < UNKILLABLE_AFTER_MS) continue
       return this.#isUnkillable(watched, watched.target.pid)
@@ -171,7 +174,7 @@ export class Watcher {
 
   #signal(watched: Watched, signal: NodeJS.Signals): void {
     const { source } = this.#options
-    this.#scan()
+    this.#scanOnce()
     source.kill(-watched.target.pid, signal)
     for (const facts of watched.processes) {
       if (facts.group !== watched.target.pid) source.kill(facts.pid, signal)
@@ -236,6 +239,16 @@ export class Watcher {
     for (const [folder, attempt] of this.#folders) {
       if (!this.#watched.has(attempt) && !this.#over.has(attempt)) this.#folders.delete(folder)
     }
+  }
+
+  /** Attempts that are told in one turn share the look: a hundred of their own would keep a pilot deaf for seconds. */
+  #scanOnce(): void {
+    if (this.#wasJustScanned) return
+    this.#scan()
+    this.#wasJustScanned = true
+    setImmediate(() => {
+      this.#wasJustScanned = false
+    })
   }
 
   #scan(): void {
