@@ -1,7 +1,7 @@
 /** Room that files claim before they are written, on a disk whose size the test says. */
 import { beforeEach, describe, expect, it } from 'vitest'
 import { silentLog } from '../shared/log.ts'
-import { Disk } from './disk.ts'
+import { Disk, type DiskOptions } from './disk.ts'
 
 const RESERVE = 100
 
@@ -9,6 +9,7 @@ let free: number
 let spare: number
 let isJournalFull: boolean
 let dropped: number
+let options: DiskOptions
 let disk: Disk
 
 beforeEach(async () => {
@@ -16,7 +17,7 @@ beforeEach(async () => {
   spare = 0
   dropped = 0
   isJournalFull = false
-  disk = new Disk({
+  options = {
     folder: '/',
     reserveBytes: RESERVE,
     isJournalFull: () => isJournalFull,
@@ -29,7 +30,8 @@ beforeEach(async () => {
     spareBytes: () => spare,
     freeBytes: async () => free,
     log: silentLog,
-  })
+  }
+  disk = new Disk(options)
   await disk.look()
 })
 
@@ -75,6 +77,13 @@ describe('disk - room for a file', () => {
     expect(() => one.take(1)).toThrow(expect.objectContaining(refused))
     await disk.look()
     one.take(1)
+  })
+
+  it('disk - before the first look one of unknown size goes by what is free then', async () => {
+    const fresh = new Disk(options)
+    const one = await fresh.claim(null)
+    one.take(900)
+    expect(() => one.take(1)).toThrow(expect.objectContaining(refused))
   })
 
   it('disk - one under way is stopped when the disk becomes full beside it', async () => {

@@ -94,7 +94,8 @@ export class Disk implements Room {
     if (this.isFull) throw new IndraftError('store.full', "the relay's disk is full")
     let left = bytes ?? 0
     const lacking = (free: number) => reserveBytes + this.#claimedBytes + left - free
-    const lack = left > 0 ? lacking(await this.#read()) : 0
+    const free = await this.#read()
+    const lack = left > 0 ? lacking(free) : 0
     // Nothing is dropped for what would not fit even so.
     if (lack > 0 && lack <= spareBytes()) await makeRoom(lack)
     if (lack > 0 && lacking(await this.#read()) > 0) {
