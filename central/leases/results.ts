@@ -138,9 +138,12 @@ export class Results {
     })
   }
 
-  /** Whether a result names a file of another attempt: by its verdict that file would be given to this one's readers. */
+  /**
+   * Whether a result names a file that is not its attempt's own: what it names is given to the readers of its campaign and
+   * fetched by the sites of later steps.
+   */
   #isForeign(site: string, result: Result, group: string): boolean {
-    const foreign = result.outputs.find((output) => isForeign(result, output))
+    const foreign = result.outputs.find((output) => isForeign(result, output) || !isPlaced(output.url, result))
     if (!foreign) return false
     this.#events.onVerdict?.('refused', result.end, group)
     const { campaign, step, index, fences } = result
@@ -263,6 +266,11 @@ export class Results {
 export function mustPublish(url: string, result: Pick<Result, 'fences'>): boolean {
   if (url.startsWith('store:')) return true
   return result.fences.length === 1 && url.startsWith('file://') && url.endsWith(`.attempt-${result.fences[0]}`)
+}
+
+/** Pilots put outputs nowhere else: at the dispatcher, or on a shared file system beside the final name. */
+function isPlaced(url: string, { fences }: Pick<Result, 'fences'>): boolean {
+  return url.startsWith('store:') || (url.startsWith('file://') && url.endsWith(`.attempt-${fences.join('-')}`))
 }
 
 /**

@@ -39,8 +39,10 @@ test('named - a success with a file that its relay names is told to its own site
   const { id, holder, results } = await byRelay(4)
   const [named, failed, direct, stored] = results as [Result, Result, Result, Result]
   const kept = { ...stored, outputs: [{ ...stored.outputs[0]!, url: `store:${attemptPath(stored as never)}/out.txt` }] }
-  const plain = { ...direct, fences: direct.fences.slice(0, 1) }
-  await holder.verdicts([named, { ...failed, ...EXIT_3, outputs: [] }, plain, kept])
+  const ofPilot = `file:///shared/2.txt.attempt-${direct.fences[0]}`
+  const plain = { ...direct, fences: [direct.fences[0]!], outputs: [{ ...direct.outputs[0]!, url: ofPilot }] }
+  const given = [named, { ...failed, ...EXIT_3, outputs: [] }, plain, kept]
+  expect(await holder.verdicts(given)).toEqual(given.map(() => 'accepted'))
   const { index, fences, outputs } = named
   const told = { campaign: id, step: 'a', index, fences, outputs: [{ path: 'out.txt', url: outputs[0]!.url }] }
   expect(await lab.named('ALPHA', null)).toEqual({ results: [told], next: null })

@@ -32,9 +32,9 @@ local function win(r, packed)
   if r.publish then redis.call('SADD', key('publish'), c .. '|' .. s .. '|' .. text(r.index)) end
   if r.named ~= '' then noteNamed(r) end
   if openTasks(c, s) == 0 then ended[#ended + 1] = c .. '|' .. s end
-  -- Last: what a site reported cannot keep the rest from being done, should the sum run over.
-  redis.call('HINCRBY', key('step', c, s), 'wallCount', 1)
-  redis.call('HINCRBY', key('step', c, s), 'wallMs', text(r.wallMs))
+  -- Last, and no more than a hint: a sum that has run over keeps nothing from being done.
+  local sum = redis.pcall('HINCRBY', key('step', c, s), 'wallMs', text(r.wallMs))
+  if type(sum) == 'number' then redis.call('HINCRBY', key('step', c, s), 'wallCount', 1) end
 end
 
 local function onCurrent(r, record, packed)
