@@ -258,9 +258,9 @@ export class RelayDispatcher implements Dispatcher {
   /** Call about every beat: ends silent pilots, takes unconfirmed grants back, forgets what is over. */
   sweep(): void {
     const { sessions, buffer, cancels, journal, log } = this.#options
+    // Nobody is heard while nothing can be taken in.
     if (journal.isFull) {
-      // Nobody is heard while nothing can be taken in: that is no evidence of anybody's death.
-      sessions.excuse()
+      this.excuse()
       return
     }
     for (const session of sessions.live()) {
@@ -280,6 +280,13 @@ export class RelayDispatcher implements Dispatcher {
     cancels.forgetDone()
     sessions.forgetOld()
     buffer.forgetUnused()
+  }
+
+  /** Nobody could be heard until now: that is no evidence of anybody's death, nor of a grant that did not arrive. */
+  excuse(): void {
+    const nowMs = this.#options.clock.monotonicMs()
+    this.#options.sessions.excuse()
+    for (const part of this.#options.buffer.subLeases()) if (!part.confirmed) part.grantedAtMs = nowMs
   }
 
   /** There may be work for pulls that wait. */

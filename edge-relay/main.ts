@@ -29,6 +29,7 @@ import { RelayMetrics } from './metrics.ts'
 import { keepNats, PILOT_INBOX, PILOT_USER, RELAY_USER } from './nats.ts'
 import { Outside } from './outside.ts'
 import { lockState } from './state-lock.ts'
+import { sweepRegularly } from './sweeping.ts'
 
 export const RELAY_SOFTWARE = `indraft-relay ${VERSION}`
 /** Results get this long to go up when the relay stops; what does not stays in the journal. */
@@ -182,7 +183,8 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
       inboxPrefixOf: () => PILOT_INBOX,
       onDropped: () => metrics.count.indraft_relay_messages_refused_total.inc({ code: 'auth.forbidden' }),
     })
-    const sweep = setInterval(() => dispatcher.sweep(), timingsFor('pilot', config.timeScale).beatMs)
+    const timings = timingsFor('pilot', config.timeScale)
+    const stopSweeping = sweepRegularly({ dispatcher, clock, timings, hears: () => nats.isUp() })
     const tidy = setInterval(
       () => tidyOutbox().catch((error) => log.warn({ err: error }, 'outbox.tidyFailed')),
       TIDY_EVERY_MS,
@@ -245,7 +247,7 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
     const stop = async (how: { drain?: boolean } = {}) => {
       if (isStopping) return
       isStopping = true
-      clearInterval(sweep)
+      stopSweeping()
       clearInterval(tidy)
       dispatcher.stop()
       await server.close()
@@ -259,7 +261,7 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
       clock,
       once: config.once,
       forMs: config.for,
-      idleMs: 3 * timingsFor('pilot', config.timeScale).beatMs,
+      idleMs: 3 * timings.beatMs,
       end: (drained) => {
         if (drained) upstream.resume()
         return stop({ drain: drained })

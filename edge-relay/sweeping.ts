@@ -1,0 +1,28 @@
+/**
+ * When the relay looks who fell silent: about every beat, but only while it could hear. A relay that stood still
+ * (suspended, or its machine was) or whose nats-server was away has heard nobody, and what pilots said meanwhile is read
+ * after the timer: their silence until then is nobody's.
+ */
+import type { Clock } from '../shared/clock.ts'
+import type { Timings } from '../shared/timings.ts'
+
+export interface SweepingOptions {
+  dispatcher: { sweep(): void; excuse(): void }
+  clock: Clock
+  timings: Timings
+  /** Whether pilots can reach us just now. */
+  hears(): boolean
+}
+
+/** @returns what ends it */
+export function sweepRegularly({ dispatcher, clock, timings, hears }: SweepingOptions): () => void {
+  let lookedAtMs = clock.monotonicMs()
+  const timer = setInterval(() => {
+    const nowMs = clock.monotonicMs()
+    const isLate = nowMs - lookedAtMs > timings.lostAfterMs / 2
+    lookedAtMs = nowMs
+    if (isLate || !hears()) dispatcher.excuse()
+    else dispatcher.sweep()
+  }, timings.beatMs)
+  return () => clearInterval(timer)
+}
