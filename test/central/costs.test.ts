@@ -2,7 +2,6 @@
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from 'vitest'
 import { outputHandlers } from '../../central/api/outputs.ts'
 import { groupBase, siteBase } from '../../central/leases/keys.ts'
-import { Scripts } from '../../central/leases/scripts.ts'
 import type { StepName } from '../../shared/ids.ts'
 import { pack } from '../../shared/protocol/codec.ts'
 import { EXIT_3, TestHolder } from './store-holder.ts'
@@ -133,23 +132,26 @@ test('retries - no more of them are bundled than the queue is to hold, and all c
 })
 
 test('retries - behind thousands whose queue is full, one with another queue is come to', async () => {
-  const [base, avoiding] = [groupBase(GROUP), 2000]
+  const last = 2000
+  const plan = planOf('behind', { a: { size: last + 1 } })
+  await lab.store.create(plan)
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  await lab.settle()
+  // All that is in no bundle yet as if it had failed at ALPHA, but for the last, which any site may have.
+  const key = (kind: string) => `${groupBase(GROUP)}:${kind}:${plan.id}:a`
+  const [first] = (await lab.redis.zrange(key('ready'), '0', '-1')).map((span) => Number(span.split('-')[0]))
   const record = pack({ attempts: 1, payload: 1, infrastructure: 0, fences: '1', avoid: 'ALPHA', until: 8e15 })
-  const names = Array.from({ length: avoiding }, (_, index) => String(index))
-  await lab.redis.hset(`${base}:tasks:c1:a`, ...names.flatMap((name) => [name, Buffer.from(record)]))
-  await lab.redis.zadd(`${base}:retry:c1:a`, ...names.flatMap((name) => [1, name]))
-  await lab.redis.zadd(`${base}:retry:c1:a`, 2, String(avoiding))
-  const scripts = new Scripts(lab.redis)
-  const feed = (from: number) =>
-    scripts.run<{ outcome: number; bundles: number; from: number }>('feed-retries', base, {
-      ...{ campaign: 'c1', step: 'a', class: 'k', size: 1, window: 64 },
-      from,
-    })
-  expect(await feed(0)).toMatchObject({ bundles: 64, from: 936 })
-  expect(await feed(936)).toMatchObject({ bundles: 0, from: 1936 })
-  expect(await feed(1936)).toMatchObject({ bundles: 1, from: 0 })
-  expect(await lab.redis.zcard(`${base}:queue:c1|a|k|`)).toBe(1)
-  expect(await lab.redis.zcard(`${base}:retry:c1:a`)).toBe(avoiding - 64)
+  const names = Array.from({ length: last - first! }, (_, i) => String(first! + i))
+  await lab.redis.hset(key('tasks'), ...names.flatMap((name) => [name, Buffer.from(record)]))
+  await lab.redis.del(key('ready'))
+  const due = [...names.flatMap((name) => ['1', name]), '2', String(last)]
+  await lab.redis.zadd(key('retry'), ...due)
+  await clean()
+  await pilot.pull(1)
+  await lab.settle()
+  expect(await lab.redis.zscore(key('retry'), String(last))).toBeNull()
+  expect(await lab.redis.zcard(key('retry'))).toBe(names.length - 64)
+  await clean()
 })
 
 test('lists - a page looks at so many tasks at most, and says where to go on', async () => {
@@ -182,24 +184,25 @@ test('lists - of outputs read each block of results once', async () => {
   await lab.store.create(plan)
   const facts = { cores: 1000 }
   const relay = await new TestHolder(lab.dispatcher, { name: 'relay', role: 'relay', facts }).hello()
-  const output = { path: 'o', sizeBytes: 1, checksum: `sha256:${'0'.repeat(64)}`, url: 'file:///o' }
   await pullAll(relay, size)
-  const results = relay.allResults().map((one) => ({ ...one, outputs: [{ ...output, url: `file:///${one.index}` }] }))
+  // Named by their relay, under its fence too.
+  const results = relay.allResults().map((one) => {
+    const fences = [...one.fences, 1]
+    const url = `file:///out/${one.index}.attempt-${fences.join('-')}`
+    return { ...one, fences, outputs: [{ path: 'o', sizeBytes: 1, checksum: `sha256:${'0'.repeat(64)}`, url }] }
+  })
   for (let i = 0; i < size; i += 100) await relay.verdicts(results.slice(i, i + 100) as never)
   const blocks = `${groupBase(GROUP)}:blocks:${plan.id}:a`
   await lab.work.start()
   await vi.waitFor(async () => expect(await lab.redis.hlen(blocks)).toBe(3), 30_000)
+  await lab.work.stop()
 
   const { listOutputs } = outputHandlers({ store: lab.store } as never)
   const asked = await askedFor(async () => {
     const given = { params: { campaign: plan.id }, query: { limit: size } }
     const page = await listOutputs(given as never, { subject: 'ada', roles: ['read'], groups: [GROUP] } as never)
-    const expected = Array.from({ length: size }, (_, index) => ({
-      step: 'a',
-      index,
-      ...output,
-      url: `file:///${index}`,
-    }))
+    const expected = results.map(({ index, outputs }) => ({ step: 'a', index, ...outputs[0] }))
+    expected.sort((one, other) => one.index - other.index)
     expect(page).toEqual({ outputs: expected, next: null })
   })
   // For the rows, and for their outputs.
