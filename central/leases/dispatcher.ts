@@ -9,6 +9,7 @@ import type { Peer } from '../../shared/link.ts'
 import type { Log } from '../../shared/log.ts'
 import type { Grant, Message, ReplyTo, Verdict } from '../../shared/protocol/messages.ts'
 import { timingsFor } from '../../shared/timings.ts'
+import { storeRefusal } from '../redis.ts'
 import type { Beats } from './beats.ts'
 import { findDemand } from './demand.ts'
 import { type Envelopes, type GrantedLease, leasePart } from './envelope.ts'
@@ -202,7 +203,13 @@ export class CentralDispatcher implements Dispatcher {
     const { envelopes, mark, options } = this.#parts
     const grants: Grant[] = []
     for (const lease of granted.leases) {
-      const grant = await envelopes.grant(peer.site, lease, leaseMs)
+      const grant = await envelopes.grant(peer.site, lease, leaseMs).catch((error: unknown) => {
+        if (storeRefusal(error)) throw error
+        // A block of its table is gone. The lease ends by itself, for nobody confirms it; the others are granted.
+        const { campaign, step, bundle } = lease
+        this.#log.error({ err: error, campaign, step, bundle }, 'grant.unreadable')
+        return null
+      })
       if (grant) grants.push(grant)
     }
     return {

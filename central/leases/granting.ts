@@ -9,13 +9,14 @@ import type { Log } from '../../shared/log.ts'
 import type { Grant, Message, OfferEntry, ReplyTo } from '../../shared/protocol/messages.ts'
 import { countRanges, parseRanges } from '../../shared/ranges.ts'
 import { choose, type MatchContext, type Pick, type QueueEntry } from '../matching/choose.ts'
+import { storeRefusal } from '../redis.ts'
 import { Envelopes, type GrantedLease } from './envelope.ts'
 import { groupBase } from './keys.ts'
 import type { Feeding } from './leases.ts'
 import type { Mark } from './mark.ts'
 import { anyFits, type MatchIndex } from './match-index.ts'
 import type { StoreEvents } from './options.ts'
-import type { Plans } from './plans.ts'
+import type { Plans, StoredStep } from './plans.ts'
 import type { Scripts } from './scripts.ts'
 import type { Session, Sessions } from './sessions.ts'
 
@@ -160,12 +161,23 @@ export class Granting {
       const known = await this.#parts.plans.step(pick.queue.campaign, pick.queue.step)
       if (!known) continue
       const template = known.step.template16
-      const isKnown = knows.includes(template)
-      const templateBytes = isKnown ? 0 : (await this.#parts.plans.template(known.step)).bytes.length + 200
+      const templateBytes = knows.includes(template) ? 0 : await this.#templateBytes(pick.queue, known.step)
+      if (templateBytes === null) continue
       const weighed = { ...pick, template, templateBytes, ...Envelopes.bytesOf(known.step) }
       byGroup.set(pick.queue.group, [...(byGroup.get(pick.queue.group) ?? []), weighed])
     }
     return byGroup
+  }
+
+  /** Null where its blob is gone: that campaign waits, and no other for it. */
+  async #templateBytes({ campaign, step }: QueueEntry, stored: StoredStep): Promise<number | null> {
+    try {
+      return (await this.#parts.plans.template(stored)).bytes.length + 200
+    } catch (error) {
+      if (storeRefusal(error)) throw error
+      this.#parts.log.error({ err: error, campaign, step }, 'template.unreadable')
+      return null
+    }
   }
 
   async #grantInGroup(

@@ -4,9 +4,10 @@ import { closeSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:f
 import { join } from 'node:path'
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from 'vitest'
 import { taskViewSchema } from '../../central/api/views.ts'
+import type { StoredStep } from '../../central/leases/plans.ts'
 import { Scripts } from '../../central/leases/scripts.ts'
 import { IndraftError } from '../../shared/errors.ts'
-import { decode } from '../../shared/protocol/codec.ts'
+import { decode, unpack } from '../../shared/protocol/codec.ts'
 import type { LeasePart, Message } from '../../shared/protocol/messages.ts'
 import { EXIT_3, TestHolder } from './store-holder.ts'
 import { GROUP, openStoreLab, planOf, type StoreLab, startRedisForTests } from './store-lab.ts'
@@ -597,6 +598,24 @@ test('blobs of a campaign that are gone - are said, and hold up neither other ca
   expect(await next.store.verify()).toEqual([
     { invariant: 'a campaign has its plan', where: lost, found: 'no plan', expected: 'a plan in the blob store' },
   ])
+})
+
+test('a template and a block of a table that are gone - hold up no grants of other campaigns', async () => {
+  const blob = (digest: string) => join(lab.folder, 'blobs', digest.slice(7, 9), digest.slice(7))
+  const stored = async (plan: ReturnType<typeof planOf>) => {
+    await lab.store.create(plan)
+    return (unpack(readFileSync(await planPath(plan.id))) as { steps: StoredStep[] }).steps[0]!
+  }
+  rmSync(blob((await stored(planOf('no template', { a: { size: 2 } }))).templateBlob))
+  rmSync(blob((await stored(planOf('no rows', { a: { size: 2, rows: [{ x: '1' }, { x: '2' }] } }))).rowBlocks![0]!))
+  const good = planOf('good', { a: { size: 3 } })
+  await lab.store.create(good)
+  // A process that has never read them.
+  const next = await lab.reopen()
+  for (let i = 0; i < 3; i++) await next.work.sweep()
+  const pilot = await new TestHolder(next.dispatcher).hello()
+  const { grants } = await pilot.pull(8)
+  expect(grants.map(({ lease }) => lease.campaign)).toEqual([good.id, good.id, good.id])
 })
 
 test('a block of results that is gone - what would be compared with it has no verdict yet, and holds up no other', async () => {
