@@ -336,11 +336,11 @@ export class RelayDispatcher implements Dispatcher {
     return proveMark(capabilityKey, { epoch: journal.incarnation, sequence: journal.sequence })
   }
 
-  /** What a pilot made up itself is no sign of anything. */
+  /** What a pilot made up itself is no sign of anything, nor what one of before marks had proofs says. */
   #noteSeen(seen: StoreMark | null, pilot: string): void {
     const { journal, capabilityKey, log } = this.#options
     if (seen?.epoch !== journal.incarnation) return
     if (isProven(capabilityKey, seen)) journal.noteSeen(seen)
-    else log.warn({ pilot, seen }, 'journal.markUnproven')
+    else if (seen.proof !== undefined) log.warn({ pilot, seen }, 'journal.markUnproven')
   }
 }

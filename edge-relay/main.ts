@@ -184,7 +184,8 @@ export async function startRelay(config: RelayConfig, log: Log): Promise<Running
       onDropped: () => metrics.count.indraft_relay_messages_refused_total.inc({ code: 'auth.forbidden' }),
     })
     const timings = timingsFor('pilot', config.timeScale)
-    const stopSweeping = sweepRegularly({ dispatcher, clock, timings, hears: () => nats.isUp() })
+    const outageMs = timingsFor('relay', config.timeScale).lostAfterMs
+    const stopSweeping = sweepRegularly({ dispatcher, clock, timings, outageMs, hears: () => nats.isUp() })
     const tidy = setInterval(
       () => tidyOutbox().catch((error) => log.warn({ err: error }, 'outbox.tidyFailed')),
       TIDY_EVERY_MS,

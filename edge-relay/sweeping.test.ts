@@ -20,6 +20,7 @@ function looks() {
     dispatcher: { sweep: () => void told.push('sweep'), excuse: () => void told.push('excuse') },
     clock: { wallMs: () => nowMs, monotonicMs: () => nowMs, sleep: async () => {} },
     timings,
+    outageMs: 10 * timings.lostAfterMs,
     hears: () => isUp,
   })
   const look = (ms = timings.beatMs, up = true) => {
@@ -41,4 +42,14 @@ test('sweeping - who could not hear judges nobody: after a standstill, and while
   expect(look()).toEqual(['sweep'])
   stop()
   expect(look()).toEqual([])
+})
+
+test('sweeping - who cannot be reached for longer than an outage may last judges again, and gives what was held to others', () => {
+  const { look, stop } = looks()
+  const told = Array.from({ length: 200 }, () => look(timings.beatMs, false)[0])
+  expect(told.slice(0, 100)).not.toContain('sweep')
+  expect(told.slice(-50)).not.toContain('excuse')
+  expect(look()).toEqual(['sweep'])
+  expect(look(timings.beatMs, false)).toEqual(['excuse'])
+  stop()
 })

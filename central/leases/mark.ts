@@ -73,11 +73,11 @@ export class Mark {
 
   /**
    * Compares what a holder of the site has seen with what the store knows; `halted` says in words why granting is
-   * stopped. What a site made up itself stops nobody.
+   * stopped. What a site made up itself stops nobody; a holder of before marks had proofs proves nothing.
    */
   async check(seen: StoreMark | null, site: string | null): Promise<{ mark: StoreMark; halted: string | null }> {
     const isBelieved = seen !== null && isProven(this.#key, seen)
-    if (seen && !isBelieved) this.#log.warn({ site, seen }, 'store.markUnproven')
+    if (seen?.proof !== undefined && !isBelieved) this.#log.warn({ site, seen }, 'store.markUnproven')
     const { mark, halted, isNews } = await this.#look(0, isBelieved ? seen : null)
     if (isNews) this.#log.error({ site, seen, mark, halted }, 'store.writesLost')
     return { mark, halted: halted || null }
