@@ -1,4 +1,4 @@
-import { beforeEach, describe, expect, test, vi } from 'vitest'
+import { beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest'
 import { silentLog } from '../shared/log.ts'
 import { Membership, type ProcessFacts, type ProcessSource, parseStat } from './processes.ts'
 import { Watcher } from './watch.ts'
@@ -145,6 +145,55 @@ test('watch - a process that survives SIGKILL is told once, and its attempt need
   }
   expect(told).toEqual(['a'])
   watcher.close()
+})
+
+describe('a standstill of the pilot', () => {
+  const STOOD_STILL_MS = 3_600_000
+  const limits = { walltimeMs: 1e9, memoryBytes: 0, scratchBytes: 0, stalledAfterMs: null }
+  const told = { attempt: 'a', pid: 100, folders: [], limits, outputBytes: () => 0, onViolated: () => {} }
+
+  test('watch - one that fell between a kill and the word of its end makes nothing unkillable', async () => {
+    const exited = new AbortController()
+    let nowMs = 0
+    const clock = {
+      wallMs: () => nowMs,
+      monotonicMs: () => nowMs,
+      // The first pause lasts long, and is over before the end is heard of; the second is long enough to hear.
+      sleep: async () => {
+        if (nowMs > 0) exited.abort()
+        nowMs += STOOD_STILL_MS
+      },
+    }
+    const watcher = new Watcher({ source: kernel, clock, log: silentLog, run: RUN, everyMs: 1e6 })
+    const onUnkillable = vi.fn()
+    await watcher.end(watcher.watch({ ...told, onUnkillable }), 0, exited.signal)
+    expect(kernel.killed).toEqual(['-100 SIGKILL', '-100 SIGKILL'])
+    expect(onUnkillable).not.toHaveBeenCalled()
+    watcher.close()
+  })
+
+  test('watch - a leftover is unkillable after many looks, however long one of them was put off', async () => {
+    let nowMs = 0
+    const clock = { wallMs: () => nowMs, monotonicMs: () => nowMs, sleep: async () => {} }
+    const watcher = new Watcher({ source: kernel, clock, log: silentLog, run: RUN, everyMs: 5 })
+    onTestFinished(() => watcher.close())
+    const onUnkillable = vi.fn()
+    kernel.add(101, { session: 100 })
+    watcher.release(watcher.watch({ ...told, onUnkillable }))
+    const killedAgain = async () => {
+      const killed = kernel.killed.length
+      await vi.waitFor(() => expect(kernel.killed.length).toBeGreaterThan(killed), 30_000)
+    }
+    await killedAgain()
+    nowMs += STOOD_STILL_MS
+    await killedAgain()
+    expect(onUnkillable).not.toHaveBeenCalled()
+    for (let look = 0; look < 10; look++) {
+      nowMs += 1000
+      await killedAgain()
+    }
+    expect(onUnkillable).toHaveBeenCalledOnce()
+  })
 })
 
 test('watch - attempts that are told to end in one turn share a look, later ones have their own', async () => {

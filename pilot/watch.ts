@@ -60,7 +60,7 @@ const KILL_REPEAT_MS = 200
 const UNKILLABLE_AFTER_MS = 10_000
 /** Something of an attempt that is over may turn up until so many looks in a row have found nothing. */
 const LOOKS_AFTER = 2
-/** A look at the processes that comes so much later than meant: until then nobody was there to look. */
+/** A look at the processes that comes so much later than meant: until then nobody was there to look, or to kill. */
 const STOOD_STILL_MS = 2000
 /** Less processor time than this share of the wall time is standing still. */
 const STANDSTILL = 0.01
@@ -96,8 +96,10 @@ interface Over {
   /** Null for one that is known by its mark alone. */
   watched: Watched | null
   looksLeft: number
-  /** Since when there have been processes of it; null while there are none. */
-  sinceMs: number | null
+  /** When processes of it were last seen, and killed; null while there are none. */
+  killedAtMs: number | null
+  /** For how long there have been some, as sinceKillMs counts. */
+  survivedMs: number
 }
 
 export class Watcher {
@@ -142,7 +144,7 @@ export class Watcher {
     usage.maxRssBytes = Math.max(usage.maxRssBytes, usage.rssBytes)
     this.#watched.delete(attempt)
     this.#released.set(pid, attempt)
-    this.#over.set(attempt, { watched, looksLeft: LOOKS_AFTER, sinceMs: null })
+    this.#over.set(attempt, { watched, looksLeft: LOOKS_AFTER, killedAtMs: null, survivedMs: 0 })
     this.#options.source.kill(-pid, 'SIGKILL')
     this.#schedule(this.#options.everyMs)
   }
@@ -154,13 +156,15 @@ export class Watcher {
       this.#signal(watched, 'SIGTERM')
       await clock.sleep(graceMs, exited)
     }
-    const sinceMs = clock.monotonicMs()
+    let survivedMs = 0
     while (!exited.aborted) {
+      const killedAtMs = clock.monotonicMs()
       this.#signal(watched, 'SIGKILL')
       // Whoever is late for a pilot that leaves is killed once, and waited for by nobody.
       if (this.#isClosed) return
       await clock.sleep(KILL_REPEAT_MS, exited)
-      if (exited.aborted || clock.monotonicMs() - sinceMs < UNKILLABLE_AFTER_MS) continue
+      survivedMs += sinceKillMs(killedAtMs, clock.monotonicMs())
+      if (exited.aborted || survivedMs < UNKILLABLE_AFTER_MS) continue
       return this.#isUnkillable(watched, watched.target.pid)
     }
   }
@@ -231,7 +235,7 @@ export class Watcher {
   #forgetOver(): void {
     let forgotten = 0
     for (const [attempt, over] of this.#over) {
-      if (over.sinceMs !== null || --over.looksLeft > 0) continue
+      if (over.killedAtMs !== null || --over.looksLeft > 0) continue
       this.#over.delete(attempt)
       forgotten++
     }
@@ -277,17 +281,20 @@ export class Watcher {
     const nowMs = clock.monotonicMs()
     for (const [attempt, processes] of members) {
       if (this.#watched.has(attempt)) continue
-      const over = this.#over.get(attempt) ?? { watched: null, looksLeft: LOOKS_AFTER, sinceMs: null }
+      const over = this.#over.get(attempt) ?? { watched: null, looksLeft: LOOKS_AFTER, killedAtMs: null, survivedMs: 0 }
       this.#over.set(attempt, over)
-      if (over.sinceMs === null) log.info({ attempt, processes: processes.length }, 'payload.leftoversEnded')
-      over.sinceMs ??= nowMs
+      if (over.killedAtMs === null) {
+        log.info({ attempt, processes: processes.length }, 'payload.leftoversEnded')
+        over.survivedMs = 0
+      } else over.survivedMs += sinceKillMs(over.killedAtMs, nowMs)
+      over.killedAtMs = nowMs
       over.looksLeft = LOOKS_AFTER
       for (const facts of processes) source.kill(facts.pid, 'SIGKILL')
-      if (over.watched && nowMs - over.sinceMs > UNKILLABLE_AFTER_MS) {
+      if (over.watched && over.survivedMs > UNKILLABLE_AFTER_MS) {
         this.#isUnkillable(over.watched, processes[0]!.pid)
       }
     }
-    for (const [attempt, over] of this.#over) if (!members.has(attempt)) over.sinceMs = null
+    for (const [attempt, over] of this.#over) if (!members.has(attempt)) over.killedAtMs = null
   }
 
   #check(watched: Watched): void {
@@ -354,6 +361,14 @@ export class Watcher {
     watched.isViolated = true
     watched.target.onViolated(reason, detail)
   }
+}
+
+/**
+ * How long something has outlived its SIGKILL. Where this pilot stood still, the killed may have as well, or have ended
+ * unseen: of any one wait so little counts that it takes several kills to prove something unkillable.
+ */
+function sinceKillMs(killedAtMs: number, seenAtMs: number): number {
+  return Math.min(seenAtMs - killedAtMs, STOOD_STILL_MS)
 }
 
 function realPath(folder: string): string {
