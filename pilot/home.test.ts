@@ -1,6 +1,7 @@
 import {
   chmodSync,
   chownSync,
+  existsSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
@@ -10,13 +11,15 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs'
+import { rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { execa } from 'execa'
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
 import { silentLog } from '../shared/log.ts'
-import { adoptDead, startGuard, takeHome, takeScratch } from './home.ts'
+import { runBound } from './bound.ts'
+import { adoptDead, removeFolder, startGuard, takeHome, takeScratch } from './home.ts'
 import { Outbox } from './outbox.ts'
 import { RUN_VARIABLE } from './processes.ts'
 import { PATH } from './testbench.ts'
@@ -120,6 +123,37 @@ test('home - a guard that is dismissed ends nothing', async () => {
   expect(isRunning(payload.pid!)).toBe(true)
   payload.kill('SIGKILL')
   await payload
+})
+
+describe('removal', () => {
+  const target = () => join(folder, 'target')
+
+  test('removal - a folder deeper than any path can say is removed', async () => {
+    const name = 'd'.repeat(250)
+    const deepen =
+      'for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do mkdir "$0"; cd -P "$0"; echo x >x; done'
+    mkdirSync(target())
+    await execa('/bin/sh', ['-c', deepen, name], { cwd: target() })
+    await expect(rm(target(), { recursive: true })).rejects.toMatchObject({ code: 'ENAMETOOLONG' })
+    expect(await removeFolder(target(), silentLog)).toBe(true)
+    expect(existsSync(target())).toBe(false)
+    expect(await removeFolder(target(), silentLog)).toBe(true)
+  })
+
+  test('removal - of what cannot be removed it says so, and why', async () => {
+    const said = await runBound(`
+      import { chmodSync, mkdirSync } from 'node:fs'
+      import { pino } from 'pino'
+      import { removeFolder } from './home.ts'
+      const lines = []
+      const log = pino({}, { write: (line) => lines.push(JSON.parse(line)) })
+      mkdirSync(${JSON.stringify(target())})
+      chmodSync(${JSON.stringify(folder)}, 0o500)
+      const isGone = await removeFolder(${JSON.stringify(target())}, log)
+      chmodSync(${JSON.stringify(folder)}, 0o700)
+      console.log(JSON.stringify({ isGone, said: lines.map(({ msg, err }) => [msg, err.code]) }))`)
+    expect(said).toEqual({ isGone: false, said: [['folder.notRemoved', 'EACCES']] })
+  })
 })
 
 describe('scratch', () => {

@@ -125,16 +125,23 @@ async function endProcessesOf(run: string, log: Log, source: ProcessSource = lin
   if (found.length > 0) log.warn({ processes: found.length, run }, 'payload.orphansEnded')
 }
 
-/** Also where a payload left folders that nobody may enter. */
-export async function removeFolder(folder: string, log: Log): Promise<void> {
+/**
+ * Also where a payload left folders that nobody may enter, or that lie deeper than any path can say: the system's own
+ * programs go down step by step. @returns whether it is gone; why not is logged
+ */
+export async function removeFolder(folder: string, log: Log): Promise<boolean> {
   const remove = () => rm(folder, { recursive: true, force: true, maxRetries: 3 })
   try {
     await remove().catch(async () => {
       await execa('chmod', ['-R', 'u+rwx', folder], { reject: false, stdio: 'ignore' })
+      await execa('rm', ['-rf', folder], { reject: false, stdio: 'ignore' })
+      // Says what is in the way still.
       await remove()
     })
+    return true
   } catch (error) {
     log.warn({ err: error, folder }, 'folder.notRemoved')
+    return false
   }
 }
 
