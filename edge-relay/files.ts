@@ -57,6 +57,8 @@ export interface RelayFilesOptions {
   port: number
   /** On the disk of outbox and cache. */
   room: Room
+  /** Of one who hands a file in; default: the file server's. */
+  silenceMs?: number
   onServed?: (kind: FileRequest['kind'], verb: FileRequest['verb'], bytes: number) => void
   onRefused?: (code: ErrorCode) => void
 }
@@ -67,10 +69,11 @@ export interface RelayFiles {
 }
 
 export async function serveFiles(options: RelayFilesOptions): Promise<RelayFiles> {
-  const { tls, host, port, log, onServed, onRefused } = options
+  const { tls, host, port, log, silenceMs, onServed, onRefused } = options
   const handler = fileHandler(fileService(options), log, {
     ...(onServed ? { onServed } : {}),
     ...(onRefused ? { onRefused } : {}),
+    ...(silenceMs === undefined ? {} : { silenceMs }),
   })
   const server = createServer({ ...LIMITS, cert: tls.cert, key: tls.key, minVersion: 'TLSv1.2' }, handler)
   server.maxConnections = MAX_CONNECTIONS

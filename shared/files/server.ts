@@ -30,6 +30,8 @@ import { type AttemptName, CAPABILITY_HEADER } from './capability.ts'
 
 export const CHECKSUM_HEADER = 'indraft-checksum'
 const LINGER_MS = 5000
+/** Of a body that is being sent: longer than a link of one's own may stall, far shorter than what waits for its room. */
+const SILENCE_MS = 60_000
 
 export type FileRequest =
   | { verb: 'get'; kind: 'blob'; digest: string }
@@ -66,6 +68,8 @@ export interface FileServerOptions {
   onRefused?: (code: ErrorCode) => void
   /** How long what a refused sender still sends is read, milliseconds. */
   lingerMs?: number
+  /** A sender from whom nothing came for so long is cut off, milliseconds. */
+  silenceMs?: number
 }
 
 export type NodeHandler = (request: IncomingMessage, response: ServerResponse) => void
@@ -100,8 +104,7 @@ async function answer(
     if (typeof checksum !== 'string' || !/^sha256:[0-9a-f]{64}$/i.test(checksum)) {
       throw new IndraftError('request.invalid', 'header Indraft-Checksum: expected sha256: and 64 hexadecimal digits')
     }
-    // A body that is left half-way stays open: ending it would end the connection before the refusal is sent.
-    const content = request.iterator({ destroyOnReturn: false })
+    const content = bodyOf(request, options.silenceMs ?? SILENCE_MS)
     const length = request.headers['content-length']
     const promisedBytes = length === undefined ? null : Number(length)
     const outcome = await service.putAttemptFile(wanted.attempt, wanted.path, content, checksum, promisedBytes)
@@ -120,6 +123,44 @@ async function answer(
   if (!file) throw new IndraftError('request.notFound', 'There is no such file.')
   const bytes = await sendFile(request, response, file, contentOf(wanted, file))
   options.onServed?.(wanted.kind, wanted.verb, bytes)
+}
+
+/**
+ * The content that is sent. A node that dies or is suspended in the middle ends nothing by itself, and what its file
+ * was given room for stays taken.
+ */
+async function* bodyOf(request: IncomingMessage, silenceMs: number): AsyncGenerator<Uint8Array> {
+  let isSilent = false
+  const cut = () => {
+    isSilent = true
+    request.destroy()
+  }
+  const watch = () => {
+    let last: NodeJS.Immediate | undefined
+    // Where this process stood still what came meanwhile is read first.
+    const timer = setTimeout(() => {
+      last = setImmediate(cut)
+    }, silenceMs)
+    return () => {
+      clearTimeout(timer)
+      clearImmediate(last)
+    }
+  }
+  let unwatch = watch()
+  try {
+    // What is left half-way stays open: ending it would end the connection before the refusal is sent.
+    for await (const chunk of request.iterator({ destroyOnReturn: false })) {
+      // A disk that is slow to take it is not the sender's silence.
+      unwatch()
+      yield chunk
+      unwatch = watch()
+    }
+  } catch (error) {
+    if (!isSilent) throw error
+    throw new IndraftError('link.timeout', `the sender was silent for ${silenceMs} ms`, { cause: error })
+  } finally {
+    unwatch()
+  }
 }
 
 async function findFile(
