@@ -13,6 +13,8 @@ let tried: string[]
 let settled: Record<string, string>
 /** What is answered for names that begin so. */
 let refusals: Record<string, ErrorCode>
+/** Those that run until they are let go. */
+let large: Record<string, PromiseWithResolvers<void>>
 
 beforeEach(() => {
   clock = manualClock()
@@ -20,6 +22,7 @@ beforeEach(() => {
   tried = []
   settled = {}
   refusals = {}
+  large = {}
   queue = new UploadQueue(clock, stop.signal, {
     onPutOff: () => {},
     onError: (_, error) => {
@@ -29,6 +32,7 @@ beforeEach(() => {
 })
 afterEach(async () => {
   stop.abort()
+  for (const { resolve } of Object.values(large)) resolve()
   await queue.ended()
 })
 
@@ -40,6 +44,7 @@ function add(name: string, kind: 'outputs' | 'log' = 'outputs'): void {
     await Promise.resolve()
     const code = Object.entries(refusals).find(([beginning]) => name.startsWith(beginning))?.[1]
     if (code) throw new IndraftError(code)
+    await large[name]?.promise
   }
   const settle = (error?: unknown) => {
     settled[name] = error === undefined ? 'up' : (error as IndraftError).code
@@ -90,6 +95,57 @@ describe('upload queue - what may pass', () => {
     await clock.advance(15_000)
     expect(settledNames()).toHaveLength(20)
     expect(queue.waiting).toBe(0)
+  })
+})
+
+describe('upload queue - one that takes hours', () => {
+  beforeEach(() => {
+    large = { 'x/large': Promise.withResolvers() }
+  })
+  const rest = ['x/0', 'x/1', 'x/2', 'x/3']
+
+  it('upload queue - begun before another was put off, it does not hold up the one that then asks', async () => {
+    add('x/large')
+    refusals = { 'x/0': 'link.timeout' }
+    for (const name of rest.slice(0, 1)) add(name)
+    await settle()
+    refusals = {}
+    for (const name of rest.slice(1)) add(name)
+    await settle()
+    expect(tried).toEqual(['x/large', 'x/0'])
+    await clock.advance(1000)
+    expect(settledNames()).toEqual(rest)
+    large['x/large']!.resolve()
+    await settle()
+    expect(settled['x/large']).toBe('up')
+  })
+
+  it('upload queue - when it is the one that asks the others follow after 15 s, and rest again when they are put off', async () => {
+    refusals = { 'x/': 'link.timeout' }
+    add('x/large')
+    await settle()
+    refusals = {}
+    await clock.advance(1000)
+    expect(tried).toEqual(['x/large', 'x/large'])
+    for (const name of rest) add(name)
+    await clock.advance(14_999)
+    expect(tried).toHaveLength(2)
+    refusals = { 'x/0': 'link.timeout' }
+    await clock.advance(1)
+    expect(settledNames()).toEqual(rest.slice(1))
+    refusals = {}
+    await clock.advance(1000)
+    expect(settledNames()).toEqual(rest)
+  })
+
+  it('upload queue - one that asked and was put off opens nothing when its 15 s are over', async () => {
+    refusals = { 'x/': 'dispatcher.busy' }
+    for (let i = 0; i < 20; i++) add(`x/${i}`)
+    // Rests of 1, 2, 4 and 8 s: asked after 15 s; the first one asked after 1 s.
+    await clock.advance(14_000)
+    tried = []
+    await clock.advance(3000)
+    expect(tried).toHaveLength(1)
   })
 })
 

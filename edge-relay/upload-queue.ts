@@ -3,8 +3,9 @@
  * turn, and outputs before logs, because results wait for outputs and nothing waits for logs.
  *
  * What always holds: an upload that is put off holds no place. Where its failure may pass, its campaign rests and then
- * sends one to ask, with growing pauses until one gets through: what one campaign lacks holds up no other, and a centre
- * that is away is asked once a campaign. Where the failure may be about the file alone, that one waits alone.
+ * sends one to ask, with growing pauses until one gets through, or runs long enough to be only large: what one campaign
+ * lacks holds up no other, and a centre that is away is asked once a campaign. Where the failure may be about the file
+ * alone, that one waits alone.
  */
 import type { Clock } from '../shared/clock.ts'
 import { type Outlook, outlookOf } from './upload-failures.ts'
@@ -13,6 +14,8 @@ const SIDE_BY_SIDE = 6
 /** A doubtful failure is final when it came so often. */
 const MOST_DOUBTS = 6
 const PAUSE_MS = { first: 1000, longest: 15_000 }
+/** One that asks and did not fail for so long gets through: tens of gigabytes take hours. */
+const ANSWERED_MS = 15_000
 
 export interface Upload {
   campaign: string
@@ -43,8 +46,13 @@ interface Line {
   running: number
   /** Of its last rest; 0 since one was not put off. */
   pauseMs: number
-  /** While it rests. */
-  rest: symbol | undefined
+  /** A new one with each change: who waited for the end of another finds it gone. */
+  turn: Turn
+}
+
+/** Whose turn it is: all's; after one was put off nobody's; then that of one, who asks; while it asks nobody's again. */
+interface Turn {
+  readonly of: 'all' | 'rest' | 'one' | 'asking'
 }
 
 export class UploadQueue {
@@ -86,7 +94,7 @@ export class UploadQueue {
   #enter(upload: Kept): Line {
     let line = this.#lines.get(upload.campaign)
     if (!line) {
-      line = { outputs: [], log: [], running: 0, pauseMs: 0, rest: undefined }
+      line = { outputs: [], log: [], running: 0, pauseMs: 0, turn: { of: 'all' } }
       this.#lines.set(upload.campaign, line)
     }
     line[upload.kind].push(upload)
@@ -105,9 +113,10 @@ export class UploadQueue {
   #next(): [Kept, Line] | undefined {
     for (const kind of ['outputs', 'log'] as const) {
       for (const [campaign, line] of this.#lines) {
-        const isAsking = line.pauseMs > 0 && line.running > 0
-        const upload = line.rest || isAsking ? undefined : line[kind].shift()
+        const mayGo = line.turn.of === 'all' || line.turn.of === 'one'
+        const upload = mayGo ? line[kind].shift() : undefined
         if (!upload) continue
+        if (line.turn.of === 'one') this.#turn(line, 'asking', ANSWERED_MS, () => open(line))
         this.#lines.delete(campaign)
         this.#lines.set(campaign, line)
         return [upload, line]
@@ -163,21 +172,28 @@ export class UploadQueue {
 
   /** @returns how long */
   #rest(line: Line): number {
-    if (line.rest) return line.pauseMs
-    const rest = Symbol()
-    line.rest = rest
+    if (line.turn.of === 'rest') return line.pauseMs
     line.pauseMs = Math.min(2 * line.pauseMs || PAUSE_MS.first, PAUSE_MS.longest)
-    void this.#clock.sleep(line.pauseMs, this.#stop).then(() => {
-      if (line.rest !== rest) return
-      line.rest = undefined
-      this.#run()
+    this.#turn(line, 'rest', line.pauseMs, () => {
+      line.turn = { of: 'one' }
     })
     return line.pauseMs
+  }
+
+  /** @param next what follows when nothing changes it before */
+  #turn(line: Line, of: Turn['of'], forMs: number, next: () => void): void {
+    const turn = { of }
+    line.turn = turn
+    void this.#clock.sleep(forMs, this.#stop).then(() => {
+      if (line.turn !== turn) return
+      next()
+      this.#run()
+    })
   }
 }
 
 /** One was not put off: the others may go at once. */
 function open(line: Line): void {
   line.pauseMs = 0
-  line.rest = undefined
+  line.turn = { of: 'all' }
 }
