@@ -3,7 +3,7 @@
  * (its working directory and HOME) and `tmp`; beside them, for the pilot alone, stand its logs.
  */
 import { lstat, mkdir, realpath } from 'node:fs/promises'
-import { join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import { type ErrorCode, IndraftError } from '../shared/errors.ts'
 import { safeParts } from '../shared/files/attempt-files.ts'
 import { prepareControl, wasReached } from './container.ts'
@@ -51,12 +51,17 @@ export class AttemptFolder {
     return join(this.path, stream)
   }
 
+  /** By its real path up to its own name: on the host a payload can remove it, or put a link in its place. */
+  async real(): Promise<string> {
+    return join(await realpath(dirname(this.path)), basename(this.path))
+  }
+
   /**
-   * The working folder by its real path: on the host a payload can remove it, or put a link in its place.
+   * The working folder, as `real`: a payload can remove that as well, or put a link in its place.
    * @throws IndraftError payload.outputMissing where it is no folder any more
    */
   async realWork(): Promise<string> {
-    const work = join(await realpath(this.path), 'work')
+    const work = join(await this.real(), 'work')
     const isFolder = await lstat(work).then(
       (facts) => facts.isDirectory(),
       () => false,

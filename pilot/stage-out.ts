@@ -2,7 +2,6 @@
  * What an attempt leaves, stored under its own path: the outputs that its step names, all or none of which count, and
  * its logs, of which any may get lost without changing how the task ended.
  */
-import { lstat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { IndraftError, isIndraftError } from '../shared/errors.ts'
 import { expand, type Values } from '../shared/expand.ts'
@@ -89,7 +88,10 @@ async function storeHeld(
   }
 }
 
-/** Those that are not empty. @returns the ones that were stored; what goes wrong is logged */
+/**
+ * Those that are not empty, and files: on the host a payload can put anything in their place.
+ * @returns the ones that were stored; what goes wrong is logged
+ */
 export async function storeLogs(
   attempt: AttemptRef,
   folder: AttemptFolder,
@@ -98,13 +100,15 @@ export async function storeLogs(
 ): Promise<OutputRecord[]> {
   const stored: OutputRecord[] = []
   for (const stream of ['stdout', 'stderr'] as const) {
-    const location = folder.log(stream)
     try {
-      const facts = await lstat(location).catch(() => null)
-      if (!facts || facts.size === 0) continue
-      const checksum = await checksumFile(location)
-      const file = { attempt, path: `${LOG_FOLDER}/${stream}`, location, sizeBytes: facts.size, checksum }
-      stored.push(await storeOutput(file, null, transfer))
+      const held = await holdOutput(await folder.real(), stream)
+      if (!held) continue
+      try {
+        if ((await held.handle.stat()).size === 0) continue
+        stored.push(await storeHeld(attempt, `${LOG_FOLDER}/${stream}`, held, null, transfer))
+      } finally {
+        await held.handle.close()
+      }
     } catch (error) {
       log.warn({ err: error, stream }, 'attempt.logNotStored')
     }
@@ -117,7 +121,7 @@ const LOCKED = ['EACCES', 'EPERM']
 
 /**
  * An output, to be closed; null where it is not there.
- * @param work as AttemptFolder.realWork gives it
+ * @param work as AttemptFolder.realWork gives it, or for logs `real`
  * @throws IndraftError payload.outputRefused for anything but a regular file that can be read without following a link
  */
 async function holdOutput(work: string, path: string): Promise<Held | null> {

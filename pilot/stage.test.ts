@@ -1,4 +1,6 @@
 /** Inputs and outputs beyond what a whole attempt shows (payload.test.ts): what others do meanwhile, and what is left. */
+
+import { execFileSync } from 'node:child_process'
 import {
   existsSync,
   lstatSync,
@@ -8,6 +10,7 @@ import {
   rmSync,
   statSync,
   symlinkSync,
+  truncateSync,
   unlinkSync,
   writeFileSync,
 } from 'node:fs'
@@ -16,11 +19,12 @@ import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+import { silentLog } from '../shared/log.ts'
 import { digestOf } from '../shared/signing.ts'
 import { AttemptFolder } from './attempt-folder.ts'
 import { runBound } from './bound.ts'
 import { fetchManifest, fetchWinner, type Transfer, transferAll } from './drivers.ts'
-import { storeOutputs } from './stage-out.ts'
+import { storeLogs, storeOutputs } from './stage-out.ts'
 import { makeTemplate, TestSite } from './testbench.ts'
 
 const SECRET = 'the credential of the pilot'
@@ -218,6 +222,54 @@ describe('outputs', () => {
 function isLink(path: string): boolean {
   return lstatSync(path).isSymbolicLink()
 }
+
+describe('logs', () => {
+  const logsOf = async (more: Partial<Transfer> = {}) => {
+    const stored = await storeLogs(ref, folder, transfer(more), silentLog)
+    return stored.map(({ path, sizeBytes }) => `${path} ${sizeBytes}`)
+  }
+  const put = (name: 'stdout' | 'stderr', content: string) => writeFileSync(folder.log(name), content)
+
+  test.each<[string, (stdout: string) => void]>([
+    ['a link to a file of the account', (stdout) => symlinkSync(secret, stdout)],
+    ['a link to what has no end', (stdout) => symlinkSync('/dev/zero', stdout)],
+    [
+      'a link to a FIFO',
+      (stdout) => {
+        execFileSync('mkfifo', [join(folder.work, 'fifo')])
+        symlinkSync(join(folder.work, 'fifo'), stdout)
+      },
+    ],
+    ['a FIFO', (stdout) => void execFileSync('mkfifo', [stdout])],
+    ['a folder', (stdout) => mkdirSync(stdout)],
+  ])('logs - %s in the place of one is neither stored nor waited for', async (_what, make) => {
+    make(folder.log('stdout'))
+    put('stderr', 'said')
+    expect(await logsOf()).toEqual(['.log/stderr 4'])
+    expect(await site.store.find(ref, '.log/stdout')).toBeNull()
+  })
+
+  test('logs - of an attempt whose folder is gone there are none, and a link in its place leads to nobody’s', async () => {
+    const others = join(site.folder, 'others')
+    mkdirSync(join(others, 'work'), { recursive: true })
+    writeFileSync(join(others, 'stdout'), SECRET)
+    writeFileSync(join(others, 'work', 'out'), SECRET)
+    rmSync(folder.path, { recursive: true })
+    const storing = () => storeOutputs(ref, [output('out')], folder, transfer())
+    expect(await logsOf()).toEqual([])
+    await expect(storing()).rejects.toMatchObject({ code: 'payload.outputMissing' })
+    symlinkSync(others, folder.path)
+    expect(await logsOf()).toEqual([])
+    await expect(storing()).rejects.toMatchObject({ code: 'payload.outputRefused' })
+  })
+
+  test('logs - one that takes too long to read is given up, and nothing of it is stored', async () => {
+    // Hours of zeros, of which the disk has none.
+    put('stdout', '')
+    truncateSync(folder.log('stdout'), 2 ** 43)
+    expect(await logsOf({ signal: AbortSignal.timeout(100) })).toEqual([])
+  })
+})
 
 describe('inputs', () => {
   const needs = { ...makeTemplate().needs, scratchBytes: 100_000 }
