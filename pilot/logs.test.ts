@@ -1,5 +1,15 @@
 import { execFileSync } from 'node:child_process'
-import { closeSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync, writeSync } from 'node:fs'
+import {
+  closeSync,
+  linkSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, expect, test } from 'vitest'
@@ -64,6 +74,28 @@ test('logs - a process that outlives the payload with the pipe in hand delays no
   const path = await log.finish(50)
   closeSync(write)
   expect(readFileSync(path!, 'utf8')).toBe('said')
+})
+
+test.each<[string, (path: string) => void]>([
+  ['a file of the name that the order takes', (path) => writeFileSync(`${path}.ordered`, 'other')],
+  [
+    'a folder in its own place',
+    (path) => {
+      rmSync(path)
+      mkdirSync(path)
+    },
+  ],
+])('logs - more than the cap beside %s is the first half, and no error', async (_what, meddle) => {
+  const { read, write } = await new PipeMaker(join(folder, 'pipes')).take()
+  const path = join(folder, 'log')
+  const log = new CappedLog(read, path, 10)
+  writeSync(write, 'abcdefghijkl')
+  await expect.poll(() => log.bytes).toBe(12)
+  linkSync(path, join(folder, 'seen'))
+  meddle(path)
+  closeSync(write)
+  expect(await log.finish()).toBe(path)
+  expect(readFileSync(join(folder, 'seen'), 'utf8')).toBe('abcde\n[... 7 bytes left out ...]\n')
 })
 
 test('logs - the tail of a file', async () => {

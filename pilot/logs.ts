@@ -5,6 +5,7 @@
  * 1.7 s and the pilot no memory.
  *
  * The file: bytes up to half the cap as they came, the rest round and round in the second half; put in order at the end.
+ * Whatever becomes of it says nothing of how the task ended: on the host a payload can do there what it likes.
  */
 import { randomUUID } from 'node:crypto'
 import { close, constants, openSync, unlinkSync } from 'node:fs'
@@ -139,7 +140,7 @@ export class CappedLog {
 
   /**
    * Call when the payload has ended. A process that outlived it may hold the pipe: no longer than `waitMs` is waited.
-   * @returns the file, in order; null where nothing was written
+   * Never throws. @returns the file, in order; null where nothing was written, or that was lost
    */
   async finish(waitMs = 2000): Promise<string | null> {
     let timer: NodeJS.Timeout | undefined
@@ -152,11 +153,13 @@ export class CappedLog {
     const file = this.#file
     if (!file) return null
     try {
-      if (this.#bytes > this.#capBytes) await this.#putInOrder(file)
+      if (this.#bytes > this.#capBytes) await this.#putInOrder(file).catch(() => this.#keepHead(file))
+      return this.#path
+    } catch {
+      return null
     } finally {
-      await file.close()
+      await file.close().catch(() => {})
     }
-    return this.#path
   }
 
   async #putInOrder(file: FileHandle): Promise<void> {
@@ -166,7 +169,7 @@ export class CappedLog {
     const target = await open(ordered, 'wx', 0o600)
     try {
       await copyPart(file, target, 0, this.#half)
-      await target.write(`\n[... ${this.#bytes - this.#capBytes} bytes left out ...]\n`)
+      await target.write(leftOut(this.#bytes - this.#capBytes))
       await copyPart(file, target, this.#half + start, this.#capBytes)
       await copyPart(file, target, this.#half, this.#half + start)
     } finally {
@@ -174,6 +177,18 @@ export class CappedLog {
     }
     await rename(ordered, this.#path)
   }
+
+  /** Where the second half cannot be put in order, which takes a name and room, the log ends with the first. */
+  async #keepHead(file: FileHandle): Promise<void> {
+    const { size } = await file.stat()
+    const kept = Math.min(size, this.#half)
+    await file.truncate(kept)
+    await file.write(leftOut(this.#bytes - kept), kept)
+  }
+}
+
+function leftOut(bytes: number): string {
+  return `\n[... ${bytes} bytes left out ...]\n`
 }
 
 async function copyPart(from: FileHandle, to: FileHandle, start: number, end: number): Promise<void> {

@@ -244,6 +244,17 @@ describe('limits', () => {
     expect(await early.run()).toMatchObject({ reason: 'attempt.cancelled', wallMs: 0 })
   })
 
+  test.each([
+    ['makes the name that putting its log in order takes', '>../stdout.ordered', null],
+    ['removes its whole folder', 'cd / && rm -rf "$(dirname "$OLDPWD")"', 'payload.signal'],
+  ])('payload - that %s and says more than is kept is no fault of its node', async (_what, meddle, reason) => {
+    const result = await site.runScript(`seq 1000; ${meddle}`, { logBytes: 100 })
+    expect(result).toMatchObject({ end: reason === null ? 'done' : 'failed', reason })
+    const kept = await site.stored(result, '.log/stdout')
+    if (reason === null) expect(kept).toMatch(/^1\n2\n3\n[\s\S]*\n\[\.\.\. 3843 bytes left out \.\.\.\]\n$/)
+    else expect(kept).toBeNull()
+  })
+
   test('payload - printing a gigabyte costs neither memory nor disk', async () => {
     const before = process.memoryUsage.rss()
     const script = 'echo first; head -c 1000000000 /dev/zero; echo last'
