@@ -1,5 +1,5 @@
 /** A pilot in this process on a node that tools of the test describe: whose GPUs are whose, the end of an allocation, bans. */
-import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, renameSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest'
 import { systemClock } from '../shared/clock.ts'
@@ -310,6 +310,66 @@ test('packing - what a task has written takes scratch until it is stored and rem
   await until(() => script.results.length === 2)
   expect(script.results.map(({ end }) => end)).toEqual(['done', 'done'])
   expect(others).toEqual([[], []])
+})
+
+test('packing - a core that came free is offered with the scratch that comes free after it, and waits for no other pull', async () => {
+  const storing = Promise.withResolvers<void>()
+  const stored = Promise.withResolvers<void>()
+  const put = site.store.put.bind(site.store)
+  site.store.put = async (...file) => {
+    storing.resolve()
+    await stored.promise
+    return await put(...file)
+  }
+  onTestFinished(() => stored.resolve())
+  const space = 2 ** 30
+  const work = {
+    ...sh('echo here >out'),
+    outputs: [{ path: 'out', url: null, optional: false }],
+    needs: { ...needs, scratchBytes: 600 * 2 ** 20 },
+  }
+  // A dispatcher has one pull of a pilot at a time, and keeps one that it has nothing for.
+  const onPull = script.onPull.bind(script)
+  const over = Promise.withResolvers<void>()
+  onTestFinished(() => over.resolve())
+  const offered: number[] = []
+  script.onPull = async (peer, pull) => {
+    offered.push(pull.offer[0]!.shape.scratchBytes)
+    if (offered.length > 2) await over.promise
+    return await onPull(peer, pull)
+  }
+  script.give(work, '0')
+  script.give(work, '1')
+  await start({ cores: 1, scratchSpace: '1GiB' })
+  await storing.promise
+  await until(() => offered.length > 1)
+  expect(offered).toEqual([space, space])
+  const beat = await until(() => script.beats.find(({ gauges }) => gauges.coresBusy === 0 && gauges.waiting === 1))
+  expect(beat).toMatchObject({ counters: { tasks_started: 1 } })
+  stored.resolve()
+  await until(() => script.results.length === 2)
+  expect(script.results.map(({ index, end }) => `${index} ${end}`)).toEqual(['0 done', '1 done'])
+})
+
+test('packing - scratch whose files cannot be removed is offered no more, and what it leaves no room for is given back', async () => {
+  const tasks = join(site.folder, 'scratch', 'pilot1', 'tasks')
+  const put = site.store.put.bind(site.store)
+  site.store.put = async (...file) => {
+    // A payload of the same account could do so: no way leads to its files any more.
+    renameSync(tasks, `${tasks}-aside`)
+    symlinkSync('tasks', tasks)
+    return await put(...file)
+  }
+  const [space, scratchBytes] = [2 ** 30, 600 * 2 ** 20]
+  const outputs = [{ path: 'out', url: null, optional: false }]
+  const work = { ...sh('echo here >out'), outputs, needs: { ...needs, scratchBytes } }
+  script.give(work, '0')
+  script.give(work, '1')
+  await start({ cores: 1, scratchSpace: '1GiB' })
+  const pull = await until(() => script.pulls.find(({ returned }) => returned.length > 0))
+  expect(pull.returned).toMatchObject([{ tasks: '1' }])
+  expect(pull.offer).toMatchObject([{ shape: { cores: 1, scratchBytes: space - scratchBytes } }])
+  expect(await until(() => script.results[0])).toMatchObject({ index: 0, end: 'done' })
 })
 
 test('packing - bound payloads have processors of their own, each as many as it asked for', async () => {

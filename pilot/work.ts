@@ -49,8 +49,10 @@ export class Work {
   readonly #running = new Map<Attempt, Lease>()
   /** Finished, not acknowledged; for the log line that closes an attempt. */
   readonly #unacknowledged = new Map<string, Attempt>()
-  /** Attempts whose files may still be there, with what they may write; not those of a closed slot. */
+  /** Attempts whose files are being written or removed, with what they may write; not those of a closed slot. */
   readonly #scratch = new Map<Attempt, Needs>()
+  /** Those of them whose files cannot be removed. */
+  readonly #unremoved = new Map<Attempt, Needs>()
   /** Room that unkillable processes keep; their GPUs are retired. */
   readonly #closed: Needs[] = []
   readonly #devices: Devices
@@ -147,7 +149,9 @@ export class Work {
     const { config, leases, timeLeft } = this.#options
     const timeLeftMs = timeLeft.leftMs
     if (timeLeftMs !== null && timeLeftMs < config.leastTimeLeft) return null
-    const room = roomFor(this.#whole(), this.#busy(), [...leases.held], config.ahead)
+    // The scratch of what has ended is about to come free: a pull for less would wait on long after it has. What is
+    // granted for it starts when it is there.
+    const room = roomFor(this.#whole(), this.#busy(false), [...leases.held], config.ahead)
     if (!room) return null
     const aheadMs = Math.round(Math.max(0, room.aheadMs))
     return { shape: room.shape, count: 1, timeLeftMs, aheadMs, node: config.node }
@@ -155,21 +159,25 @@ export class Work {
 
   #whole(): Shape {
     const { node: _node, timeLeftMs: _timeLeftMs, labels: _labels, ...shape } = this.#options.facts()
-    const left = this.#closed.reduce((whole, needs) => shapeWithout(whole, { ...needs, gpus: 0 }), shape)
+    const taken = this.#closed.map((needs) => ({ ...needs, gpus: 0 }))
+    for (const needs of this.#unremoved.values()) taken.push({ ...needs, cores: 0, memoryBytes: 0, gpus: 0 })
+    const left = taken.reduce((whole, needs) => shapeWithout(whole, needs), shape)
     // Those of several closed slots may be the same.
     return { ...left, gpus: left.gpus - this.#devices.retired }
   }
 
-  #busy(): BusyWork[] {
+  /** @param withEnded what lies in scratch of payloads that have ended counts too, until it is stored and removed */
+  #busy(withEnded: boolean): BusyWork[] {
     const busy: BusyWork[] = []
     for (const [attempt, lease] of this.#running) {
       if (!attempt.takesRoom) continue
       busy.push({ needs: lease.needs, estimateMs: lease.estimateMs, elapsedMs: attempt.elapsedMs })
     }
-    // Files of payloads that have ended lie in scratch until they are stored and removed, and images that had to be
-    // unpacked for as long as they are in use.
+    // Images that had to be unpacked lie in scratch for as long as they are in use.
     let scratchBytes = this.#options.around.runtimes.reduce((sum, { unpacked }) => sum + (unpacked?.bytes ?? 0), 0)
-    for (const [attempt, needs] of this.#scratch) if (!attempt.takesRoom) scratchBytes += needs.scratchBytes
+    for (const [attempt, needs] of this.#scratch) {
+      if (withEnded && !attempt.takesRoom) scratchBytes += needs.scratchBytes
+    }
     const needs = { ...busy[0]?.needs, cores: 0, memoryBytes: 0, gpus: 0, scratchBytes } as Needs
     if (scratchBytes > 0) busy.push({ needs, estimateMs: 0, elapsedMs: 0 })
     return busy
@@ -186,7 +194,7 @@ export class Work {
     // Outputs that are being stored take no core, but there is an end to how many may pile up.
     while (this.#running.size < 4 * whole.cores + 16 && !this.isAtLimit) {
       const nowMs = clock.monotonicMs()
-      const lease = nextToStart(leases.held, freeShape(whole, this.#busy()), timeLeft.leftMs, nowMs)
+      const lease = nextToStart(leases.held, freeShape(whole, this.#busy(true)), timeLeft.leftMs, nowMs)
       if (!lease) return
       this.#start(lease, lease.takeNext())
     }
@@ -224,12 +232,15 @@ export class Work {
       lease.sawRunTime(attempt.elapsedMs)
       this.#options.onChanged(true)
     }
-    attempt.onRemoved = () => {
-      if (this.#scratch.delete(attempt)) this.#options.onChanged(false)
+    attempt.onRemoved = (isGone) => {
+      if (!this.#scratch.delete(attempt)) return
+      if (!isGone) this.#unremoved.set(attempt, lease.needs)
+      this.#options.onChanged(false)
     }
     attempt.onUnkillable = () => {
       // Its room is not used again; somebody may have been given it since the attempt ended.
       this.#scratch.delete(attempt)
+      this.#unremoved.delete(attempt)
       this.#closed.push(lease.needs)
       this.#devices.retire(ids)
       this.#cpus?.retire(cpus ?? [])
