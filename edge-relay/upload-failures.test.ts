@@ -41,8 +41,10 @@ it('upload failures - what reading one file throws is doubtful, what the machine
   expect(outlookOf(Object.assign(new Error('over'), { code: 'CERT_HAS_EXPIRED' }))).toBe('passing')
 })
 
-it('upload failures - what no request can be made of is final', async () => {
+it('upload failures - a name that no request can be made of is final, a header or an address is doubtful', async () => {
   const asked = (address: () => string, headers = {}) => thrownBy(async () => request(address(), { headers }))
-  expect(outlookOf(await asked(() => 'http://127.0.0.1:1', { 'indraft-checksum': 'sha256:0\n' }))).toBe('final')
   expect(outlookOf(await asked(() => fileAddress.attempt('c1/sim/0/1/\ud800')))).toBe('final')
+  // As with a credential that somebody edited: it is about all files, and passes when it is mended.
+  expect(outlookOf(await asked(() => 'http://127.0.0.1:1', { authorization: 'Bearer a\nb' }))).toBe('doubtful')
+  expect(outlookOf(await asked(() => 'ftp://127.0.0.1:1'))).toBe('doubtful')
 })

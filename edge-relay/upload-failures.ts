@@ -27,9 +27,11 @@ export function outlookOf(error: unknown): Outlook {
     if (FINAL.includes(error.code)) return 'final'
     return PASSING.includes(error.code) || ERRORS[error.code].retry ? 'passing' : 'doubtful'
   }
-  // No request can be made of it, today or later.
-  if (error instanceof URIError || (error as NodeJS.ErrnoException)?.code === 'UND_ERR_INVALID_ARG') return 'final'
+  // It has a name that no request can be made of, today or later.
+  if (error instanceof URIError) return 'final'
   // Everything else is of this machine or of the connection: descriptors, memory, a certificate that ran out.
   const { code = '', syscall = '' } = (error ?? {}) as NodeJS.ErrnoException
+  // A header or an address: of this file, or of the relay's credential.
+  if (code === 'UND_ERR_INVALID_ARG') return 'doubtful'
   return OF_THE_FILE.includes(code) && FILE_CALLS.includes(syscall) ? 'doubtful' : 'passing'
 }

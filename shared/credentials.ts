@@ -9,6 +9,9 @@ import { IndraftError } from './errors.ts'
 import { writePrivately } from './servers/private-file.ts'
 
 const text = z.string().min(1)
+/** Checked, because no request can be made with what does not fit into a header. */
+const bearer = z.string().regex(/^[\x21-\x7e]+$/, 'expected visible ASCII characters alone, no spaces and no line ends')
+const httpUrl = z.url({ protocol: /^https?$/, error: 'expected https://host:port' })
 /** PEM of the one authority that the server's certificate must come from; null where the connection is not TLS. */
 const authority = text.nullable()
 /** The centre's Ed25519 public keys by name (SPKI, base64): work signed with any other key is refused. */
@@ -20,7 +23,7 @@ export const relayCredentialSchema = z.object({
   /** `creds` is the content of a NATS credentials file (a JWT and its seed). */
   nats: z.object({ url: text, creds: text, ca: authority }),
   /** `url` is `https://host:port`, without a path. */
-  files: z.object({ url: text, token: text, ca: authority }),
+  files: z.object({ url: httpUrl, token: bearer, ca: authority }),
   keys,
 })
 export type RelayCredential = z.infer<typeof relayCredentialSchema>
@@ -38,7 +41,7 @@ export const pilotCredentialSchema = z.object({
     inboxPrefix: text,
   }),
   /** Where files are served is said by the dispatcher's welcome. */
-  files: z.object({ token: text, ca: authority }),
+  files: z.object({ token: bearer, ca: authority }),
   keys,
 })
 export type PilotCredential = z.infer<typeof pilotCredentialSchema>
