@@ -99,8 +99,8 @@ export class Attempt {
   #release = () => {}
   /** Called when the attempt's state changes: room may have become free. */
   onChanged: () => void = () => {}
-  /** Called once, when nothing of it takes scratch any more; never where its files cannot be removed. */
-  onRemoved: () => void = () => {}
+  /** Called once, after its end: its files take no scratch any more, or are not to be removed and take it for good. */
+  onRemoved: (isGone: boolean) => void = () => {}
   /** Called once, when SIGKILL does not end something of it; mostly after its own end. */
   onUnkillable: () => void = () => {}
 
@@ -171,9 +171,7 @@ export class Attempt {
       exitCode: result.exitCode,
       wallMs: result.wallMs,
     })
-    void removeFolder(this.#folder.path, this.#log).then((isGone) => {
-      if (isGone) this.onRemoved()
-    })
+    void removeFolder(this.#folder.path, this.#log).then((isGone) => this.onRemoved(isGone))
     // An attempt waits for its acknowledgement, perhaps long: not with buffers in hand.
     this.#stdout = undefined
     this.#stderr = undefined
