@@ -16,10 +16,13 @@ import { check, unpack } from '../shared/protocol/codec.ts'
 import type { OutputRecord } from '../shared/protocol/messages.ts'
 import { type Manifest, manifestSchema } from '../shared/protocol/work.ts'
 import type { FileServer } from './access.ts'
+import { isDoneWithin, isEndedWithin } from './hanging.ts'
 import type { SitePolicy } from './policy.ts'
 import { dropShared, fetchShared, storeShared } from './shared-files.ts'
 
 const TRANSFERS_AT_ONCE = 4
+/** Transfers that are told to end do so within this, but for those that hang in a file system. */
+const END_AT_MOST_MS = 5000
 /** Between two looks for a new credential. */
 const RENEWAL_LOOK_MS = 500
 
@@ -93,6 +96,8 @@ export async function fetchInput(
 ): Promise<void> {
   const driver = driverFor(url, 'stage.inFailed')
   try {
+    // One that hung may come here long after its attempt's folder was removed.
+    transfer.signal.throwIfAborted()
     await mkdir(dirname(target), { recursive: true })
     await driver.fetch(url, target, checksum, transfer)
   } catch (error) {
@@ -129,30 +134,47 @@ export async function fetchWinner(
 }
 
 /**
- * Several transfers, a few at a time. When one fails the others are ended, and it rejects when none is under way any more.
- * @param act is given a transfer that ends with the others @throws what the first that fails throws
+ * Several transfers, a few at a time: all of them or none. When one fails, or the attempt is ended, the others are ended
+ * as well, and it rejects when none is under way any more, but for what hangs: that is left.
+ * @param act is given a transfer that ends with the others
+ * @param undo takes back what came through when not all did, at any time; never throws
+ * @throws what the first that fails throws; link.closed where the attempt was ended
  */
-export async function transferAll<T>(
+export async function transferAll<T, R>(
   items: readonly T[],
   transfer: Transfer,
-  act: (item: T, i: number, transfer: Transfer) => Promise<void>,
-): Promise<void> {
+  act: (item: T, i: number, transfer: Transfer) => Promise<R>,
+  undo: (brought: R) => Promise<void> = async () => {},
+): Promise<R[]> {
   const failed = new AbortController()
-  const together = { ...transfer, signal: AbortSignal.any([transfer.signal, failed.signal]) }
+  const signal = AbortSignal.any([transfer.signal, failed.signal])
+  const together = { ...transfer, signal }
   const errors: unknown[] = []
+  const brought: R[] = []
   let next = 0
   const worker = async () => {
-    for (let i = next++; i < items.length && errors.length === 0; i = next++) {
+    for (let i = next++; i < items.length && !signal.aborted; i = next++) {
       try {
-        await act(items[i]!, i, together)
+        const one = await act(items[i]!, i, together)
+        if (signal.aborted) await undo(one)
+        else brought[i] = one
       } catch (error) {
         errors.push(error)
         failed.abort()
       }
     }
   }
-  await Promise.all(Array.from({ length: Math.min(TRANSFERS_AT_ONCE, items.length) }, worker))
-  if (errors.length > 0) throw errors[0]
+  const workers = Array.from({ length: Math.min(TRANSFERS_AT_ONCE, items.length) }, worker)
+  await isEndedWithin(END_AT_MOST_MS, signal, Promise.all(workers))
+  if (!signal.aborted) return brought
+  await isDoneWithin(END_AT_MOST_MS, undoEach(brought, undo))
+  throw errors[0] ?? new IndraftError('link.closed', 'the attempt was ended')
+}
+
+/** One after the other: where they hang too, they hold one thread. */
+async function undoEach<R>(brought: readonly R[], undo: (brought: R) => Promise<void>): Promise<void> {
+  // Those that did not come through left holes, which are passed over.
+  for (const one of brought.filter(() => true)) await undo(one)
 }
 
 /** @throws IndraftError stage.outFailed | policy.refused */

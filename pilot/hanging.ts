@@ -7,6 +7,8 @@
  * longer than a bound for a last word; the process ends with its own exit status whatever hangs.
  */
 
+import { addAbortListener } from 'node:events'
+
 /** The end of the line in which questions wait: one for the process, as its threads are. */
 let last: Promise<unknown> = Promise.resolve()
 
@@ -35,6 +37,18 @@ export async function isDoneWithin(ms: number, act: Promise<unknown>): Promise<b
   } finally {
     clearTimeout(timer)
   }
+}
+
+/** As isDoneWithin, counted from when it is told to end. */
+export async function isEndedWithin(ms: number, told: AbortSignal, act: Promise<unknown>): Promise<boolean> {
+  const heard = Promise.withResolvers<void>()
+  const listening = addAbortListener(told, () => heard.resolve())
+  try {
+    await Promise.race([act, heard.promise])
+  } finally {
+    listening[Symbol.dispose]()
+  }
+  return await isDoneWithin(ms, act)
 }
 
 /** Ordinary calls that happen to be under way are done within this. */

@@ -29,6 +29,8 @@ export async function fetchShared(
     const facts = await handle.stat()
     if (!facts.isFile()) throw new IndraftError('stage.inputMissing', `${source} is not a regular file`)
     if (facts.size > maxBytes) throw new IndraftError('file.tooLarge', `${facts.size} bytes`)
+    // Where it hung until now, the target's folder may be gone.
+    signal.throwIfAborted()
     const content = handle.createReadStream({ autoClose: false })
     await pipeline(content, createWriteStream(target), { signal })
   } finally {

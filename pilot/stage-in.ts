@@ -33,7 +33,9 @@ export async function fetchInputs({ inputs, manifests, values, work, blobsFolder
     const isFolder = path.endsWith('/')
     const target = join(work, insideWork(isFolder ? path.slice(0, -1) : path, 'campaign.invalid'))
     if (input.url !== null) {
-      await fetchInput(expand(input.url, values), target, input.checksum, { ...transfer, maxBytes: leftBytes })
+      const url = expand(input.url, values)
+      const within = { ...transfer, maxBytes: leftBytes }
+      await transferAll([url], within, (_url, _i, together) => fetchInput(url, target, input.checksum, together))
       leftBytes -= (await lstat(target)).size
       continue
     }

@@ -44,24 +44,16 @@ export async function storeOutputs(
     if (held) present.push(output)
     else if (!output.optional) throw new IndraftError('payload.outputMissing', output.path)
   }
-  const records: OutputRecord[] = []
-  try {
-    await transferAll(present, transfer, async ({ path, url }, i, together) => {
-      const held = await holdOutput(work, path)
-      if (!held) throw new IndraftError('payload.outputMissing', `${path} was removed before it could be stored`)
-      try {
-        records[i] = await storeHeld(attempt, path, held, url, together)
-      } finally {
-        await held.handle.close()
-      }
-    })
-    if (transfer.signal.aborted) throw new IndraftError('link.closed', 'the attempt was ended')
-  } catch (error) {
-    // Those that were not stored left holes, which are passed over.
-    for (const record of records.filter(() => true)) await dropOutput(record)
-    throw error
+  const storeOne = async ({ path, url }: WantedOutput, _i: number, together: Transfer) => {
+    const held = await holdOutput(work, path)
+    if (!held) throw new IndraftError('payload.outputMissing', `${path} was removed before it could be stored`)
+    try {
+      return await storeHeld(attempt, path, held, url, together)
+    } finally {
+      await held.handle.close()
+    }
   }
-  return records
+  return await transferAll(present, transfer, storeOne, dropOutput)
 }
 
 async function storeHeld(

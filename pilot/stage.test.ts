@@ -23,7 +23,7 @@ import { silentLog } from '../shared/log.ts'
 import { digestOf } from '../shared/signing.ts'
 import { AttemptFolder } from './attempt-folder.ts'
 import { runBound } from './bound.ts'
-import { fetchManifest, fetchWinner, type Transfer, transferAll } from './drivers.ts'
+import { fetchManifest, fetchWinner, type Transfer } from './drivers.ts'
 import { storeLogs, storeOutputs } from './stage-out.ts'
 import { makeTemplate, TestSite } from './testbench.ts'
 
@@ -335,26 +335,4 @@ describe('inputs', () => {
     expect(readdirSync(blobs)).toEqual([])
     await new Promise((done) => server.close(done))
   })
-})
-
-test('transfers - when one fails the others are ended before it is said, and none begins', async () => {
-  const begun: number[] = []
-  const under = new Set<number>()
-  const allBegun = Promise.withResolvers<void>()
-  const act = async (_item: null, i: number, { signal }: Transfer) => {
-    begun.push(i)
-    if (begun.length === 4) allBegun.resolve()
-    if (i === 0) {
-      await allBegun.promise
-      throw new Error('the first')
-    }
-    under.add(i)
-    await new Promise<void>((done) => signal.addEventListener('abort', () => setImmediate(done), { once: true }))
-    under.delete(i)
-    // One says so, one comes through all the same.
-    if (i === 1) throw new Error('ended with the others')
-  }
-  await expect(transferAll(Array(10).fill(null), transfer(), act)).rejects.toThrow('the first')
-  expect([...under]).toEqual([])
-  expect(begun).toEqual([0, 1, 2, 3])
 })
