@@ -34,13 +34,14 @@ import type { Uploads } from './uploads.ts'
 
 const MOST_PARTS = 200
 const MOST_NODES = 32
+export const MOST_TEMPLATES = 512
 /**
  * Of lists in a message, which may have 48 kB: the rest goes with the next. Of a hello, a pull, a beat. A pull has 8.5 kB of
  * template names besides, and all its lists together fit even where deflating gains nothing.
  */
 const NODES_BYTES = 32 * 1024
-const OFFER_BYTES = 20 * 1024
-const RETURNED_BYTES = 18 * 1024
+export const OFFER_BYTES = 20 * 1024
+export const RETURNED_BYTES = 18 * 1024
 const STARTED_BYTES = 20 * 1024
 const PILOTS_BYTES = 22 * 1024
 /** Whoever asks waits itself. */
@@ -320,7 +321,7 @@ export class Upstream {
       returned,
       // Not the whole pullWaitMs: a pilot of another shape may come meanwhile, and its wishes wait for the next pull.
       waitMs: returned.length > 0 ? 0 : Math.min(pullWaitMs, beatMs),
-      knows: buffer.steps.templateNames().slice(-512),
+      knows: buffer.steps.templateNames().slice(-MOST_TEMPLATES),
     })
     if (answer.reply.grants.length > 0) failpoint('lease.received')
     await this.#onGrants(answer.reply, returned)
