@@ -188,7 +188,8 @@ export const ROUTES = {
     method: 'GET',
     path: '/v1/campaigns/:campaign/outputs',
     role: 'read',
-    summary: 'Outputs of the tasks that are done, a page of tasks at a time.',
+    summary:
+      'Outputs of the tasks that are done, a page of tasks at a time; one may be short or empty while `next` says where to go on.',
     params: campaign,
     query: z.object({
       step: z.string().optional(),

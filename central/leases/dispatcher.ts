@@ -8,6 +8,7 @@ import { IndraftError, isIndraftError } from '../../shared/errors.ts'
 import type { Peer } from '../../shared/link.ts'
 import type { Log } from '../../shared/log.ts'
 import type { Grant, Message, ReplyTo, Verdict } from '../../shared/protocol/messages.ts'
+import type { Signed } from '../../shared/protocol/work.ts'
 import { timingsFor } from '../../shared/timings.ts'
 import { storeRefusal } from '../redis.ts'
 import type { Beats } from './beats.ts'
@@ -21,6 +22,7 @@ import type { MatchIndex } from './match-index.ts'
 import type { SiteInfo, StoreOptions } from './options.ts'
 import type { Results } from './results.ts'
 import type { Session, Sessions } from './sessions.ts'
+import type { Unreadable } from './unreadable.ts'
 import type { Turn, Waiting } from './waiting.ts'
 
 const REPLY_BYTES = 40 * 1024
@@ -39,6 +41,7 @@ export interface DispatcherParts {
   results: Results
   granting: Granting
   envelopes: Envelopes
+  unreadable: Unreadable
   waiting: Waiting
   beats: Beats
   index: MatchIndex
@@ -200,23 +203,27 @@ export class CentralDispatcher implements Dispatcher {
     verdicts: Verdict[],
     leaseMs: number,
   ): Promise<ReplyTo<'pull'>> {
-    const { envelopes, mark, options } = this.#parts
+    const { envelopes, leases, mark, options, unreadable } = this.#parts
     const grants: Grant[] = []
+    const templates = new Map<string, Signed>()
+    const undelivered: GrantedLease[] = []
     for (const lease of granted.leases) {
-      const grant = await envelopes.grant(peer.site, lease, leaseMs).catch((error: unknown) => {
+      const carried = await envelopes.grant(peer.site, lease, leaseMs, pull.knows).catch((error: unknown) => {
         if (storeRefusal(error)) throw error
-        // A block of its table is gone. The lease ends by itself, for nobody confirms it; the others are granted.
-        const { campaign, step, bundle } = lease
-        this.#log.error({ err: error, campaign, step, bundle }, 'grant.unreadable')
+        unreadable.note('grant', lease, error)
         return null
       })
-      if (grant) grants.push(grant)
+      if (carried) grants.push(carried.grant)
+      else undelivered.push(lease)
+      if (carried?.template) templates.set(carried.grant.template, carried.template)
     }
+    // The holder confirms all that was granted up to this sequence, also what its reply does not carry.
+    if (undelivered.length > 0) await leases.giveBack(peer.site, undelivered.map(leasePart))
     return {
       sequence: pull.sequence,
       mark: await mark.advance(),
       grants,
-      templates: await envelopes.templates(granted.leases, pull.knows),
+      templates: [...templates.values()],
       verdicts,
       reason: grants.length > 0 ? null : (granted.reason ?? 'noWork'),
       askAgainMs: grants.length > 0 ? 0 : Math.round(ASK_AGAIN_MS * Math.min(1, options.timeScale)),

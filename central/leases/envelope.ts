@@ -55,7 +55,13 @@ export class Envelopes {
     return { grantBytes: GRANT_BYTES + 100 * step.template.inputs.length, rowBytes: step.rowBytesMax }
   }
 
-  async grant(site: string, lease: GrantedLease, leaseMs: number): Promise<Grant | null> {
+  /** With its template where the holder does not have it; null where its campaign is not known. */
+  async grant(
+    site: string,
+    lease: GrantedLease,
+    leaseMs: number,
+    knows: readonly string[],
+  ): Promise<{ grant: Grant; template: Signed | null } | null> {
     const { plans, signer, clock, capabilityFor } = this.#parts
     const known = await plans.step(lease.campaign, lease.step)
     if (!known) return null
@@ -65,7 +71,7 @@ export class Envelopes {
     const { redis } = this.#parts.scripts
     const walls = await redis.hmget(`${base}:step:${lease.campaign}:${lease.step}`, 'wallMs', 'wallCount')
     const wallCount = Number(walls[1] ?? 0)
-    return {
+    const grant: Grant = {
       bundle: signer.bundle({
         kind: 'bundle',
         bundle: lease.bundle,
@@ -86,16 +92,7 @@ export class Envelopes {
       estimateMs: wallCount > 0 ? Math.round(Number(walls[0] ?? 0) / wallCount) : null,
       capability: capabilityFor?.(site, part, expiresAtMs + step.template.needs.walltimeMs + FILES_OPEN_MS) ?? null,
     }
-  }
-
-  /** Templates of these leases that the holder does not have yet. */
-  async templates(leases: readonly GrantedLease[], knows: readonly string[]): Promise<Signed[]> {
-    const wanted = new Map<string, StoredStep>()
-    for (const lease of leases) {
-      const known = await this.#parts.plans.step(lease.campaign, lease.step)
-      if (known && !knows.includes(known.step.template16)) wanted.set(known.step.template16, known.step)
-    }
-    return Promise.all([...wanted.values()].map((step) => this.#parts.plans.template(step)))
+    return { grant, template: knows.includes(step.template16) ? null : await plans.template(step) }
   }
 
   /** Written when the step was released, before anything of it could be granted; they never change. */

@@ -9,7 +9,6 @@ import type { Log } from '../../shared/log.ts'
 import type { Grant, Message, OfferEntry, ReplyTo } from '../../shared/protocol/messages.ts'
 import { countRanges, parseRanges } from '../../shared/ranges.ts'
 import { choose, type MatchContext, type Pick, type QueueEntry } from '../matching/choose.ts'
-import { storeRefusal } from '../redis.ts'
 import { Envelopes, type GrantedLease } from './envelope.ts'
 import { groupBase } from './keys.ts'
 import type { Feeding } from './leases.ts'
@@ -19,6 +18,7 @@ import type { StoreEvents } from './options.ts'
 import type { Plans, StoredStep } from './plans.ts'
 import type { Scripts } from './scripts.ts'
 import type { Session, Sessions } from './sessions.ts'
+import type { Unreadable } from './unreadable.ts'
 
 /** One more than the nodes that a task can avoid (see grantSchema): enough to find one that it does not. */
 const MOST_OTHER_NODES = 65
@@ -52,6 +52,7 @@ export interface GrantingParts {
   index: MatchIndex
   mark: Mark
   feeding: Feeding
+  unreadable: Unreadable
   log: Log
   events: StoreEvents
 }
@@ -158,11 +159,11 @@ export class Granting {
   async #weigh(picks: Pick[], knows: readonly string[]): Promise<Map<string, WeighedPick[]>> {
     const byGroup = new Map<string, WeighedPick[]>()
     for (const pick of picks) {
-      const known = await this.#parts.plans.step(pick.queue.campaign, pick.queue.step)
+      const known = await this.#parts.plans.readableStep(pick.queue.campaign, pick.queue.step)
       if (!known) continue
       const template = known.step.template16
       const templateBytes = knows.includes(template) ? 0 : await this.#templateBytes(pick.queue, known.step)
-      if (templateBytes === null) continue
+      if (templateBytes === null || !(await this.#isGrantable(pick.queue, known.step))) continue
       const weighed = { ...pick, template, templateBytes, ...Envelopes.bytesOf(known.step) }
       byGroup.set(pick.queue.group, [...(byGroup.get(pick.queue.group) ?? []), weighed])
     }
@@ -170,14 +171,19 @@ export class Granting {
   }
 
   /** Null where its blob is gone: that campaign waits, and no other for it. */
-  async #templateBytes({ campaign, step }: QueueEntry, stored: StoredStep): Promise<number | null> {
-    try {
-      return (await this.#parts.plans.template(stored)).bytes.length + 200
-    } catch (error) {
-      if (storeRefusal(error)) throw error
-      this.#parts.log.error({ err: error, campaign, step }, 'template.unreadable')
-      return null
-    }
+  #templateBytes(queue: QueueEntry, step: StoredStep): Promise<number | null> {
+    const { plans, unreadable } = this.#parts
+    return unreadable.look('template', queue, async () => (await plans.template(step)).bytes.length + 200)
+  }
+
+  /** Whether the rows that a grant of it could not read, if any, can be read again. */
+  async #isGrantable(queue: QueueEntry, step: StoredStep): Promise<boolean> {
+    const { plans, unreadable } = this.#parts
+    const looked = await unreadable.look('grant', queue, async (tasks) => {
+      await plans.rows(step, tasks)
+      return true
+    })
+    return looked ?? false
   }
 
   async #grantInGroup(

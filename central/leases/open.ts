@@ -35,6 +35,7 @@ import { readSiteShapes } from './site-shapes.ts'
 import { findStarved } from './starvation.ts'
 import { openCampaignStore } from './store.ts'
 import { Tasks } from './tasks.ts'
+import { Unreadable } from './unreadable.ts'
 import { type OutputChecker, Verifier } from './verify.ts'
 import { Waiting } from './waiting.ts'
 
@@ -80,11 +81,12 @@ export async function openStore(options: StoreOptions): Promise<OpenStore> {
   const leases = new Leases({ scripts, plans, sessions, feeding: queue, log, timeScale, events })
   const sitesFor = async (needs: Needs) => possibleSites(needs, await readSiteShapes(options, sessions))
   const results = new Results({ scripts, plans, blobs, sessions, sitesFor, feeding: queue, log, timeScale, events })
-  const granting = new Granting({ scripts, plans, sessions, index, mark, feeding: queue, log, events })
+  const unreadable = new Unreadable(clock, log, timeScale)
+  const granting = new Granting({ scripts, plans, sessions, index, mark, feeding: queue, unreadable, log, events })
   const envelopes = new Envelopes({ scripts, plans, signer, clock, capabilityFor: options.capabilityFor })
   const waiting = new Waiting(clock)
   const beats = new Beats(scripts, leases, log)
-  const manifests = new Manifests(plans, results, blobs)
+  const manifests = new Manifests(plans, results, blobs, log)
   const feeder = new Feeder({ scripts, plans, index, mark, manifests, log })
   const compactor = new Compactor(scripts, plans, results, blobs)
   const reaper = new Reaper(scripts, sessions, leases, log, timeScale, options.siteOf, options.hears)
@@ -129,6 +131,7 @@ export async function openStore(options: StoreOptions): Promise<OpenStore> {
       results,
       granting,
       envelopes,
+      unreadable,
       waiting,
       beats,
       index,

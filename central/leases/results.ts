@@ -8,7 +8,7 @@ import { failpoint } from '../../shared/failpoint.ts'
 import { isForeign } from '../../shared/files/attempt-files.ts'
 import type { Log } from '../../shared/log.ts'
 import { pack, unpack } from '../../shared/protocol/codec.ts'
-import type { Result, Verdict } from '../../shared/protocol/messages.ts'
+import type { OutputRecord, Result, Verdict } from '../../shared/protocol/messages.ts'
 import type { Needs } from '../../shared/protocol/work.ts'
 import type { BlobStore } from '../blobs.ts'
 import { storeRefusal } from '../redis.ts'
@@ -143,7 +143,7 @@ export class Results {
    * fetched by the sites of later steps.
    */
   #isForeign(site: string, result: Result, group: string): boolean {
-    const foreign = result.outputs.find((output) => isForeign(result, output) || !isPlaced(output.url, result))
+    const foreign = result.outputs.find((output) => !isOwn(result, output))
     if (!foreign) return false
     this.#events.onVerdict?.('refused', result.end, group)
     const { campaign, step, index, fences } = result
@@ -268,9 +268,13 @@ export function mustPublish(url: string, result: Pick<Result, 'fences'>): boolea
   return result.fences.length === 1 && url.startsWith('file://') && url.endsWith(`.attempt-${result.fences[0]}`)
 }
 
-/** Pilots put outputs nowhere else: at the dispatcher, or on a shared file system beside the final name. */
-function isPlaced(url: string, { fences }: Pick<Result, 'fences'>): boolean {
-  return url.startsWith('store:') || (url.startsWith('file://') && url.endsWith(`.attempt-${fences.join('-')}`))
+/**
+ * Whether an output is where its attempt puts it. Pilots put them nowhere else: at the dispatcher, or on a shared file
+ * system beside the final name.
+ */
+export function isOwn(result: Result, output: Pick<OutputRecord, 'path' | 'url'>): boolean {
+  if (output.url.startsWith('store:')) return !isForeign(result, output)
+  return output.url.startsWith('file://') && output.url.endsWith(`.attempt-${result.fences.join('-')}`)
 }
 
 /**

@@ -3,11 +3,12 @@
  * blobs when the step is released; winners never change, so the same step always gives the same manifest.
  */
 
+import type { Log } from '../../shared/log.ts'
 import { pack } from '../../shared/protocol/codec.ts'
 import type { Manifest } from '../../shared/protocol/work.ts'
 import type { BlobStore } from '../blobs.ts'
 import type { Plans, StoredStep } from '../leases/plans.ts'
-import type { Results } from '../leases/results.ts'
+import { isOwn, type Results } from '../leases/results.ts'
 
 const PART = 4096
 
@@ -15,11 +16,13 @@ export class Manifests {
   readonly #plans: Plans
   readonly #results: Results
   readonly #blobs: BlobStore
+  readonly #log: Log
 
-  constructor(plans: Plans, results: Results, blobs: BlobStore) {
+  constructor(plans: Plans, results: Results, blobs: BlobStore, log: Log) {
     this.#plans = plans
     this.#results = results
     this.#blobs = blobs
+    this.#log = log
   }
 
   /** Digest by the input's position, `"0"`, `"1"`, ... */
@@ -30,16 +33,24 @@ export class Manifests {
       const from = await this.#plans.step(campaign, input.from)
       if (!from) continue
       const manifest: Manifest = { step: input.from, entries: [] }
+      const foreign: string[] = []
       for (let first = 0; first < from.step.size; first += PART) {
         const part = Array.from({ length: Math.min(PART, from.step.size - first) }, (_, i) => first + i)
         const winners = await this.#results.winners(campaign, input.from, part)
         for (const index of part) {
-          const outputs = winners.get(index)?.outputs ?? []
-          for (const { path, url, sizeBytes, checksum } of outputs) {
+          const winner = winners.get(index)
+          for (const output of winner?.outputs ?? []) {
+            const { path, url, sizeBytes, checksum } = output
             if (input.output === null ? path.startsWith('.log/') : path !== input.output) continue
-            manifest.entries.push({ index, output: path, ...namesOf(url), sizeBytes, checksum })
+            if (!isOwn(winner!, output)) foreign.push(url)
+            else manifest.entries.push({ index, output: path, ...namesOf(url), sizeBytes, checksum })
           }
         }
+      }
+      if (foreign.length > 0) {
+        // Of results that were taken before such ones were refused.
+        const facts = { campaign, step: step.name, from: input.from, outputs: foreign.length, first: foreign[0] }
+        this.#log.error(facts, 'output.foreign')
       }
       manifests[String(position)] = await this.#blobs.put(pack(manifest))
     }

@@ -1,14 +1,16 @@
 /**
  * A site reports what it likes of its own attempts: it opens no other's files by it, and holds up nobody else's work.
  */
-import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from 'vitest'
 import { outputHandlers } from '../../central/api/outputs.ts'
 import { AttemptFiles, attemptFolder } from '../../shared/files/attempt-files.ts'
-import { pack } from '../../shared/protocol/codec.ts'
+import { pack, unpack } from '../../shared/protocol/codec.ts'
 import type { OutputRecord, Result } from '../../shared/protocol/messages.ts'
-import { digestOf } from '../../shared/signing.ts'
+import type { Manifest } from '../../shared/protocol/work.ts'
+import { digestOf, importKeys, verifyBundle } from '../../shared/signing.ts'
+import { testSigner } from '../sample-messages.ts'
 import { NODE_LOST, TestHolder } from './store-holder.ts'
 import { GROUP, openStoreLab, planOf, type StoreLab, startRedisForTests } from './store-lab.ts'
 
@@ -105,6 +107,41 @@ test('outputs - one that a centre of before took is neither published nor given 
   await expect(getOutput(mine.id, 'out.txt')).rejects.toMatchObject({ code: 'request.notFound' })
   expect(await getOutput(mine.id, 'kept.txt')).toMatchObject({ sizeBytes: SECRET.length })
   expect(await lab.store.verify()).toMatchObject([{ where: `${mine.id}/a/0 out.txt` }])
+})
+
+test('outputs - those that a centre of before took from anywhere are not given to later steps', async () => {
+  const out = { path: 'out.txt', url: null, optional: true }
+  const from = { url: null, from: 'a', output: 'out.txt', path: 'in/', list: null, checksum: null }
+  const plan = planOf('old', {
+    a: { size: 5, outputs: [out] },
+    b: { after: [{ step: 'a' as never, accept: 1 }], inputs: [from] },
+  })
+  await lab.store.create(plan)
+  await lab.settle()
+  const holder = await new TestHolder(lab.dispatcher).hello()
+  await holder.pull(5)
+  const results = holder.allResults()
+  expect(await holder.verdicts(results)).toEqual(Array(5).fill('accepted'))
+  const fence = (index: number) => results.find((result) => result.index === index)!.fences[0]!
+  const urls = [
+    'http://127.0.0.1/admin',
+    `file:///shared/1.txt.attempt-${fence(0)}`,
+    `store:${plan.id}/a/0/${fence(0)}/out.txt`,
+    `file:///shared/3.txt.attempt-${fence(3)}`,
+    `store:${plan.id}/a/4/${fence(4)}/out.txt`,
+  ]
+  for (const result of results) {
+    const old = { ...result, outputs: [record('out.txt', urls[result.index]!)] }
+    await lab.redis.hset(`indraft:{${GROUP}}:results:${plan.id}:a`, String(result.index), Buffer.from(pack(old)))
+  }
+  await lab.settle()
+  const { grants } = await holder.pull(1)
+  const digest = verifyBundle(grants[0]!.bundle, importKeys(testSigner.keys), Date.now()).manifests['0']!.slice(7)
+  const manifest = unpack(readFileSync(join(lab.folder, 'blobs', digest.slice(0, 2), digest))) as Manifest
+  expect(manifest.entries.map(({ index, url }) => [index, url])).toEqual([
+    [3, 'file:///shared/3.txt'],
+    [4, urls[4]],
+  ])
 })
 
 test('results - one that took longer than time itself holds up neither its own publishing nor what comes after it', async () => {

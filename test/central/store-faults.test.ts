@@ -4,6 +4,7 @@ import { closeSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:f
 import { join } from 'node:path'
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from 'vitest'
 import { taskViewSchema } from '../../central/api/views.ts'
+import type { CampaignPlan } from '../../central/campaigns/model.ts'
 import type { StoredStep } from '../../central/leases/plans.ts'
 import { Scripts } from '../../central/leases/scripts.ts'
 import { IndraftError } from '../../shared/errors.ts'
@@ -600,14 +601,17 @@ test('blobs of a campaign that are gone - are said, and hold up neither other ca
   ])
 })
 
+const blobPath = (digest: string) => join(lab.folder, 'blobs', digest.slice(7, 9), digest.slice(7))
+/** Creates a campaign and gives its first step as it is stored. */
+async function storedStep(plan: CampaignPlan): Promise<StoredStep> {
+  await lab.store.create(plan)
+  return (unpack(readFileSync(await planPath(plan.id))) as { steps: StoredStep[] }).steps[0]!
+}
+
 test('a template and a block of a table that are gone - hold up no grants of other campaigns', async () => {
-  const blob = (digest: string) => join(lab.folder, 'blobs', digest.slice(7, 9), digest.slice(7))
-  const stored = async (plan: ReturnType<typeof planOf>) => {
-    await lab.store.create(plan)
-    return (unpack(readFileSync(await planPath(plan.id))) as { steps: StoredStep[] }).steps[0]!
-  }
-  rmSync(blob((await stored(planOf('no template', { a: { size: 2 } }))).templateBlob))
-  rmSync(blob((await stored(planOf('no rows', { a: { size: 2, rows: [{ x: '1' }, { x: '2' }] } }))).rowBlocks![0]!))
+  rmSync(blobPath((await storedStep(planOf('no template', { a: { size: 2 } }))).templateBlob))
+  const table = planOf('no rows', { a: { size: 2, rows: [{ x: '1' }, { x: '2' }] } })
+  rmSync(blobPath((await storedStep(table)).rowBlocks![0]!))
   const good = planOf('good', { a: { size: 3 } })
   await lab.store.create(good)
   // A process that has never read them.
@@ -616,6 +620,38 @@ test('a template and a block of a table that are gone - hold up no grants of oth
   const pilot = await new TestHolder(next.dispatcher).hello()
   const { grants } = await pilot.pull(8)
   expect(grants.map(({ lease }) => lease.campaign)).toEqual([good.id, good.id, good.id])
+})
+
+test('a block of a table that is gone - no lease of it is kept, and the younger campaign is granted', async () => {
+  const rows = Array.from({ length: 100 }, (_, i) => ({ x: String(i) }))
+  const bad = planOf('no rows', { a: { size: 100, rows } })
+  const block = (await storedStep(bad)).rowBlocks![0]!
+  const bytes = readFileSync(blobPath(block))
+  rmSync(blobPath(block))
+  const good = planOf('good', { a: { size: 4 } }, { priority: -1 })
+  await lab.store.create(good)
+  await lab.settle()
+  const pilot = await new TestHolder(lab.dispatcher).hello()
+  expect(await pilot.pull(2)).toMatchObject({ grants: [], templates: [], reason: 'noWork' })
+  expect(await counts(bad.id)).toEqual({ queued: 100 })
+  for (let i = 0; i < 2; i++) {
+    const { grants } = await pilot.pull(2)
+    expect(grants.map(({ lease }) => lease.campaign)).toEqual([good.id, good.id])
+    await pilot.beat()
+  }
+  expect(await counts(bad.id)).toEqual({ queued: 100 })
+  expect(await counts(good.id)).toEqual({ assigned: 4 })
+  expect((await lab.store.task(bad.id, 'a', 0))!.history).toEqual([])
+  await clean()
+  writeFileSync(blobPath(block), bytes)
+  await vi.waitFor(
+    async () => {
+      await lab.settle()
+      expect((await pilot.pull(2)).grants.map(({ lease }) => lease.campaign)).toEqual([bad.id, bad.id])
+    },
+    { timeout: 30_000, interval: 100 },
+  )
+  await clean()
 })
 
 test('a block of results that is gone - what would be compared with it has no verdict yet, and holds up no other', async () => {
