@@ -97,13 +97,13 @@ test('edge disk lost - a living pilot follows the new credential: requests and t
   access.onWelcome(old.filesUrl)
   await vi.waitFor(async () => expect(await ask()).toBe('old'), PATIENCE)
   const { signal } = new AbortController()
-  const next = await startEdge('the new one')
+  const next = await startEdge('new')
   await loseTo(next)
   const underWay = atServer({ files: access.files, signal }, async (client, url) => {
     await client.getToFile(`${url}/files/x`, join(folder, 'got'))
     return url
   })
-  await vi.waitFor(async () => expect(await ask()).toBe('the new one'), PATIENCE)
+  await vi.waitFor(async () => expect(await ask()).toBe('new'), PATIENCE)
   // Where files are is said by the welcome.
   access.onWelcome(next.filesUrl)
   expect(await underWay).toBe(next.filesUrl)
