@@ -2,7 +2,7 @@
  * For tests only: a temporary site around one pilot. Signs real work, serves files over HTTP from a folder, watches real
  * processes, and leaves nothing behind.
  */
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, writeFileSync } from 'node:fs'
 import { createServer, type Server } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -17,6 +17,7 @@ import type { Result } from '../shared/protocol/messages.ts'
 import type { BundleBody, TemplateBody } from '../shared/protocol/work.ts'
 import { digestOf, makeSigner, makeSigningKey } from '../shared/signing.ts'
 import { hostRuntime } from './container.ts'
+import { removeFolder } from './home.ts'
 import { ImageDigests } from './image-digest.ts'
 import { ImageStore } from './images.ts'
 import { PipeMaker } from './logs.ts'
@@ -224,6 +225,7 @@ export class TestSite {
     await this.#client.close()
     this.#server.closeAllConnections()
     await new Promise((resolve) => this.#server.close(resolve))
-    rmSync(this.folder, { recursive: true, force: true })
+    // Also what a payload barred; the attempt may be about to remove it too.
+    if (!(await removeFolder(this.folder, silentLog))) throw new Error(`${this.folder} is still there`)
   }
 }
